@@ -1,0 +1,290 @@
+"""The networks, from their parts: a Vision Transformer and the convolutional baseline beside it.
+
+    image -> PatchEmbed -> [class token, patches] + positions -> depth x Block -> norm -> pool -> head -> logits
+
+`VisionTransformer` follows "An Image is Worth 16x16 Words" (Dosovitskiy et al., 2021) in its pre-norm form. Its
+constructor names, state-dict keys and numerics are those of `timm.models.VisionTransformer`, so weights move freely
+between the two.
+
+    model = build_model({"model": "vit", "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3})
+    logits = model(images)                                      # images: float (B, 3, 32, 32), normalised
+    logits, attentions = model.forward_with_attention(images)   # one (B, heads, N, N) tensor a layer
+"""
+
+import itertools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class PatchEmbed(nn.Module):
+    """Cuts the image into patches and projects each: (B, in_chans, H, W) -> (B, num_patches, embed_dim).
+
+    A convolution whose stride is its kernel size is the same linear layer applied to every patch.
+    """
+
+    def __init__(self, img_size, patch_size, in_chans, embed_dim):
+        super().__init__()
+        if patch_size < 1 or img_size % patch_size:
+            divisors = [str(size) for size in range(1, img_size + 1) if img_size % size == 0]
+            raise ValueError(
+                f"patch_size {patch_size} does not divide img_size {img_size}; choose one of {', '.join(divisors)}"
+            )
+        self.img_size = img_size
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images):
+        if images.shape[-2:] != (self.img_size, self.img_size):
+            height, width = images.shape[-2:]
+            raise ValueError(f"images are {height}x{width}, the network was built for {self.img_size}x{self.img_size}")
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (B, N, D) -> (B, N, D), and the attention weights when they are asked for.
+
+    Training runs through PyTorch's fused kernel, which never forms the N x N weights. With `need_weights` the same
+    computation is written out, so that the weights (B, heads, N, N) are part of the graph and can be looked at and
+    differentiated.
+    """
+
+    def __init__(self, dim, num_heads, attn_drop, proj_drop):
+        super().__init__()
+        if num_heads < 1:
+            raise ValueError(f"num_heads {num_heads} is not a number of heads; choose 1 or more")
+        if dim % num_heads:
+            nearest = max(1, round(dim / num_heads)) * num_heads
+            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; {nearest} would be")
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x, need_weights=False):
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
+        weights = None
+        if need_weights:
+            weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)
+            x = self.attn_drop(weights) @ value
+        else:
+            dropout = self.attn_drop.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        x = x.transpose(1, 2).reshape(batch, tokens, dim)
+        return self.proj_drop(self.proj(x)), weights
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, applied to each token on its own."""
+
+    def __init__(self, dim, hidden_dim, drop):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x):
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016): drops a residual branch for a whole image while training.
+
+    The images that keep the branch scale it by 1 / (1 - p), so that its expected value does not change.
+    """
+
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x):
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep_prob = 1 - self.drop_prob
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)
+        return x * keep / keep_prob
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer: attention mixes the tokens, the MLP works on each; both are residual."""
+
+    def __init__(self, dim, num_heads, mlp_ratio, drop, attn_drop, drop_path):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, attn_drop, drop)
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x, need_weights=False):
+        mixed, weights = self.attn(self.norm1(x), need_weights)
+        x = x + self.drop_path1(mixed)
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x, weights
+
+
+class VisionTransformer(nn.Module):
+    """Vision Transformer with timm's names and numerics.
+
+    Args:
+        img_size: side of the square input in pixels; a multiple of `patch_size`.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the input.
+        num_classes: outputs of the head.
+        global_pool: "token" classifies from the class token, "avg" from the mean of the patch tokens. As in timm,
+            the class token also takes part in the attention under "avg", and the final norm follows the pooling.
+        embed_dim: width of a token; a multiple of `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: hidden width of the MLP over `embed_dim`.
+        drop_rate: dropout after the position embedding, the attention's projection and both MLP layers, where the
+            paper has it (timm calls these `pos_drop_rate` and `proj_drop_rate`).
+        attn_drop_rate: dropout on the attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+
+    Raises:
+        ValueError: sizes that do not fit each other, with sizes that would.
+    """
+
+    def __init__(
+        self,
+        img_size=32,
+        patch_size=4,
+        in_chans=3,
+        num_classes=10,
+        global_pool="token",
+        embed_dim=192,
+        depth=12,
+        num_heads=3,
+        mlp_ratio=4.0,
+        drop_rate=0.0,
+        attn_drop_rate=0.0,
+        drop_path_rate=0.0,
+    ):
+        super().__init__()
+        if global_pool not in ("token", "avg"):
+            raise ValueError(f'global_pool {global_pool!r} is not known; choose "token" or "avg"')
+        self.global_pool = global_pool
+        self.num_prefix_tokens = 1
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, drop_rate, attn_drop_rate, drop_path_rate * i / max(1, depth - 1))
+            for i in range(depth)
+        )
+        pool_first = global_pool == "avg"
+        self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if pool_first else nn.Identity()
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.init_weights()
+
+    def init_weights(self):
+        """Truncated normals of deviation 0.02 and zero biases, as in the paper; patches start as a linear layer."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # a view: it fills the weight itself
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def embed(self, images):
+        """Images (B, C, H, W) -> tokens (B, 1 + num_patches, D), the class token first."""
+        patches = self.patch_embed(images)
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return self.pos_drop(tokens + self.pos_embed)
+
+    def forward_features(self, images):
+        """Images (B, C, H, W) -> tokens (B, 1 + num_patches, D) after the last block."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.norm(x)
+
+    def forward_head(self, x):
+        """Tokens of the last block (B, 1 + num_patches, D) -> logits (B, num_classes)."""
+        pooled = x[:, self.num_prefix_tokens :].mean(dim=1) if self.global_pool == "avg" else x[:, 0]
+        return self.head(self.fc_norm(pooled))
+
+    def forward(self, images):
+        """Normalised images (B, C, H, W) -> logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_with_attention(self, images):
+        """Logits (B, num_classes) and each layer's attention weights, a list of `depth` tensors (B, heads, N, N).
+
+        Row i of a map is where token i looks; token 0 is the class token, then the patches row by row. The maps
+        belong to the graph of the logits, so gradients with respect to them can be taken.
+        """
+        x = self.embed(images)
+        attentions = []
+        for block in self.blocks:
+            x, weights = block(x, need_weights=True)
+            attentions.append(weights)
+        return self.forward_head(self.norm(x)), attentions
+
+
+class SimpleCNN(nn.Module):
+    """The baseline: four 3x3 convolutions 3 -> 32 -> 64 -> 128 -> 256, each with BatchNorm, ReLU and a 2x2 max-pool.
+
+    A 32x32 image leaves them as 2x2x256; a hidden layer of 512 with dropout leads to the logits.
+
+    Raises:
+        ValueError: `img_size` is under 16 pixels, which four poolings would reduce to nothing.
+    """
+
+    def __init__(self, img_size=32, in_chans=3, num_classes=10, drop_rate=0.3):
+        super().__init__()
+        if img_size < 16:
+            raise ValueError(f"img_size {img_size} is too small for the CNN's four poolings; choose 16 or more")
+        widths = (in_chans, 32, 64, 128, 256)
+        self.features = nn.Sequential(
+            *(self.stage(*pair) for pair in itertools.pairwise(widths)),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(widths[-1] * (img_size // 16) ** 2, 512),
+            nn.ReLU(),
+            nn.Dropout(drop_rate),
+            nn.Linear(512, num_classes),
+        )
+
+    @staticmethod
+    def stage(in_width, out_width):
+        """A convolution (without a bias, which BatchNorm would take away again) and what follows it."""
+        conv = nn.Conv2d(in_width, out_width, kernel_size=3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(out_width), nn.ReLU(), nn.MaxPool2d(2))
+
+    def forward(self, images):
+        """Normalised images (B, C, H, W) -> logits (B, num_classes)."""
+        return self.classifier(self.features(images))
+
+
+NETWORKS = {"vit": VisionTransformer, "cnn": SimpleCNN}
+
+
+def build_model(config):
+    """The network that a plain dict describes: `{"model": "vit" or "cnn", **constructor arguments}`.
+
+    Raises:
+        ValueError: an unknown network or argument, or sizes that do not fit each other.
+    """
+    arguments = dict(config)
+    name = arguments.pop("model", None)
+    if name not in NETWORKS:
+        raise ValueError(f"network {name!r} is not known; choose one of {', '.join(NETWORKS)}")
+    try:
+        return NETWORKS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"the configuration does not fit the network {name}: {error}") from error
