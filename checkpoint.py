@@ -1,0 +1,77 @@
+"""What is kept: one file format, written atomically, read safely.
+
+A checkpoint is a plain dict of tensors, numbers, strings, lists and dicts, so `torch.load(weights_only=True)` reads
+it and nothing in it can run. `model/<run>/best.pt` holds all that inference needs:
+
+    format          1
+    model_config    what `build_model` takes; the architecture comes from here, never from flags
+    weights         the network's state dict, float32 on the CPU
+    classes         names of the classes, in the order of the logits
+    mean, std       normalisation of the images, three numbers each
+    dataset         name of the data set it was trained on
+    epoch, metrics  the epoch the weights are from, and that epoch's row of metrics.csv
+    recipe          every flag of the run
+
+`model/<run>/last.pt` holds the same of the last epoch, and under `training` all that an exact resume needs.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+
+from model import build_model
+from runtime import UserError, replacing
+
+FORMAT = 1
+KEYS = {"format", "model_config", "weights", "classes", "mean", "std", "dataset", "epoch", "metrics", "recipe"}
+
+
+def save(path, checkpoint):
+    """Write a checkpoint whole or not at all. Raises `UserError` if it cannot be written."""
+    with replacing(path) as partial:
+        torch.save({"format": FORMAT, **checkpoint}, partial)
+
+
+def load(path, name="best.pt"):
+    """Read a checkpoint from a file, or from `name` in a run's folder, on the CPU.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is not one of this project's.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / name
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; train one with train.py or check --model_path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused: it is damaged, or holds more than weights and plain values") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
+    if not isinstance(checkpoint, dict) or KEYS - checkpoint.keys():
+        raise UserError(f"{path} is not a checkpoint of this project; name a best.pt that train.py has written")
+    if checkpoint["format"] != FORMAT:
+        raise UserError(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}; train it again")
+    return checkpoint
+
+
+def restore_model(checkpoint, device, source):
+    """The network of a checkpoint with its weights, on `device`, in evaluation mode.
+
+    Raises:
+        UserError: the weights do not fit the network that the checkpoint describes; `source` names it.
+    """
+    try:
+        model = build_model(checkpoint["model_config"])
+        model.load_state_dict(checkpoint["weights"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the weights in {source} do not fit the network it describes ({reason})") from error
+    return model.to(device).eval()
+
+
+def cpu_weights(model):
+    """A network's state dict on the CPU."""
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}

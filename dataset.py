@@ -1,0 +1,383 @@
+"""What a network sees: images as one uint8 tensor per split, on any device, and batches of them.
+
+    splits = load("cifar10", "./data")                     # splits.train, splits.val, splits.test
+    train = splits.train.to(device)                        # CIFAR-10 is 184 MB as uint8
+    for images, labels in batches(train, 128, shuffle=True):
+        x = normalize(images, train.mean, train.std)       # float (B, 3, H, W)
+
+An image file given by a user takes the same way: `open_image(path, 32)` is uint8 (3, 32, 32), like a test image.
+"""
+
+import dataclasses
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import functional as tvf
+
+from runtime import UserError
+
+# Fixed for good: they decide which images are held out, whatever the seed of a run.
+VALIDATION_SEED = 20_210_322
+SUBSET_SEED = 20_200_622
+SHAPES_SEED = 20_090_408
+
+CIFAR = {  # torchvision's class, the folder in the archive, and mean and deviation of the training images
+    "cifar10": (
+        torchvision.datasets.CIFAR10,
+        "cifar-10-batches-py",
+        ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ),
+    "cifar100": (
+        torchvision.datasets.CIFAR100,
+        "cifar-100-python",
+        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ),
+}
+DATASETS = (*CIFAR, "folder", "shapes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images of one split: uint8 (N, 3, H, W) and labels int64 (N,), with what belongs to the data set.
+
+    `classes` names the labels; `mean` and `std`, float (3,), are those of the training images scaled to [0, 1].
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def to(self, device):
+        """The same split with its tensors on `device`."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **moved)
+
+    def subset(self, indices):
+        """The images at `indices` (int64, on the CPU), in that order."""
+        indices = torch.as_tensor(indices, device=self.labels.device)
+        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+class Splits(NamedTuple):
+    """The three splits of a data set; `val` is None where no images are held out."""
+
+    train: Split
+    val: Split | None
+    test: Split
+
+
+def load(
+    name,
+    data_path,
+    *,
+    image_size=32,
+    val_images=None,
+    num_train_images=None,
+    num_test_images=None,
+    num_workers=2,
+):
+    """Load a data set as `Splits` of uint8 tensors on the CPU.
+
+    Args:
+        name: one of `DATASETS`.
+        data_path: folder that holds the data set; CIFAR is downloaded into it when it is not there.
+        image_size: side of the images in pixels; others are resized.
+        val_images: training images held out for validation, class by class in proportion and the same ones on every
+            machine; None is a tenth of the training images, 5,000 of CIFAR-10's. 0 holds out none.
+        num_train_images, num_test_images: use only so many, chosen in the same way; None is all. A smaller choice is
+            part of a larger one.
+        num_workers: processes that decode a `folder` data set.
+
+    Raises:
+        UserError: the data set is not there, cannot be read, or is smaller than what was asked for.
+    """
+    train, test = _load_both(name, data_path, image_size, num_workers)
+    if val_images is None:
+        val_images = len(train) // 10
+    if val_images >= len(train):
+        raise UserError(f"--val_images {val_images} leaves nothing of {len(train)} training images; lower it")
+    val = None
+    if val_images:
+        held_out = stratified_sample(train.labels, val_images, VALIDATION_SEED)
+        is_train = torch.ones(len(train), dtype=torch.bool)
+        is_train[held_out] = False
+        train, val = train.subset(is_train.nonzero().flatten()), train.subset(held_out)
+    train = _limit(train, num_train_images, "--num_train_images")
+    test = _limit(test, num_test_images, "--num_test_images")
+    return Splits(train, val, test)
+
+
+def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2):
+    """The test split alone, as `load` gives it; that of a `folder` comes with mean 0 and std 1."""
+    test = _load_one(name, data_path, False, image_size, num_workers)
+    return _limit(test, num_images, "--num_test_images")
+
+
+def stratified_sample(labels, count, seed):
+    """Indices (count,), sorted, of a sample that keeps the classes' proportions; smaller samples are part of larger.
+
+    Every image gets its place, between 0 and 1, in a random order of its class; the lowest places are taken. NumPy
+    promises never to change `RandomState`'s numbers, so the sample is the same on every machine and release.
+    """
+    labels = np.asarray(labels)
+    place = np.empty(len(labels))
+    order = np.random.RandomState(seed).permutation(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return torch.from_numpy(np.sort(np.argsort(place, kind="stable")[:count]))
+
+
+def batches(split, batch_size, shuffle=False, drop_last=False):
+    """Yield `(images, labels)` batches that lie on the split's device.
+
+    A shuffled order comes from PyTorch's CPU generator, so that it is the same whatever the device.
+    """
+    order = torch.randperm(len(split)).to(split.labels.device) if shuffle else None
+    stop = len(split) // batch_size * batch_size if drop_last else len(split)
+    for start in range(0, stop, batch_size):
+        chosen = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+        yield split.images[chosen], split.labels[chosen]
+
+
+def normalize(images, mean, std):
+    """uint8 (..., 3, H, W) in 0..255 -> float32 of mean 0 and deviation 1, given those of the data set, (3,) each."""
+    return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def open_image(path, image_size):
+    """Any image file as uint8 (3, image_size, image_size), RGB.
+
+    Rotated as its EXIF says, its transparency laid over white, the first frame of an animation; the centre square is
+    resized with antialiasing. `read_image` gives it before the last step.
+
+    Raises:
+        UserError: there is no such file, or it is not an image that can be read.
+    """
+    square = ImageOps.fit(read_image(path), (image_size, image_size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def read_image(path):
+    """Any image file as an upright PIL image in RGB. Raises `UserError` as `open_image` does."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not an image; name one image file")
+    if not path.exists():
+        raise UserError(f"there is no image {path}; check the path")
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); try to save it again as PNG or JPEG") from error
+
+
+def _to_rgb(image):
+    if image.mode.startswith("I"):  # 16-bit greys
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    elif image.mode == "F":  # floats, either in [0, 1] or in [0, 255]
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255 if values.max() <= 1 else 1
+        image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _limit(split, count, flag):
+    if count is None:
+        return split
+    if count > len(split):
+        raise UserError(f"{flag} {count} asks for more than the {len(split)} images there are; lower it")
+    return split.subset(stratified_sample(split.labels, count, SUBSET_SEED))
+
+
+def _load_both(name, data_path, image_size, num_workers):
+    train, test = (_load_one(name, data_path, is_train, image_size, num_workers) for is_train in (True, False))
+    if name == "folder":
+        pixels = train.images.float() / 255
+        mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp(min=1e-3)
+        train, test = (dataclasses.replace(split, mean=mean, std=std) for split in (train, test))
+    return train, test
+
+
+def _load_one(name, data_path, is_train, image_size, num_workers):
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if name in CIFAR:
+        images, labels, classes = _read_cifar(name, data_path, is_train, image_size)
+        mean, std = CIFAR[name][2]
+    elif name == "folder":
+        images, labels, classes = _read_folder(data_path, is_train, image_size, num_workers)
+    else:
+        images, labels = draw_shapes(5_000 if is_train else 1_000, image_size, SHAPES_SEED + is_train)
+        classes, mean, std = SHAPES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    return Split(images, labels, tuple(classes), torch.tensor(mean), torch.tensor(std))
+
+
+def _read_cifar(name, data_path, is_train, image_size):
+    reader, folder, _ = CIFAR[name]
+    try:
+        try:
+            data = reader(data_path, train=is_train, download=False)
+        except RuntimeError:  # not there, or not with the right checksums
+            print(f"{name} is not in {data_path} yet; downloading it", file=sys.stderr)
+            data = reader(data_path, train=is_train, download=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{name} is neither in {data_path} nor could it be downloaded ({error}). Fetch {reader.url} on a machine"
+            f" with a network and unpack it so that {Path(data_path) / folder} exists, point --data_path at the folder"
+            f" that holds {folder}, or try --dataset shapes, which needs no download"
+        ) from error
+    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
+    if image_size != images.shape[-1]:
+        size = [image_size, image_size]
+        bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+        images = torch.cat([tvf.resize(part, size, bicubic, antialias=True) for part in images.split(1000)])
+    return images, torch.tensor(data.targets), data.classes
+
+
+def _read_folder(data_path, is_train, image_size, num_workers):
+    """Images under `train/CLASS/` and `test/CLASS/` or `val/CLASS/`; of plain `CLASS/` folders a fifth is for tests."""
+    root = Path(data_path)
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if (root / "train").is_dir() and test_folder:
+        files, labels, classes = _list_images(root / "train")
+        if not is_train:
+            files, labels, test_classes = _list_images(test_folder)
+            if test_classes != classes:
+                raise UserError(f"{root / 'train'} and {test_folder} do not have the same class folders; rename them")
+    else:
+        files, labels, classes = _list_images(root)
+        test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
+        chosen = [i for i in range(len(files)) if (i in test) != is_train]
+        files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+    decoded = torch.utils.data.DataLoader(
+        _ImageFiles(files, image_size), batch_size=None, num_workers=min(num_workers, len(files) // 100)
+    )
+    images, kept = [], []
+    for image, label in zip(decoded, labels, strict=True):
+        if isinstance(image, str):
+            print(f"skipped: {image}", file=sys.stderr)
+        else:
+            images.append(image)
+            kept.append(label)
+    if not images:
+        raise UserError(f"none of the {len(files)} files under {root} is an image that can be read; check --data_path")
+    return torch.stack(images), torch.tensor(kept), classes
+
+
+def _list_images(root):
+    """Files, their labels, and the class names: every folder in `root` is a class, every file in it an image."""
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; --data_path takes a folder with one sub-folder a class")
+    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if len(classes) < 2:
+        raise UserError(
+            f"{root} has {len(classes)} class folders, at least 2 are needed: one sub-folder of images a class"
+        )
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        members = sorted(
+            os.path.join(folder, file)
+            for folder, _, names in os.walk(root / name)
+            for file in names
+            if not file.startswith(".")
+        )
+        if not members:
+            raise UserError(f"the class folder {root / name} is empty; fill or remove it")
+        files += members
+        labels += [label] * len(members)
+    return files, labels, tuple(classes)
+
+
+class _ImageFiles(torch.utils.data.Dataset):
+    """Decoded images by index; a file that cannot be read gives the reason as a string."""
+
+    def __init__(self, files, image_size):
+        self.files = files
+        self.image_size = image_size
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        try:
+            return open_image(self.files[index], self.image_size)
+        except UserError as error:
+            return str(error)
+
+
+def _square(x, y):
+    return np.maximum(abs(x), abs(y)) - 0.85
+
+
+def _circle(x, y):
+    return np.hypot(x, y) - 1
+
+
+def _bands(along):
+    """Negative on every second band across an axis, positive between."""
+    return 0.6 * abs(along / 0.6 % 1 - 0.5) - 0.15
+
+
+# How far (x, y) lies outside a shape of radius 1 about the origin, in radii; negative inside.
+SHAPES = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": lambda x, y: np.maximum(y - 0.6, 0.88 * abs(x) - 0.47 * y - 0.45),
+    "diamond": lambda x, y: (abs(x) + abs(y)) / 2**0.5 - 0.75,
+    "cross": lambda x, y: np.minimum(
+        np.maximum(abs(x) - 0.3, abs(y) - 1),
+        np.maximum(abs(y) - 0.3, abs(x) - 1),
+    ),
+    "ring": lambda x, y: abs(_circle(x, y) + 0.25) - 0.25,
+    "moon": lambda x, y: np.maximum(_circle(x, y), 0.8 - np.hypot(x - 0.5, y)),
+    "horizontal stripes": lambda x, y: np.maximum(_square(x, y), _bands(y)),
+    "vertical stripes": lambda x, y: np.maximum(_square(x, y), _bands(x)),
+    "checkerboard": lambda x, y: np.maximum(_square(x, y), -_bands(x) * _bands(y) / 0.15),
+}
+
+
+def draw_shapes(count, image_size, seed):
+    """Draw `count` images of the ten `SHAPES` in turn, the same for a seed.
+
+    A shape of one colour on a ground of another, with its own place, size and slight rotation, under a little noise.
+
+    Returns:
+        uint8 (count, 3, image_size, image_size) and labels, int64 (count,).
+    """
+    random = np.random.RandomState(seed)
+    labels = np.arange(count) % len(SHAPES)
+    radius = random.uniform(0.22, 0.42, count) * image_size
+    centre = random.uniform(0.38, 0.62, (2, count)) * image_size
+    angle = random.uniform(-0.3, 0.3, count)
+    ground = random.uniform(0.0, 1.0, (count, 3))
+    colour = (ground + random.uniform(0.3, 0.7, (count, 3))) % 1.0  # far from the ground in every channel
+    noise = random.standard_normal((count, 3, image_size, image_size)).astype(np.float32) * 0.04
+    pixels = np.arange(image_size, dtype=np.float32) + 0.5
+    images = np.empty((count, 3, image_size, image_size), dtype=np.uint8)
+    for label, distance_to in enumerate(SHAPES.values()):
+        of = np.flatnonzero(labels == label)
+        x = (pixels[None, None, :] - centre[0, of][:, None, None]) / radius[of][:, None, None]
+        y = (pixels[None, :, None] - centre[1, of][:, None, None]) / radius[of][:, None, None]
+        cos, sin = np.cos(angle[of])[:, None, None], np.sin(angle[of])[:, None, None]
+        distance = distance_to(cos * x + sin * y, cos * y - sin * x)
+        cover = np.clip(0.5 - distance * radius[of][:, None, None], 0, 1)[:, None]
+        drawn = cover * colour[of][:, :, None, None] + (1 - cover) * ground[of][:, :, None, None] + noise[of]
+        images[of] = (np.clip(drawn, 0, 1) * 255).round()
+    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,190 @@
+"""The machine: device, precision, seeds, command lines, files written whole, and errors that a user can act on."""
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import math
+import os
+import random
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class UserError(Exception):
+    """Something the user can put right: one line that says what is wrong and what to do."""
+
+
+def command(main):
+    """Decorate a script's `main(argv)`: a `UserError` ends it with one line on standard error and exit status 2.
+
+    Ctrl-C ends it with status 130. Everything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def run(argv=None):
+        try:
+            return main(argv)
+        except UserError as error:
+            script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
+            line = " ".join(str(error).split())
+            print(f"{script}: error: {line}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return run
+
+
+def pick_device(name):
+    """The torch.device for `auto`, `cpu`, `cuda` or `mps`; auto is the first there is of cuda, mps and cpu.
+
+    Raises:
+        UserError: this machine, or this build of PyTorch, has no such device.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        there = " or ".join(device for device, is_there in available.items() if is_there)
+        raise UserError(f"--device {name} is not available here; use --device {there} (or auto)")
+    return torch.device(name)
+
+
+def pick_precision(name, device):
+    """The precision that `auto` means on a device: bf16 on CUDA (fp16 on cards without it), fp32 elsewhere."""
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(device, precision):
+    """The context in which a forward pass runs in `fp32`, `bf16` or `fp16`."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def pick_compile(name, device):
+    """Whether to compile the network: `on`, `off`, or `auto`, which is on where CUDA and Triton are at hand."""
+    if name == "auto":
+        return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return name == "on"
+
+
+def seed_everything(seed):
+    """Seed every random generator in use: Python's, NumPy's and PyTorch's on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def synchronize(device):
+    """Wait for the device to finish, so that a clock read next counts work that is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_label(device):
+    """The device's name as a person would say it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a path to write instead of `path`; the file takes its place only when it is written whole.
+
+    Raises:
+        UserError: it cannot be written there. What was there before is kept, and nothing else is left behind.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")  # the suffix stays: writers go by it
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
+
+
+def make_folder(path):
+    """Make a folder and try it out by writing to it. Raises `UserError` if that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {path} ({error.strerror}); choose a folder you may write to") from error
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with defaults in the help, one-line errors, and recipes: `@file` arguments that take comments.
+
+    A file named as `@recipes/NAME.txt` holds flags as one would type them, several a line, with `#` comments; flags
+    after it on the command line win.
+    """
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def convert_arg_line_to_args(self, line):
+        return shlex.split(line, comments=True)
+
+    def parse_args(self, args=None, namespace=None):
+        for argument in sys.argv[1:] if args is None else args:
+            if self.fromfile_prefix_chars and argument.startswith("@") and not Path(argument[1:]).is_file():
+                raise UserError(f"there is no recipe {argument[1:]}; name a text file of flags after the @")
+        try:
+            return super().parse_args(args, namespace)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"a recipe cannot be read as flags ({error})") from error
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Says a flag's default, unless its help line does so itself or it is a mere switch."""
+
+    def _get_help_string(self, action):
+        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
+        return action.help if silent else f"{action.help} (default: %(default)s)"
+
+
+def number(kind, at_least=None, above=None, below=None, at_most=None):
+    """An argparse type: an int or a float within bounds."""
+
+    def parse(text):
+        value = kind(text)
+        for wrong, bound in (
+            (at_least is not None and not value >= at_least, f"at least {at_least}"),
+            (above is not None and not value > above, f"above {above}"),
+            (at_most is not None and not value <= at_most, f"at most {at_most}"),
+            (below is not None and not value < below, f"below {below}"),
+            (value in (math.inf, -math.inf), "finite"),
+        ):
+            if wrong:
+                raise argparse.ArgumentTypeError(f"{text} is not possible, it must be {bound}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"
+    return parse

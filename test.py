@@ -1,0 +1,216 @@
+"""Test a trained network: on the whole test set, on one of its images, or on any image file.
+
+    python test.py --mode cifar                                  # accuracy, per-class scores, confusion matrix
+    python test.py --mode cifar-single --index 5                 # classes of test image 5, and its attention GIF
+    python test.py --mode custom --image_path img.png            # the same for an image file of any kind or size
+
+The architecture comes from the checkpoint: --model_path takes a run's folder, or a checkpoint in it. The full test
+writes test_results.json and confusion_matrix.png under output/RUN/; the other two write a GIF of a Vision
+Transformer's way through its layers under attention_map_gif/ and, where there is a display, show it in a window.
+"""
+
+import dataclasses
+import json
+import textwrap
+from pathlib import Path
+
+import torch
+
+import checkpoint
+import dataset
+import figures
+from evaluate import class_scores, confusion_matrix, predict, scores
+from explain import attention_maps, attention_rollout, attention_to_patches
+from model import VisionTransformer
+from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
+
+MODEL_PATH = "model/vit-layer12-32-cifar10"
+MODES = ("cifar", "cifar-single", "custom")
+
+
+def build_parser():
+    parser = ArgumentParser(prog="test.py", description="Test a trained network and look at its attention.")
+    count = number(int, at_least=1)
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="cifar",
+        help=(
+            "cifar: the whole test set the network was trained for; cifar-single: one image of it; custom: "
+            "any image file"
+        ),
+    )
+    parser.add_argument("--index", type=int, default=1, help="cifar-single: which test image, from 0")
+    parser.add_argument("--image_path", help="custom: the image file")
+    parser.add_argument(
+        "--model_path",
+        help=f"a run's folder or a checkpoint; default: {MODEL_PATH}, or the newest run under model/ without it",
+    )
+    parser.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
+    parser.add_argument("--output_path", default="./output", help="cifar: folder for results, one folder a run")
+    parser.add_argument("--gif_path", help="file for the GIF; default: named after the image in attention_map_gif/")
+    parser.add_argument("--no_gif", action="store_true", help="write no GIF")
+    parser.add_argument(
+        "--no_image", action="store_true", help="open no window; without a display none is opened anyway"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    parser.add_argument("--batch_size", type=count, default=1000, help="cifar: images at once")
+    parser.add_argument(
+        "--num_workers", type=number(int, at_least=0), default=2, help="processes that decode a folder of images"
+    )
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network with what belongs to it: its classes and the normalisation of its images."""
+
+    name: str
+    model: torch.nn.Module
+    device: torch.device
+    dataset: str
+    image_size: int
+    classes: list
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def load_network(model_path, device):
+    path = find_checkpoint(model_path)
+    saved = checkpoint.load(path)
+    folder = path if path.is_dir() else path.parent
+    print(f"{path}: {describe_checkpoint(saved)}")
+    return Network(
+        folder.resolve().name,
+        checkpoint.restore_model(saved, device, path),
+        device,
+        saved["dataset"],
+        saved["model_config"]["img_size"],
+        saved["classes"],
+        torch.tensor(saved["mean"], device=device),
+        torch.tensor(saved["std"], device=device),
+    )
+
+
+def find_checkpoint(model_path):
+    """The path asked for, else the default run, else the newest one there is."""
+    if model_path:
+        return Path(model_path)
+    runs = sorted(Path("model").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
+    if Path(MODEL_PATH).exists() or not runs:
+        return Path(MODEL_PATH)
+    return runs[-1].parent
+
+
+def describe_checkpoint(saved):
+    accuracy = saved["metrics"].get("test_accuracy")
+    measured = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
+    return f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}{measured}"
+
+
+def load_test_images(network, args):
+    """The data set's test images, to be normalised as the network's training images were."""
+    test = dataset.load_test(
+        network.dataset, args.data_path, image_size=network.image_size, num_workers=args.num_workers
+    )
+    if list(test.classes) != network.classes:
+        raise UserError(f"the classes in {args.data_path} are not those the network was trained for; check --data_path")
+    return dataclasses.replace(test.to(network.device), mean=network.mean, std=network.std)
+
+
+def full_test(network, args):
+    """Measure the whole test set; print, and write test_results.json and confusion_matrix.png."""
+    test = load_test_images(network, args)
+    logits = predict(network.model, test, args.batch_size)
+    totals = scores(logits, test.labels)
+    matrix = confusion_matrix(logits, test.labels)
+    by_class = {name: values.tolist() for name, values in class_scores(matrix).items()}
+    width = max(map(len, network.classes))
+    print(f"\n{'class':<{width}}  precision  recall     F1  images")
+    for i, name in enumerate(network.classes):
+        precision, recall, f1 = (100 * by_class[key][i] for key in ("precision", "recall", "f1"))
+        print(f"{name:<{width}}  {precision:7.2f} %  {recall:5.1f} %  {f1:4.1f} %  {by_class['support'][i]:>5}")
+    print(
+        f"\ntest accuracy {100 * totals['accuracy']:.2f} %, top-5 {100 * totals['top5']:.2f} %,"
+        f" loss {totals['loss']:.4f}, {len(test)} images"
+    )
+    folder = Path(args.output_path) / network.name
+    results = {
+        **totals,
+        "images": len(test),
+        "classes": network.classes,
+        "by_class": by_class,
+        "confusion_matrix": matrix.tolist(),
+    }
+    with replacing(folder / "test_results.json") as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+    title = f"{network.name}: test accuracy {100 * totals['accuracy']:.2f} %"
+    figures.save_confusion_matrix(matrix.numpy(), network.classes, folder / "confusion_matrix.png", title)
+    print(f"wrote {folder / 'test_results.json'} and {folder / 'confusion_matrix.png'}")
+
+
+def single_test(network, args):
+    """Classify one test image and show the network's attention."""
+    test = load_test_images(network, args)
+    if not 0 <= args.index < len(test):
+        raise UserError(f"--index {args.index} is out of range; the test images are 0 to {len(test) - 1}")
+    prefix = "cifar" if network.dataset == "cifar10" else network.dataset
+    label = f"true class: {network.classes[test.labels[args.index]]}"
+    classify(network, test.images[args.index], f"{prefix}-index-{args.index}", label, args)
+
+
+def custom_test(network, args):
+    """Classify an image file and show the network's attention."""
+    if not args.image_path:
+        raise UserError("--mode custom needs --image_path, the image file to classify")
+    image = dataset.open_image(args.image_path, network.image_size).to(network.device)
+    path = Path(args.image_path)
+    classify(network, image, path.stem, f"image: {textwrap.shorten(path.name, 40)}", args)
+
+
+def classify(network, image, name, label, args):
+    """Print the likeliest classes of an image, uint8 (3, H, W); write and show its GIF.
+
+    `name` is the GIF's, `label` says which image it is.
+    """
+    inputs = dataset.normalize(image[None], network.mean, network.std)
+    with torch.inference_mode():
+        probabilities = network.model(inputs).softmax(dim=1)[0].cpu()
+    top = probabilities.topk(min(5, len(network.classes)))
+    print(label)
+    for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+        print(f"{100 * probability:6.2f} %  {network.classes[index]}")
+    caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
+    picture = image.permute(1, 2, 0).cpu().numpy()
+    if not isinstance(network.model, VisionTransformer):
+        print("no GIF: it shows attention, and a CNN has none")
+    elif not (args.no_gif and args.no_image):
+        frames = attention_frames(network.model, inputs, picture, probabilities, network.classes, caption)
+        picture = frames[-1]
+        if not args.no_gif:
+            path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
+            figures.save_gif(frames, path)
+            print(f"wrote {path}")
+    if not args.no_image:
+        figures.show(picture, caption)
+
+
+def attention_frames(model, inputs, pixels, probabilities, classes, caption):
+    """The GIF's frames for one image: each layer's attention beside the rollout up to it."""
+    maps = attention_maps(model, inputs)
+    attention = attention_to_patches(maps, model.global_pool)[:, 0]
+    rollout = [attention_rollout(maps[: layer + 1], global_pool=model.global_pool)[0] for layer in range(len(maps))]
+    return figures.attention_frames(
+        pixels, attention.cpu().numpy(), torch.stack(rollout).cpu().numpy(), probabilities.numpy(), classes, caption
+    )
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    network = load_network(args.model_path, pick_device(args.device))
+    {"cifar": full_test, "cifar-single": single_test, "custom": custom_test}[args.mode](network, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the tests share: the real data set where there is one, and two small trained runs."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+
+CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
+SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"
+
+
+def pytest_report_header():
+    if not CIFAR10_ROOT:
+        return (
+            "CIFAR10_ROOT is not set: THE TESTS ON REAL CIFAR-10 ARE SKIPPED (name the folder of cifar-10-batches-py)"
+        )
+    return f"real CIFAR-10 from {CIFAR10_ROOT}"
+
+
+@pytest.fixture(scope="session")
+def cifar10_root():
+    if not CIFAR10_ROOT:
+        pytest.skip("CIFAR10_ROOT is not set: no real CIFAR-10")
+    if not (Path(CIFAR10_ROOT) / "cifar-10-batches-py").is_dir():
+        pytest.fail(f"CIFAR10_ROOT={CIFAR10_ROOT} holds no cifar-10-batches-py")
+    return CIFAR10_ROOT
+
+
+def run_training(folder, flags):
+    """Train by the front door on drawn shapes, all folders below `folder`."""
+    places = f"--model_path {folder}/model --output_path {folder}/output --data_path {folder}/data"
+    small = "--dataset shapes --device cpu --num_train_images 600 --num_test_images 200"
+    train.main(f"{places} {small} {flags}".split())
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A folder with a ViT and a CNN trained for two epochs: model/vit, model/cnn and their output."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_training(folder, f"--run_name vit --epochs 2 {SMALL_VIT} --learning_rate 2e-3")
+    run_training(folder, "--run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_everywhere(monkeypatch):
+    """The same random numbers every time, and no network even where there is one."""
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    torch.manual_seed(0)

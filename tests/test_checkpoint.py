@@ -1,0 +1,77 @@
+import os
+
+import pytest
+import torch
+
+import checkpoint
+from model import SimpleCNN, build_model
+from runtime import UserError, replacing
+
+CONFIG = {"model": "cnn", "num_classes": 3}
+
+
+def contents(**changes):
+    saved = dict.fromkeys(checkpoint.KEYS - {"format"}, None)
+    return {**saved, "model_config": CONFIG, "weights": SimpleCNN(num_classes=3).state_dict(), **changes}
+
+
+class Attack:
+    def __reduce__(self):
+        return (os.system, ("touch attacked",))
+
+
+def test_weights_come_back(tmp_path):
+    model = build_model(CONFIG)
+    checkpoint.save(tmp_path / "best.pt", contents(weights=checkpoint.cpu_weights(model)))
+    restored = checkpoint.restore_model(checkpoint.load(tmp_path), "cpu", "best.pt")
+    assert not restored.training
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(restored(images), model.eval()(images))
+    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+
+
+def write_attack(path):
+    torch.save({**contents(), "format": 1, "extra": Attack()}, path)
+
+
+def write_truncated(path):
+    checkpoint.save(path, contents())
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (write_attack, "refused"),
+        (write_truncated, "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: path.write_text("hello"), "refused"),
+        (lambda path: torch.save(SimpleCNN().state_dict(), path), "not a checkpoint of this project"),
+        (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
+        (lambda path: torch.save({**contents(), "format": 9}, path), "format 9"),
+        (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "num_classes": 4})), "do not fit"),
+        (lambda path: checkpoint.save(path, contents(model_config={"model": "resnet"})), "resnet"),
+        (lambda path: checkpoint.save(path, contents(model_config=None)), "do not fit"),
+    ],
+)
+def test_other_files_are_refused_in_a_line(write, reason, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "best.pt")
+    with pytest.raises(UserError, match=reason):
+        checkpoint.restore_model(checkpoint.load(tmp_path), "cpu", "best.pt")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "best.pt"
+    path.write_text("before")
+
+    def fill_the_disk():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        fill_the_disk()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,329 @@
+"""The commands, by their front door: what they write, what they print, and how they refuse."""
+
+import csv
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_VIT, run_training
+from PIL import Image, ImageSequence
+
+import checkpoint
+import record
+import test as test_command
+import train
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_test(folder, flags, monkeypatch):
+    """`test.py` in `folder`, with data and output below it."""
+    monkeypatch.chdir(folder)
+    test_command.main(f"--device cpu --data_path {folder}/data {flags}".split())
+
+
+def read_metrics(folder, run):
+    with open(folder / "output" / run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder, run, name="best.pt"):
+    return checkpoint.load(folder / "model" / run, name)["weights"]
+
+
+def assert_equal_weights(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+# train.py
+
+
+@pytest.mark.parametrize("run", ["vit", "cnn"])
+def test_training_leaves_a_whole_record(runs, run):
+    rows = read_metrics(runs, run)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(0 <= float(rows[1][f"{split}_accuracy"]) <= 1 for split in ("train", "val", "test"))
+    config = json.loads((runs / "output" / run / "config.json").read_text())
+    assert config["flags"]["epochs"] == 2
+    assert (config["train_images"], config["val_images"], config["test_images"]) == (600, 500, 200)
+    assert Image.open(runs / "output" / run / "curves.png").size == (1200, 400)
+    best = checkpoint.load(runs / "model" / run)
+    chosen = max(rows, key=lambda row: float(row["val_accuracy"]))
+    assert best["metrics"]["val_accuracy"] == pytest.approx(float(chosen["val_accuracy"]))
+    assert best["epoch"] == int(chosen["epoch"])
+    assert (
+        sum(value.numel() for name, value in best["weights"].items() if "running" not in name) >= config["parameters"]
+    )
+
+
+def test_the_cnn_learns_shapes(tmp_path, capsys):
+    run_training(tmp_path, "--run_name cnn --model cnn --epochs 3 --learning_rate 2e-3 --num_train_images 3000")
+    accuracy = re.search(r"test accuracy ([\d.]+) %", capsys.readouterr().out)
+    assert float(accuracy[1]) > 80
+
+
+EVERYTHING = (
+    "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --label_smoothing 0.1 --drop_path 0.1"
+    " --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
+)
+
+
+def test_one_seed_gives_one_network_also_across_an_interruption(tmp_path, monkeypatch, capsys):
+    flags = f"{SMALL_VIT} {EVERYTHING}"
+    run_training(tmp_path, f"--run_name whole {flags}")
+    run_training(tmp_path, f"--run_name again {flags}")
+    run_training(tmp_path, f"--run_name other {flags} --seed 1")
+
+    add = record.Record.add
+
+    def add_and_stop(self, trainer, row, is_last):
+        add(self, trainer, row, is_last)
+        if row["epoch"] == 2:
+            self.save_last(trainer, now=True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(record.Record, "add", add_and_stop)
+    with pytest.raises(SystemExit) as stopped:
+        run_training(tmp_path, f"--run_name broken {flags}")
+    assert stopped.value.code == 130
+    resume = re.search(r"--resume (\S+)", capsys.readouterr().out)[1]
+    monkeypatch.setattr(record.Record, "add", add)
+    train.main(["--resume", resume])
+
+    whole = weights(tmp_path, "whole", "last.pt")
+    assert_equal_weights(whole, weights(tmp_path, "again", "last.pt"))
+    assert_equal_weights(whole, weights(tmp_path, "broken", "last.pt"))
+    assert_equal_weights(weights(tmp_path, "whole"), weights(tmp_path, "broken"))
+    assert not torch.equal(whole["head.weight"], weights(tmp_path, "other", "last.pt")["head.weight"])
+    ours, theirs = ([row["train_loss"] for row in read_metrics(tmp_path, run)] for run in ("whole", "broken"))
+    assert len(ours) == 4
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("schedule", ["linear", "onecycle", "plateau", "constant"])
+def test_the_other_schedules_train(schedule, tmp_path):
+    run_training(tmp_path, f"--run_name run --model cnn --epochs 2 --schedule {schedule}")
+    rows = read_metrics(tmp_path, "run")
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precisions_train_on_the_cpu_too(precision, tmp_path):
+    run_training(tmp_path, f"--run_name run --epochs 1 {SMALL_VIT} --precision {precision} --num_train_images 200")
+    assert all(value.isfinite().all() for value in weights(tmp_path, "run").values())
+
+
+def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
+    run_training(tmp_path, "--run_name run --model cnn --epochs 2 --val_images 0")
+    assert checkpoint.load(tmp_path / "model" / "run")["epoch"] == 2
+    assert_equal_weights(weights(tmp_path, "run"), weights(tmp_path, "run", "last.pt"))
+
+
+def test_recipes_take_comments_and_later_flags_win(tmp_path):
+    recipe = tmp_path / "small.txt"
+    recipe.write_text("# a recipe\n--model cnn --epochs 7  # two flags a line\n\n--run_name 'a name'\n")
+    args, _ = train.parse([f"@{recipe}", "--epochs", "9"])
+    assert (args.model, args.epochs, args.run_name) == ("cnn", 9, "a name")
+
+
+def test_the_usual_command_parses_with_the_usual_defaults():
+    args, _ = train.parse(["--patch_size", "4", "--epochs", "200"])
+    expected = {
+        "batch_size": 128,
+        "num_workers": 2,
+        "learning_rate": 5e-4,
+        "warmup_epochs": 10,
+        "epochs": 200,
+        "device": "auto",
+        "image_size": 32,
+        "patch_size": 4,
+        "data_path": "./data",
+        "embed_dim": 192,
+        "n_layers": 12,
+        "n_attention_heads": 3,
+        "forward_mul": 4,
+        "dropout": 0.1,
+    }
+    assert {name: vars(args)[name] for name in expected} == expected
+    assert re.fullmatch(r"vit-layer12-32-cifar10-\d{8}-\d{6}", record.default_name(args))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monkeypatch, capsys):
+    evaluate = train.Trainer.evaluate
+
+    def evaluate_and_break(self):
+        row = evaluate(self)
+        with torch.no_grad():
+            self.model.head.bias.fill_(torch.nan)
+        return row
+
+    monkeypatch.setattr(train.Trainer, "evaluate", evaluate_and_break)
+    with pytest.raises(SystemExit) as stopped:
+        run_training(tmp_path, f"--run_name run --epochs 3 {SMALL_VIT}")
+    assert stopped.value.code == 2
+    assert re.search(r"not finite.*epoch 2.*--learning_rate", capsys.readouterr().err)
+    assert checkpoint.load(tmp_path / "model" / "run")["epoch"] == 1
+
+
+# test.py
+
+
+@pytest.mark.parametrize("run", ["vit", "cnn"])
+def test_full_test_agrees_with_training_and_with_itself(runs, run, monkeypatch, capsys):
+    run_test(runs, f"--model_path model/{run}", monkeypatch)
+    results = json.loads((runs / "output" / run / "test_results.json").read_text())
+    matrix = np.array(results["confusion_matrix"])
+    assert matrix.sum() == results["images"] == 1000
+    assert results["accuracy"] == pytest.approx(matrix.trace() / 1000)
+    assert f"test accuracy {100 * results['accuracy']:.2f} %" in capsys.readouterr().out
+    assert Image.open(runs / "output" / run / "confusion_matrix.png").width > 500
+
+
+def test_one_image_of_the_test_set_gives_classes_and_a_frame_a_layer(runs, monkeypatch, capsys):
+    run_test(runs, "--model_path model/vit --mode cifar-single --index 5", monkeypatch)
+    printed = capsys.readouterr().out
+    assert "true class: ring" in printed
+    assert len(re.findall(r"^ *[\d.]+ %  \w", printed, re.MULTILINE)) == 5
+    gif = Image.open(runs / "attention_map_gif" / "shapes-index-5.gif")
+    frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(gif)]
+    assert len(frames) == 3
+    assert frames[0].shape[1] == 960
+    assert all(abs(one - other).max() > 50 for one, other in itertools.pairwise(frames))
+    assert gif.info["duration"] == 2500
+
+
+@pytest.mark.parametrize("run", ["vit", "cnn"])
+def test_a_photograph_is_classified(runs, run, monkeypatch, capsys):
+    image = ROOT / "examples" / "cat.png"
+    gif = runs / run / "cat.gif"
+    run_test(runs, f"--model_path model/{run}/best.pt --mode custom --image_path {image} --gif_path {gif}", monkeypatch)
+    printed = capsys.readouterr().out
+    shares = [float(share) for share in re.findall(r"^ *([\d.]+) %  \w", printed, re.MULTILINE)]
+    assert shares == sorted(shares, reverse=True)
+    assert gif.exists() == (run == "vit")
+    assert ("no GIF" in printed) == (run == "cnn")
+
+
+def test_an_exported_test_image_is_classified_like_the_original(runs, monkeypatch, capsys):
+    split = test_command.dataset.load_test("shapes", "")
+    Image.fromarray(split.images[5].permute(1, 2, 0).numpy()).save(runs / "five.png")
+    run_test(runs, "--model_path model/vit --mode cifar-single --index 5 --no_gif", monkeypatch)
+    run_test(runs, f"--model_path model/vit --mode custom --image_path {runs}/five.png --no_gif", monkeypatch)
+    lines = re.findall(r"^ *[\d.]+ %  .*$", capsys.readouterr().out, re.MULTILINE)
+    assert lines[:5] == lines[5:]
+
+
+def test_without_a_path_the_newest_run_is_tested(runs, monkeypatch, capsys):
+    image = ROOT / "examples" / "cat.png"
+    run_test(runs, f"--mode custom --image_path {image} --no_gif", monkeypatch)
+    assert capsys.readouterr().out.startswith("model/cnn: cnn trained on shapes")
+
+
+# Real CIFAR-10
+
+
+def test_the_whole_way_on_cifar10(cifar10_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = str((ROOT / cifar10_root).resolve())
+    flags = "--epochs 2 --num_train_images 2000 --num_test_images 1000 --val_images 1000 --device cpu"
+    train.main(["--model", "cnn", "--run_name", "cnn", "--data_path", data, *flags.split()])
+    train.main(["--run_name", "vit", "--data_path", data, *SMALL_VIT.split(), *flags.split()])
+    for run in ("cnn", "vit"):
+        assert checkpoint.load(tmp_path / "model" / run)["metrics"]["test_accuracy"] > 0.15
+    test_command.main(["--model_path", "model/vit", "--mode", "cifar-single", "--index", "5", "--data_path", data])
+    assert "true class: frog" in capsys.readouterr().out
+    assert (tmp_path / "attention_map_gif" / "cifar-index-5.gif").exists()
+
+
+# Mistakes
+
+
+MISTAKES = [
+    ("train", "@recipes/none.txt", "there is no recipe recipes/none.txt"),
+    ("train", "--data_path {tmp}/none", "neither in .*none nor could it be downloaded.*--data_path"),
+    ("train", "--embed_dim 100 --n_attention_heads 3", "embed_dim 100 .*99.*--n_attention_heads"),
+    ("train", "--patch_size 5", "patch_size 5 does not divide img_size 32; choose one of 1, 2, 4"),
+    ("train", "--model cnn --image_size 8", "too small"),
+    ("train", "--epochs 0", "--epochs: 0 is not possible, it must be at least 1"),
+    ("train", "--epochs many", "invalid whole number value: 'many'"),
+    ("train", "--learning_rate nan", "nan is not possible"),
+    ("train", "--dropout 1", "below 1"),
+    ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
+    ("train", "--epochs 5 --warmup_epochs 5", "leaves nothing"),
+    ("train", "--dataset shapes --val_images 5000", "leaves nothing"),
+    ("train", "--dataset shapes --num_train_images 99999", "lower it"),
+    ("train", "--dataset shapes --n_classes 7", "has 10 classes"),
+    ("train", "--dataset shapes --device {missing}", "not available here; use --device cpu"),
+    ("train", "--dataset shapes --output_path {tmp}/file", "cannot write to .*file"),
+    ("train", "--dataset shapes --run_name ../escape", "path separators"),
+    ("train", "--dataset shapes --run_name vit --model_path {runs}/model", "exists already.*--overwrite"),
+    ("train", "--schedule plateau --val_images 0", "needs --val_images"),
+    ("train", "--resume {tmp}/none", "there is no checkpoint"),
+    ("train", "--resume {runs}/model/vit", "has its 2 epochs"),
+    ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim belongs to the resumed run"),
+    ("train", "--resume {runs}/model/vit/best.pt", "no training state"),
+    ("test", "--model_path {tmp}/none", "there is no checkpoint .*none"),
+    ("test", "--model_path {tmp}/file", "refused"),
+    ("test", "--model_path {runs}/model/vit --mode cifar-single --index 1000", "the test images are 0 to 999"),
+    ("test", "--model_path {runs}/model/vit --mode cifar-single --index -1", "out of range"),
+    ("test", "--model_path {runs}/model/vit --mode custom", "needs --image_path"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}/none.png", "no image .*none.png"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}", "is a folder"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}/file", "cannot be read as an image"),
+    (
+        "test",
+        "--model_path {runs}/model/vit --mode custom --image_path {cat} --gif_path {tmp}/file/a.gif",
+        "cannot write",
+    ),
+    ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
+    ("test", "--mode other", "invalid choice: 'other'"),
+]
+
+
+@pytest.mark.parametrize(("script", "flags", "reason"), MISTAKES, ids=[f"{m[0]} {m[1]}" for m in MISTAKES])
+def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder, no image and no checkpoint")
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    places = {"tmp": tmp_path, "runs": runs, "missing": missing, "cat": ROOT / "examples" / "cat.png"}
+    before = sorted(runs.rglob("*"))
+    command = {"train": train, "test": test_command}[script]
+    with pytest.raises(SystemExit) as stopped:
+        command.main([flag.format(**places) for flag in flags.split()])
+    assert stopped.value.code == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert re.search(f"^{script}.py: error: .*{reason}", last)
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {tmp_path / "file"}
+    assert sorted(runs.rglob("*")) == before
+
+
+def test_the_scripts_themselves_end_with_status_2():
+    for script in ("train.py", "test.py"):
+        flags = ["--device", "abacus"]
+        ended = subprocess.run([sys.executable, ROOT / script, *flags], capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert ended.stdout == ""
+        assert re.fullmatch(f"{script}: error: .*abacus.*\n", ended.stderr)
+
+
+# The README
+
+
+def test_readme_commands_parse():
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"python (train|test)\.py ([^#`\n]*)", text)
+    assert len(commands) >= 6
+    for script, flags in commands:
+        parser = {"train": train, "test": test_command}[script].build_parser()
+        parser.fromfile_prefix_chars = None
+        parser.parse_args([flag for flag in shlex.split(flags) if not flag.startswith("@")])

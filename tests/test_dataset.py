@@ -1,0 +1,253 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms import v2
+
+import dataset
+from runtime import UserError
+
+# What the first release held out. If one of these changes, results can no longer be compared.
+HELD_OUT_FIRST = [0, 8, 11, 36, 40]
+HELD_OUT_DIGEST = "91a4f5335832f7d3"
+CIFAR10_HELD_OUT = "69e1067d296c3a36"
+
+
+def digest(values):
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
+
+
+def test_held_out_images_are_the_same_for_good():
+    labels = torch.arange(50_000) % 10
+    held_out = dataset.stratified_sample(labels, 5000, dataset.VALIDATION_SEED)
+    assert labels[held_out].bincount().tolist() == [500] * 10
+    assert held_out[:5].tolist() == HELD_OUT_FIRST
+    assert digest(held_out.numpy()) == HELD_OUT_DIGEST
+
+
+def test_samples_keep_proportions_and_smaller_ones_are_part_of_larger():
+    labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)
+    small, large = (set(dataset.stratified_sample(labels, count, 3).tolist()) for count in (50, 400))
+    assert small < large
+    assert labels[sorted(small)].bincount().tolist() == [35, 10, 5]
+    assert len(dataset.stratified_sample(labels, 1000, 3).unique()) == 1000
+
+
+def test_cifar10_is_torchvisions_and_splits_do_not_overlap(cifar10_root):
+    splits = dataset.load("cifar10", cifar10_root)
+    assert [len(split) for split in splits] == [45_000, 5_000, 10_000]
+    assert digest(splits.val.images.numpy()) == CIFAR10_HELD_OUT
+    theirs = torchvision.datasets.CIFAR10(cifar10_root, train=False)
+    for index in (0, 5, 9999):
+        image, label = theirs[index]
+        assert (splits.test.images[index].permute(1, 2, 0).numpy() == np.asarray(image)).all()
+        assert (splits.test.labels[index], splits.test.classes[label]) == (label, theirs.classes[label])
+    everything = torch.cat([splits.train.images, splits.val.images]).flatten(1).numpy()
+    theirs = torchvision.datasets.CIFAR10(cifar10_root, train=True).data.transpose(0, 3, 1, 2).reshape(50_000, -1)
+    assert sorted(map(hash, map(bytes, everything))) == sorted(map(hash, map(bytes, theirs)))
+    few = dataset.load("cifar10", cifar10_root, num_train_images=100, num_test_images=50, image_size=24)
+    assert digest(few.val.labels.numpy()) == digest(splits.val.labels.numpy())
+    assert few.train.images.shape == (100, 3, 24, 24)
+    assert few.test.labels.bincount().tolist() == [5] * 10
+    mean, std = ((pixels := splits.train.images / 255).mean((0, 2, 3)), pixels.std((0, 2, 3)))
+    torch.testing.assert_close(mean, splits.train.mean, atol=1e-3, rtol=0)
+    torch.testing.assert_close(std, splits.train.std, atol=1e-3, rtol=0)
+
+
+def test_shapes_are_drawn_alike_each_time():
+    images, labels = dataset.draw_shapes(40, 32, seed=1)
+    again, _ = dataset.draw_shapes(40, 32, seed=1)
+    other, _ = dataset.draw_shapes(40, 32, seed=2)
+    assert torch.equal(images, again)
+    assert not torch.equal(images, other)
+    assert labels.bincount().tolist() == [4] * 10
+    assert images.flatten(1).float().std(1).min() > 10  # nothing is blank
+
+
+def test_normalize_is_torchvisions():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+    theirs = v2.functional.normalize(v2.functional.to_dtype(images, scale=True), mean.tolist(), std.tolist())
+    torch.testing.assert_close(dataset.normalize(images, mean, std), theirs)
+
+
+def test_batches_hold_every_image_once_in_an_order_of_the_seed():
+    images, _ = dataset.draw_shapes(50, 16, seed=1)
+    split = dataset.Split(images, torch.arange(50), (), torch.zeros(3), torch.ones(3))
+    in_order = [labels for _, labels in dataset.batches(split, 20)]
+    assert torch.equal(torch.cat(in_order), torch.arange(50))
+    torch.manual_seed(5)
+    shuffled = torch.cat([labels for _, labels in dataset.batches(split, 20, shuffle=True)])
+    assert not torch.equal(shuffled, torch.arange(50))
+    assert torch.equal(shuffled.sort().values, torch.arange(50))
+    torch.manual_seed(5)
+    again = list(dataset.batches(split, 20, shuffle=True, drop_last=True))
+    assert [len(labels) for _, labels in again] == [20, 20]
+    assert torch.equal(torch.cat([labels for _, labels in again]), shuffled[:40])
+    assert torch.equal(again[0][0], split.images[again[0][1]])
+
+
+# Image files
+
+
+ORANGE = Image.new("RGB", (60, 40), (255, 128, 0))
+
+
+def save_palette(path):
+    ORANGE.quantize(4).save(path)
+    return (255, 128, 0)
+
+
+def save_grey(path):
+    Image.new("L", (60, 40), 100).save(path)
+    return (100, 100, 100)
+
+
+def save_grey_alpha(path):
+    Image.new("LA", (60, 40), (0, 127)).save(path)
+    return (128, 128, 128)  # half black over white
+
+
+def save_rgba(path):
+    Image.new("RGBA", (60, 40), (255, 0, 0, 0)).save(path)
+    return (255, 255, 255)  # fully transparent: the white under it
+
+
+def save_palette_transparent(path):
+    image = Image.new("P", (60, 40), 0)
+    image.putpalette([255, 0, 0])
+    image.save(path, transparency=0)
+    return (255, 255, 255)
+
+
+def save_16_bit(path):
+    Image.fromarray(np.full((40, 60), 200 * 257, dtype=np.uint16)).save(path)
+    return (200, 200, 200)
+
+
+def save_float(path):
+    Image.fromarray(np.full((40, 60), 0.5, dtype=np.float32)).save(path, format="TIFF")
+    return (128, 128, 128)
+
+
+def save_cmyk(path):
+    ORANGE.convert("CMYK").save(path, format="JPEG", quality=95)
+    return (255, 128, 0)
+
+
+def save_bilevel(path):
+    Image.new("1", (60, 40), 1).save(path)
+    return (255, 255, 255)
+
+
+def save_animation(path):
+    frames = [Image.new("RGB", (60, 40), color) for color in ("red", "blue")]
+    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:])
+    return (255, 0, 0)
+
+
+SAVERS = [
+    save_palette,
+    save_grey,
+    save_grey_alpha,
+    save_rgba,
+    save_palette_transparent,
+    save_16_bit,
+    save_float,
+    save_cmyk,
+    save_bilevel,
+    save_animation,
+]
+
+
+@pytest.mark.parametrize("save", SAVERS, ids=[saver.__name__ for saver in SAVERS])
+def test_any_image_file_opens(save, tmp_path):
+    path = tmp_path / "a picture.png"
+    color = save(path)
+    image = dataset.open_image(path, 32)
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.uint8)
+    torch.testing.assert_close(image[:, 16, 16], torch.tensor(color, dtype=torch.uint8), atol=3, rtol=0)
+
+
+def test_exif_rotation_is_followed(tmp_path):
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    pixels[:20] = 255  # stored with its top white, and marked as rotated by 90 degrees clockwise when shown
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "phone.jpg", exif=exif)
+    shown = dataset.open_image(tmp_path / "phone.jpg", 32).float().mean(0)
+    assert shown[:, :12].mean() < 10
+    assert shown[:, 20:].mean() > 245
+
+
+def test_images_that_are_not_square_lose_their_ends_not_their_shape(tmp_path):
+    pixels = np.zeros((50, 100, 3), dtype=np.uint8)
+    pixels[:, 25:75] = (0, 255, 0)
+    pixels[10:40, 35:65] = (255, 0, 0)  # a red square in a green one
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    image = dataset.open_image(tmp_path / "wide.png", 25)
+    assert image[1, 12, 1] > 200  # the green reaches the sides
+    assert image[1, 1, 12] > 200
+    assert image[0, 12, 12] > 200
+    red = image[0] > 128
+    assert red.any(0).sum() == red.any(1).sum() == 15
+
+
+def test_small_detail_is_averaged_not_skipped(tmp_path):
+    checks = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checks).save(tmp_path / "checks.png")
+    image = dataset.open_image(tmp_path / "checks.png", 32).float()
+    assert (image - 127.5).abs().max() < 20
+
+
+# Folders of images
+
+
+def fill(folder, classes=("cat", "dog"), count=10):
+    for value, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            Image.new("RGB", (20 + index, 30), (90 * value + 60, index, 0)).save(folder / name / f"{index:02}.png")
+
+
+def test_folder_with_a_broken_file_loads_the_rest_and_names_it(tmp_path, capsys):
+    fill(tmp_path)
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    splits = dataset.load("folder", tmp_path, image_size=16, val_images=2, num_workers=0)
+    assert splits.train.classes == ("cat", "dog")
+    assert sum(map(len, splits)) == 20
+    assert splits.test.labels.bincount().tolist() == [2, 2]
+    assert (splits.train.images[:, 0, 8, 8] == 60 + 90 * splits.train.labels).all()
+    assert "notes.txt" in capsys.readouterr().err
+    assert torch.equal(dataset.load_test("folder", tmp_path, image_size=16).images, splits.test.images)
+
+
+def test_folder_with_its_own_test_images(tmp_path):
+    fill(tmp_path / "train")
+    fill(tmp_path / "test", count=3)
+    splits = dataset.load("folder", tmp_path, image_size=16, val_images=0)
+    assert (len(splits.train), splits.val, len(splits.test)) == (20, None, 6)
+    pixels = splits.train.images / 255
+    torch.testing.assert_close(splits.train.mean, pixels.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda root: None, "0 class folders"),
+        (lambda root: fill(root, classes=("cat",)), "1 class folders"),
+        (lambda root: (fill(root), (root / "empty").mkdir()), "empty"),
+        (lambda root: (fill(root / "train"), fill(root / "test", classes=("cat", "cow"))), "same class folders"),
+        (lambda root: root.rmdir(), "no folder"),
+    ],
+)
+def test_folders_that_are_no_data_set(prepare, reason, tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    prepare(root)
+    with pytest.raises(UserError, match=reason):
+        dataset.load("folder", root)

@@ -1,0 +1,102 @@
+import warnings
+
+import pytest
+import torch
+from timm.optim import param_groups_weight_decay
+
+from model import SimpleCNN, VisionTransformer
+from optimizer import FINAL_FACTOR, SCHEDULES, Schedule, average_weights, build_optimizer, schedule_factor
+
+TOTAL, WARMUP = 200, 20
+
+
+def factors(schedule, total=TOTAL, warmup=WARMUP):
+    return [schedule_factor(schedule, step, total, warmup) for step in range(total)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])
+def test_schedules_rise_to_one_peak_and_train_the_last_step_at_the_end(schedule):
+    values = factors(schedule)
+    assert values[0] > 0
+    assert values.count(1.0) == 1
+    assert values.index(1.0) == WARMUP
+    assert values[: WARMUP + 1] == sorted(values[: WARMUP + 1])
+    assert values[WARMUP:] == sorted(values[WARMUP:], reverse=True)
+    assert values[-1] == pytest.approx(1 / 250_000 if schedule == "onecycle" else FINAL_FACTOR)
+
+
+def test_warmup_and_decay_have_their_shapes():
+    assert factors("linear")[4] == pytest.approx(5 / 21)
+    assert factors("linear", 101, 0)[50] == pytest.approx((1 + FINAL_FACTOR) / 2)
+    assert factors("cosine", 101, 0)[50] == pytest.approx((1 + FINAL_FACTOR) / 2)
+    assert factors("cosine", 101, 0)[25] > 0.8 > factors("linear", 101, 0)[25]
+    for schedule in ("constant", "plateau"):
+        assert factors(schedule)[WARMUP:] == [1.0] * (TOTAL - WARMUP)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (3, 2)])
+def test_the_shortest_runs_have_rates_above_zero(schedule, total, warmup):
+    assert all(0 < value <= 1 for value in factors(schedule, total, warmup))
+
+
+def some_optimizer(**options):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], **{"lr": 1.0, **options})
+
+
+def test_one_cycle_is_pytorchs():
+    optimizer = some_optimizer()
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=TOTAL, pct_start=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for value in factors("onecycle", warmup=int(0.3 * TOTAL) - 1):
+            assert value == pytest.approx(optimizer.param_groups[0]["lr"])
+            theirs.last_epoch < TOTAL - 1 and theirs.step()
+
+
+def test_plateau_is_pytorchs():
+    losses = [1.0, 0.8, 0.9, *[0.81] * 14, 0.5, *[0.49998] * 25, 0.2]
+    optimizer, reference = some_optimizer(), some_optimizer()
+    ours = Schedule(optimizer, "plateau", total_steps=1000)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference)
+    for step, loss in enumerate(losses):
+        assert ours.set(step) == pytest.approx(reference.param_groups[0]["lr"])
+        ours.end_epoch(loss)
+        theirs.step(loss)
+    assert ours.set(999) < 0.01
+
+
+def test_schedule_keeps_the_groups_apart():
+    optimizer = torch.optim.SGD(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)], lr=1.0
+    )
+    Schedule(optimizer, "linear", TOTAL, WARMUP).set(0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1 / 21, 0.1 / 21])
+
+
+@pytest.mark.parametrize("model", [VisionTransformer(depth=2, embed_dim=12, num_heads=2), SimpleCNN()])
+def test_weights_decay_where_timms_do(model):
+    ours = build_optimizer(model, 1e-3, 0.05)
+    theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=("cls_token", "pos_embed"))
+    assert isinstance(ours, torch.optim.AdamW)
+    for decay in (0.0, 0.05):
+        ids = [
+            {id(parameter) for group in groups if group["weight_decay"] == decay for parameter in group["params"]}
+            for groups in (ours.param_groups, theirs)
+        ]
+        assert ids[0] == ids[1] != set()
+
+
+def test_averaged_weights_are_the_moving_average():
+    model = SimpleCNN()
+    average = average_weights(model, 0.9)
+    name = "classifier.4.weight"
+    expected = None
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        average.update_parameters(model)
+        weight = model.state_dict()[name].double()
+        expected = weight if expected is None else 0.9 * expected + 0.1 * weight
+    torch.testing.assert_close(average.module.state_dict()[name].double(), expected, atol=1e-6, rtol=1e-5)

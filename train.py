@@ -1,0 +1,539 @@
+"""Train a Vision Transformer, or the baseline CNN, from scratch.
+
+    python train.py --patch_size 4 --epochs 200                  # the ViT: 12 layers, 192 wide, 3 heads
+    python train.py --model cnn --epochs 12                      # the CNN beside it
+    python train.py --dataset shapes --epochs 3                  # a first try that downloads nothing
+    python train.py @recipes/NAME.txt --seed 1                   # flags from a file; later ones win
+    python train.py --resume model/RUN                           # go on where a run stopped
+
+Writes model/RUN/best.pt (for test.py) and last.pt (for --resume), and metrics.csv, curves.png and config.json under
+output/RUN/. The validation images, held out of the training images, choose the best epoch; the test images never do.
+"""
+
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import checkpoint
+import dataset
+from augment import POLICIES, Augment
+from evaluate import predict, scores
+from model import NETWORKS, build_model
+from optimizer import SCHEDULES, Schedule, average_weights, build_optimizer
+from record import count_parameters, open_record, write_config
+from runtime import (
+    ArgumentParser,
+    UserError,
+    autocast,
+    command,
+    device_label,
+    number,
+    pick_compile,
+    pick_device,
+    pick_precision,
+    seed_everything,
+    synchronize,
+)
+
+# What may differ when a run is resumed; everything else is the run's own.
+RESUME_FLAGS = {"resume", "epochs", "device", "data_path", "num_workers", "model_path", "output_path", "compile"}
+
+LONG_RUN = 50  # epochs from which stronger augmentation pays
+
+
+def build_parser():
+    parser = ArgumentParser(
+        prog="train.py",
+        fromfile_prefix_chars="@",
+        description="Train a Vision Transformer or a CNN on CIFAR-10 from scratch. @FILE reads flags from a file.",
+    )
+    positive, share = number(int, at_least=1), number(float, at_least=0, below=1)
+    not_negative = number(float, at_least=0)
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        choices=dataset.DATASETS,
+        default="cifar10",
+        help="what to learn; folder: one sub-folder a class in --data_path; shapes: drawn, needs no download",
+    )
+    data.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
+    data.add_argument(
+        "--image_size", type=positive, default=32, help="side of the images in pixels; others are resized"
+    )
+    data.add_argument("--n_classes", type=positive, help="number of classes; default: the data set's")
+    data.add_argument(
+        "--val_images",
+        type=number(int, at_least=0),
+        help=(
+            "training images held out to choose the best epoch; 0 trains on all and keeps the last epoch; "
+            "default: a tenth, 5000 of CIFAR-10"
+        ),
+    )
+    data.add_argument(
+        "--num_train_images", type=positive, help="train on so many images only, alike from each class; default: all"
+    )
+    data.add_argument(
+        "--num_test_images", type=positive, help="test on so many images only, alike from each class; default: all"
+    )
+    data.add_argument(
+        "--num_workers",
+        type=number(int, at_least=0),
+        default=2,
+        help="processes that decode a folder of images; other data sets need none",
+    )
+
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--model", choices=tuple(NETWORKS), default="vit", help="vit: Vision Transformer; cnn: four convolutions"
+    )
+    network.add_argument(
+        "--patch_size",
+        type=positive,
+        default=4,
+        help="ViT: side of a patch in pixels; halving it makes four times as many tokens",
+    )
+    network.add_argument("--embed_dim", type=positive, default=192, help="ViT: width of a token")
+    network.add_argument("--n_layers", type=positive, default=12, help="ViT: number of transformer blocks")
+    network.add_argument(
+        "--n_attention_heads", type=positive, default=3, help="ViT: heads of a block; they share the width out"
+    )
+    network.add_argument(
+        "--forward_mul",
+        type=number(float, above=0),
+        default=4,
+        help="ViT: hidden width of the MLP, as a multiple of --embed_dim",
+    )
+    network.add_argument(
+        "--pool",
+        choices=("token", "avg"),
+        default="token",
+        help="ViT: classify from the class token, or from the mean of the patches",
+    )
+    network.add_argument(
+        "--dropout",
+        type=share,
+        help="share of activations zeroed while training; default: 0.1 for the ViT, 0.3 for the CNN",
+    )
+    network.add_argument(
+        "--drop_path",
+        type=share,
+        default=0.0,
+        help=(
+            "ViT: probability that an image skips the last block's branches, growing from 0 at the first; "
+            "helps deep networks in long runs"
+        ),
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=positive, default=200, help="passes over the training images")
+    training.add_argument(
+        "--batch_size",
+        type=positive,
+        default=128,
+        help="images a step; a large GPU is better used with 512 or 1024 and a higher learning rate",
+    )
+    training.add_argument("--learning_rate", type=number(float, above=0), default=5e-4, help="the schedule's peak")
+    training.add_argument(
+        "--warmup_epochs",
+        type=not_negative,
+        help=(
+            "epochs in which the learning rate rises to its peak; default: 10, or a fifth of a short run; 30 "
+            "%% of the run for onecycle"
+        ),
+    )
+    training.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help=("the learning rate after the warmup; plateau lowers it tenfold when the validation loss stops falling"),
+    )
+    training.add_argument(
+        "--weight_decay", type=not_negative, default=0.05, help="AdamW's decay of weight matrices and kernels"
+    )
+    training.add_argument(
+        "--label_smoothing", type=share, default=0.0, help="share of the target spread over all classes"
+    )
+    training.add_argument(
+        "--clip_grad", type=not_negative, default=0.0, help="longest gradient, by its norm; 0 leaves it alone"
+    )
+    training.add_argument(
+        "--ema",
+        type=share,
+        default=0.0,
+        help=(
+            "decay of an exponential moving average of the weights, which is then evaluated and kept; 0.999 "
+            "is usual, 0 is off"
+        ),
+    )
+
+    disturb = parser.add_argument_group("augmentation")
+    disturb.add_argument(
+        "--augment",
+        choices=POLICIES,
+        help=(
+            "basic: crop and flip; randaugment and trivialaugment add stronger ones, which pay in long runs; "
+            f"default: trivialaugment from {LONG_RUN} epochs on, else basic"
+        ),
+    )
+    disturb.add_argument("--mixup", type=not_negative, default=0.0, help="Mixup's alpha; 0.8 is usual, 0 is off")
+    disturb.add_argument(
+        "--cutmix",
+        type=not_negative,
+        default=0.0,
+        help="CutMix's alpha; 1 is usual, 0 is off; with --mixup, each image draws one of them",
+    )
+    disturb.add_argument(
+        "--random_erasing",
+        type=number(float, at_least=0, at_most=1),
+        default=0.0,
+        help="probability that a rectangle of an image is blanked",
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to train; auto takes cuda, then mps, then cpu",
+    )
+    run.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the forward pass; auto is bf16 on cuda (fp16 where the card has none) and fp32 elsewhere",
+    )
+    run.add_argument(
+        "--compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compile the network: a minute at the start for faster steps; auto does on cuda",
+    )
+    run.add_argument(
+        "--seed",
+        type=number(int, at_least=0),
+        default=0,
+        help="of everything random; on the CPU two runs with one seed end with the same weights",
+    )
+    run.add_argument(
+        "--run_name", help="name of the run's folders; default: such as vit-layer12-32-cifar10 and the time"
+    )
+    run.add_argument("--overwrite", action="store_true", help="replace an earlier run of the same --run_name")
+    run.add_argument(
+        "--resume",
+        metavar="RUN",
+        help=("go on with the run whose folder under model/ this is; all its flags are kept, --epochs may be raised"),
+    )
+    run.add_argument("--model_path", default="./model", help="folder for the runs' checkpoints")
+    run.add_argument("--output_path", default="./output", help="folder for the runs' metrics and figures")
+    return parser
+
+
+def parse(argv):
+    """The flags, with those that follow from others filled in, and the checkpoint to resume from or None.
+
+    Raises:
+        UserError: flags that do not fit each other, or the run to resume.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    resumed = None
+    if args.resume:
+        resumed = checkpoint.load(args.resume, "last.pt")
+        if "training" not in resumed:
+            raise UserError(f"{args.resume} holds no training state; name the run's folder or its last.pt")
+        parser.set_defaults(**resumed["recipe"])
+        args = parser.parse_args(argv)
+        for flag, value in vars(args).items():
+            if flag not in RESUME_FLAGS and value != resumed["recipe"][flag]:
+                raise UserError(f"--{flag} belongs to the resumed run and cannot change; leave it away")
+        if args.epochs <= resumed["epoch"]:
+            raise UserError(f"{args.resume} has its {resumed['epoch']} epochs; raise --epochs to train on")
+    fill_in(args)
+    if args.warmup_epochs >= args.epochs:
+        raise UserError(f"--warmup_epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}; lower it")
+    if args.schedule == "plateau" and args.val_images == 0:
+        raise UserError("--schedule plateau watches the validation loss; it needs --val_images above 0")
+    if args.run_name is not None and (not args.run_name.isprintable() or Path(args.run_name).name != args.run_name):
+        raise UserError(f"--run_name {args.run_name!r} is a folder's name; leave path separators out")
+    try:
+        with torch.device("meta"):  # allocates nothing; finds sizes that do not fit before any data is read
+            build_model(model_config(args, num_classes=2))
+    except ValueError as error:
+        raise UserError(f"{error} (see --image_size, --patch_size, --embed_dim, --n_attention_heads)") from error
+    return args, resumed
+
+
+def fill_in(args):
+    """Set the flags whose defaults depend on other flags."""
+    if args.warmup_epochs is None:
+        args.warmup_epochs = 0.3 * args.epochs if args.schedule == "onecycle" else min(10, 0.2 * args.epochs)
+    if args.dropout is None:
+        args.dropout = 0.1 if args.model == "vit" else 0.3
+    if args.augment is None:
+        args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
+
+
+def model_config(args, num_classes):
+    """What `build_model` takes, from the flags."""
+    if args.model == "cnn":
+        return {
+            "model": "cnn",
+            "img_size": args.image_size,
+            "num_classes": num_classes,
+            "drop_rate": args.dropout,
+        }
+    return {
+        "model": "vit",
+        "img_size": args.image_size,
+        "patch_size": args.patch_size,
+        "num_classes": num_classes,
+        "global_pool": args.pool,
+        "embed_dim": args.embed_dim,
+        "depth": args.n_layers,
+        "num_heads": args.n_attention_heads,
+        "mlp_ratio": args.forward_mul,
+        "drop_rate": args.dropout,
+        "drop_path_rate": args.drop_path,
+    }
+
+
+class Trainer:
+    """One run: the network, what moves its weights, and the passes over the images.
+
+    Every epoch starts from a seed of its own, made from the run's and its number. So an epoch's draws (data order,
+    augmentation, dropout) do not depend on what came before, and a resumed run draws what it would have drawn.
+    """
+
+    def __init__(self, args, splits, device):
+        self.args = args
+        self.device = device
+        self.train_split, self.val_split, self.test_split = (
+            None if split is None else split.to(device) for split in splits
+        )
+        self.num_classes = len(splits.train.classes)
+        self.config = model_config(args, self.num_classes)
+        seed_everything(args.seed)
+        self.model = build_model(self.config).to(device)
+        self.forward = torch.compile(self.model) if pick_compile(args.compile, device) else self.model
+        self.average = average_weights(self.model, args.ema) if args.ema else None
+        self.precision = pick_precision(args.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.augment = Augment(
+            args.augment,
+            self.train_split.mean,
+            self.train_split.std,
+            self.num_classes,
+            args.mixup,
+            args.cutmix,
+            args.random_erasing,
+        )
+        self.batch_size = min(args.batch_size, len(self.train_split))
+        self.steps_per_epoch = len(self.train_split) // self.batch_size
+        self.optimizer = build_optimizer(self.model, args.learning_rate, args.weight_decay)
+        self.schedule = Schedule(
+            self.optimizer,
+            args.schedule,
+            args.epochs * self.steps_per_epoch,
+            round(args.warmup_epochs * self.steps_per_epoch),
+        )
+
+    @property
+    def evaluated_model(self):
+        """The network that is measured and kept: the averaged one where there is one."""
+        return self.average.module if self.average else self.model
+
+    def images_per_epoch(self):
+        return self.steps_per_epoch * self.batch_size
+
+    def train_epoch(self, epoch, bar):
+        """One pass over the training images, the incomplete last batch left out; returns a row of metrics.
+
+        Sums stay on the device, which is waited for only when the bar is redrawn.
+        """
+        seed_everything(self.args.seed + 1_000_003 * epoch)
+        self.model.train()
+        loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        start = shown = time.perf_counter()
+        seen, step = 0, (epoch - 1) * self.steps_per_epoch
+        for images, labels in dataset.batches(self.train_split, self.batch_size, shuffle=True, drop_last=True):
+            learning_rate = self.schedule.set(step)
+            loss, hits = self.train_step(images, labels)
+            loss_sum += loss * len(labels)
+            correct += hits
+            seen += len(labels)
+            step += 1
+            bar.update(len(labels))
+            if time.perf_counter() - shown > 0.5 or seen == self.images_per_epoch():
+                mean_loss = loss_sum.item() / seen
+                self.check_loss(mean_loss, epoch, step, learning_rate)
+                bar.set_postfix_str(
+                    f"loss {mean_loss:.3f}, acc {100 * correct.item() / seen:.1f} %, lr {learning_rate:.1e}"
+                )
+                shown = time.perf_counter()
+        synchronize(self.device)
+        return {
+            "epoch": epoch,
+            "train_loss": mean_loss,
+            "train_accuracy": correct.item() / seen,
+            "learning_rate": learning_rate,
+            "images_per_second": seen / (time.perf_counter() - start),
+        }
+
+    def train_step(self, images, labels):
+        """One update of the weights; returns the loss and the number of images put right, both on the device."""
+        inputs, targets = self.augment(images, labels)
+        with autocast(self.device, self.precision):
+            logits = self.forward(inputs)
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.args.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update_parameters(self.model)
+        likeliest = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return loss.detach(), (logits.argmax(dim=1) == likeliest).sum()
+
+    @staticmethod
+    def check_loss(loss, epoch, step, learning_rate):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is not finite any more (epoch {epoch}, by step {step}, learning rate {learning_rate:.2e});"
+                " lower --learning_rate, lengthen --warmup_epochs, or try --clip_grad 1"
+            )
+
+    def evaluate(self):
+        """Loss and accuracy on the validation and test images, as entries of a row of metrics."""
+        row = {"val_loss": None, "val_accuracy": None}
+        for name, split in (("val", self.val_split), ("test", self.test_split)):
+            if split is not None:
+                logits = predict(self.evaluated_model, split, precision=self.precision)
+                measured = scores(logits, split.labels)
+                row |= {f"{name}_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
+        return row
+
+    def inference_state(self, row):
+        """The contents of best.pt for the weights as they are."""
+        return {
+            "model_config": self.config,
+            "weights": checkpoint.cpu_weights(self.evaluated_model),
+            "classes": list(self.train_split.classes),
+            "mean": self.train_split.mean.tolist(),
+            "std": self.train_split.std.tolist(),
+            "dataset": self.args.dataset,
+            "epoch": row["epoch"],
+            "metrics": row,
+            "recipe": vars(self.args),
+        }
+
+    def training_state(self):
+        """What an exact resume needs beside `inference_state`."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+        }
+
+    def load_training_state(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+
+
+def describe(row, epochs, seconds_left):
+    """An epoch as a line of text."""
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
+    for split in ("train", "val", "test"):
+        if row[f"{split}_loss"] is not None:
+            parts.append(f"{split} {row[f'{split}_loss']:.3f} {100 * row[f'{split}_accuracy']:5.2f} %")
+    parts += [f"lr {row['learning_rate']:.1e}", f"{row['images_per_second']:,.0f} img/s"]
+    return "  ".join(parts) + f"  left {tqdm.format_interval(seconds_left)}"
+
+
+def fit(trainer, record, first_epoch):
+    """Train to the last epoch, measuring and keeping as it goes."""
+    epochs, start = trainer.args.epochs, time.perf_counter()
+    size = trainer.images_per_epoch()
+    with tqdm(
+        total=epochs * size,
+        initial=(first_epoch - 1) * size,
+        unit="img",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr.isatty() else 60,  # a log file gets a line a minute
+    ) as bar:
+        for epoch in range(first_epoch, epochs + 1):
+            bar.set_description(f"epoch {epoch}/{epochs}")
+            epoch_start = time.perf_counter()
+            row = trainer.train_epoch(epoch, bar)
+            row |= trainer.evaluate()
+            row["seconds"] = time.perf_counter() - epoch_start
+            if row["val_loss"] is not None:
+                trainer.schedule.end_epoch(row["val_loss"])
+            record.add(trainer, row, is_last=epoch == epochs)
+            done = epoch - first_epoch + 1
+            seconds_left = (time.perf_counter() - start) / done * (epochs - epoch)
+            tqdm.write(describe(row, epochs, seconds_left))
+
+
+@command
+def main(argv=None):
+    args, resumed = parse(argv)
+    device = pick_device(args.device)
+    record = open_record(args, resumed)
+    splits = dataset.load(
+        args.dataset,
+        args.data_path,
+        image_size=args.image_size,
+        val_images=args.val_images,
+        num_train_images=args.num_train_images,
+        num_test_images=args.num_test_images,
+        num_workers=args.num_workers,
+    )
+    if args.n_classes not in (None, len(splits.train.classes)):
+        raise UserError(
+            f"--n_classes {args.n_classes}: {args.dataset} has {len(splits.train.classes)} classes; leave it away"
+        )
+    trainer = Trainer(args, splits, device)
+    record.make_folders()
+    first_epoch = 1
+    if resumed:
+        trainer.load_training_state(resumed["training"])
+        record.restore(resumed["training"])
+        first_epoch = resumed["epoch"] + 1
+    write_config(record, trainer)
+    print(
+        f"{record.name}: {count_parameters(trainer.model):,} parameters, {len(trainer.train_split):,} training,"
+        f" {len(trainer.val_split or ()):,} validation and {len(trainer.test_split):,} test images,"
+        f" {device_label(device)}, {trainer.precision}",
+        flush=True,
+    )
+    try:
+        fit(trainer, record, first_epoch)
+    except KeyboardInterrupt:
+        if (record.model_folder / "last.pt").exists():
+            print(f"\ninterrupted; go on with: python train.py --resume {record.model_folder}")
+        raise
+    best = record.best
+    chosen = (
+        "the last epoch" if best["val_accuracy"] is None else f"validation accuracy {100 * best['val_accuracy']:.2f} %"
+    )
+    print(f"best epoch {best['epoch']} by {chosen}: test accuracy {100 * best['test_accuracy']:.2f} %")
+    print(f"try it: python test.py --model_path {record.model_folder} --mode cifar-single --index 5")
+
+
+if __name__ == "__main__":
+    main()
