@@ -67,7 +67,7 @@ def restore_model(checkpoint, device, source):
         model = build_model(checkpoint["model_config"])
         model.load_state_dict(checkpoint["weights"])
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise UserError(f"the weights in {source} do not fit the network it describes ({reason})") from error
     return model.to(device).eval()
 

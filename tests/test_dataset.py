@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
@@ -55,6 +56,32 @@ def test_cifar10_is_torchvisions_and_splits_do_not_overlap(cifar10_root):
     mean, std = ((pixels := splits.train.images / 255).mean((0, 2, 3)), pixels.std((0, 2, 3)))
     torch.testing.assert_close(mean, splits.train.mean, atol=1e-3, rtol=0)
     torch.testing.assert_close(std, splits.train.std, atol=1e-3, rtol=0)
+
+
+def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
+    """Files made here in CIFAR-100's format, under checksums of their own."""
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = np.random.RandomState(0).randint(0, 256, (200, 3072), dtype=np.uint8)
+    files = {
+        "train": {"data": pixels, "fine_labels": [i % 100 for i in range(200)]},
+        "test": {"data": pixels[:100], "fine_labels": list(range(100))},
+        "meta": {"fine_label_names": [f"class {i}" for i in range(100)]},
+    }
+    sums = {}
+    for name, content in files.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    reader = torchvision.datasets.CIFAR100
+    monkeypatch.setattr(reader, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(reader, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": sums["meta"]})
+    splits = dataset.load("cifar100", tmp_path, val_images=100)
+    assert [len(split) for split in splits] == [100, 100, 100]
+    assert sorted(splits.val.labels.tolist()) == list(range(100))
+    assert splits.test.classes[7] == "class 7"
+    assert (splits.test.images[3].flatten() == torch.from_numpy(pixels[3])).all()
+    assert not torch.equal(splits.test.mean, torch.tensor(dataset.CIFAR["cifar10"][2][0]))
 
 
 def test_shapes_are_drawn_alike_each_time():
