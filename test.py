@@ -180,19 +180,20 @@ def classify(network, image, name, label, args):
     print(label)
     for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         print(f"{100 * probability:6.2f} %  {network.classes[index]}")
-    caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
-    picture = image.permute(1, 2, 0).cpu().numpy()
     if not isinstance(network.model, VisionTransformer):
-        print("no GIF: it shows attention, and a CNN has none")
-    elif not (args.no_gif and args.no_image):
-        frames = attention_frames(network.model, inputs, picture, probabilities, network.classes, caption)
-        picture = frames[-1]
-        if not args.no_gif:
-            path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
-            figures.save_gif(frames, path)
-            print(f"wrote {path}")
+        print("no picture: it shows attention, and a CNN has none")
+        return
+    if args.no_gif and args.no_image:
+        return
+    caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    frames = attention_frames(network.model, inputs, pixels, probabilities, network.classes, caption)
+    if not args.no_gif:
+        path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
+        figures.save_gif(frames, path)
+        print(f"wrote {path}")
     if not args.no_image:
-        figures.show(picture, caption)
+        figures.show(frames[-1], caption)
 
 
 def attention_frames(model, inputs, pixels, probabilities, classes, caption):

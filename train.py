@@ -372,8 +372,9 @@ class Trainer:
             if time.perf_counter() - shown > 0.5 or seen == self.images_per_epoch():
                 mean_loss = loss_sum.item() / seen
                 self.check_loss(mean_loss, epoch, step, learning_rate)
+                accuracy = 100 * correct.item() / seen
                 bar.set_postfix_str(
-                    f"loss {mean_loss:.3f}, acc {100 * correct.item() / seen:.1f} %, lr {learning_rate:.1e}"
+                    f"loss {mean_loss:.3f}, acc {accuracy:.1f} %, lr {learning_rate:.1e}", refresh=False
                 )
                 shown = time.perf_counter()
         synchronize(self.device)
