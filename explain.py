@@ -1,25 +1,31 @@
-"""Why it decided: the attention of a Vision Transformer, layer by layer, and what flows through it.
+"""Why it decided: attention, rollout, gradient rollout and Grad-CAM.
 
-    maps = attention_maps(model, images)          # (depth, B, heads, N, N)
-    attention_to_patches(maps, "token")           # (depth, B, grid, grid): what each layer looks at
-    attention_rollout(maps)                       # (B, grid, grid): what reaches the output through all layers
+    maps = attention_maps(model, images)             # (depth, B, heads, N, N): every layer and head of a ViT
+    attention_to_patches(maps, "token")              # (depth, B, grid, grid): what each layer looks at
+    attention_rollout(maps)                          # (B, grid, grid): what reaches the output through all layers
+    gradient_rollout(model, images, targets)         # (B, grid, grid): the same, for one class
+    grad_cam(model, images, targets)                 # (B, h, w): for one class, of a CNN or a ViT
 
-Maps are raw relevance; scaling them is the picture's business.
+Images are normalised floats (B, 3, H, W) on any device; `targets`, int64 (B,), are the classes to explain, by default
+those predicted. Maps are raw relevance in float32, whatever the precision of the training; scaling them is the
+picture's business. A network is left as it was found: its mode, its gradients, and without hooks.
 """
 
+import contextlib
 import math
 
 import torch
 
 from evaluate import evaluating
+from model import SimpleCNN
 
 
 @torch.no_grad()
 def attention_maps(model, images):
-    """Attention weights of every layer and head of a ViT for normalised images (B, 3, H, W).
+    """Attention weights of every layer and head of a ViT.
 
     Returns:
-        float32 (depth, B, heads, N, N); row i is where token i looks, and sums to 1. Token 0 is the class token.
+        (depth, B, heads, N, N); row i is where token i looks, and sums to 1. Token 0 is the class token.
     """
     with evaluating(model), torch.autocast(images.device.type, enabled=False):
         _, attentions = model.forward_with_attention(images.float())
@@ -41,8 +47,10 @@ def attention_to_patches(maps, global_pool="token"):
 def attention_rollout(maps, head_fusion="mean", discard_ratio=0.0, global_pool="token"):
     """Attention rollout (Abnar and Zuidema, 2020): attention multiplied through the layers, residuals counted half.
 
+    It says what reaches the output, not what speaks for a class.
+
     Args:
-        maps: (depth, B, heads, N, N); the first layers alone give the rollout up to there.
+        maps: (depth, B, heads, N, N).
         head_fusion: "mean", "max" or "min" over the heads.
         discard_ratio: share of each image's weights, the smallest, that is dropped; attention to the class token
             never is.
@@ -51,14 +59,88 @@ def attention_rollout(maps, head_fusion="mean", discard_ratio=0.0, global_pool="
     Returns:
         (B, grid, grid).
     """
+    return rollout_by_layer(maps, head_fusion, discard_ratio, global_pool)[-1]
+
+
+def rollout_by_layer(maps, head_fusion="mean", discard_ratio=0.0, global_pool="token"):
+    """`attention_rollout` from the input up to every layer: (depth, B, grid, grid)."""
     fuse = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[head_fusion]
     identity = torch.eye(maps.shape[-1], device=maps.device)
-    rollout = identity.expand(maps.shape[1], -1, -1)
-    for layer in maps:
-        fused = _discard(fuse(layer, dim=1), discard_ratio)
-        mixed = 0.5 * fused + 0.5 * identity
-        rollout = mixed / mixed.sum(dim=-1, keepdim=True) @ rollout
-    return _to_grid(rollout, global_pool)
+    rollout, by_layer = identity, []
+    with torch.autocast(maps.device.type, enabled=False):
+        for layer in maps:
+            mixed = 0.5 * _discard(fuse(layer, dim=1), discard_ratio) + 0.5 * identity
+            rollout = mixed / mixed.sum(dim=-1, keepdim=True) @ rollout
+            by_layer.append(_to_grid(rollout, global_pool))
+    return torch.stack(by_layer)
+
+
+def gradient_rollout(model, images, targets=None):
+    """Gradient rollout of a ViT (Chefer et al., 2021, "Generic Attention-model Explainability", self-attention).
+
+    Through the layers R <- R + mean over heads of (dA * A)+ R, from R = 1, where A is a layer's attention and dA the
+    gradient of the target's logit by it: attention counts where more of it would raise the logit.
+
+    Returns:
+        (B, grid, grid), of what the head reads: the class token, or under "avg" the mean of the patches.
+    """
+    return gradient_rollout_by_layer(model, images, targets)[-1]
+
+
+def gradient_rollout_by_layer(model, images, targets=None):
+    """`gradient_rollout` from the input up to every layer: (depth, B, grid, grid)."""
+    with _differentiable(model, images) as inputs:
+        logits, attentions = model.forward_with_attention(inputs)
+        gradients = torch.autograd.grad(_target_logits(logits, targets), attentions)
+        relevance, by_layer = torch.eye(attentions[0].shape[-1], device=images.device), []
+        for weights, gradient in zip(attentions, gradients, strict=True):
+            relevance = relevance + (gradient * weights.detach()).relu().mean(dim=1) @ relevance
+            by_layer.append(_to_grid(relevance, model.global_pool))
+    return torch.stack(by_layer)
+
+
+def grad_cam(model, images, targets=None, layer=None):
+    """Grad-CAM (Selvaraju et al., 2017): a layer's channels, weighted by how much each raises the target's logit.
+
+    Args:
+        layer: the module whose output is explained, (B, C, h, w) or tokens (B, N, C); by default the CNN's last
+            convolution or the first norm of the ViT's last block.
+
+    Returns:
+        (B, h, w), never negative; 0 everywhere if nothing speaks for the class. The ViT's class token is left out.
+    """
+    if layer is None:
+        layer = model.features[-1][0] if isinstance(model, SimpleCNN) else model.blocks[-1].norm1
+    outputs = []
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        with _differentiable(model, images) as inputs:
+            logits = model(inputs)
+            (gradient,) = torch.autograd.grad(_target_logits(logits, targets), outputs)
+    finally:
+        hook.remove()
+    activation = outputs[0].detach()
+    if activation.ndim == 3:  # tokens
+        side = math.isqrt(activation.shape[1] - model.num_prefix_tokens)
+        activation, gradient = (
+            tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (side, side))
+            for tokens in (activation, gradient)
+        )
+    return (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1).relu()
+
+
+@contextlib.contextmanager
+def _differentiable(model, images):
+    """Inputs through which gradients flow in float32, in evaluation mode, even where they are switched off outside."""
+    no_autocast = torch.autocast(images.device.type, enabled=False)
+    with evaluating(model), no_autocast, torch.inference_mode(False), torch.enable_grad():
+        yield images.detach().clone().float().requires_grad_()
+
+
+def _target_logits(logits, targets):
+    """The sum of each image's target logit; the images do not see each other, so its gradient is each one's own."""
+    targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device)
+    return logits.gather(1, targets[:, None]).sum()
 
 
 def _discard(fused, ratio):

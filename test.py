@@ -20,7 +20,7 @@ import checkpoint
 import dataset
 import figures
 from evaluate import class_scores, confusion_matrix, predict, scores
-from explain import attention_maps, attention_rollout, attention_to_patches
+from explain import attention_maps, attention_to_patches, rollout_by_layer
 from model import VisionTransformer
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
@@ -199,11 +199,9 @@ def classify(network, image, name, label, args):
 def attention_frames(model, inputs, pixels, probabilities, classes, caption):
     """The GIF's frames for one image: each layer's attention beside the rollout up to it."""
     maps = attention_maps(model, inputs)
-    attention = attention_to_patches(maps, model.global_pool)[:, 0]
-    rollout = [attention_rollout(maps[: layer + 1], global_pool=model.global_pool)[0] for layer in range(len(maps))]
-    return figures.attention_frames(
-        pixels, attention.cpu().numpy(), torch.stack(rollout).cpu().numpy(), probabilities.numpy(), classes, caption
-    )
+    attention = attention_to_patches(maps, model.global_pool)[:, 0].cpu().numpy()
+    rollout = rollout_by_layer(maps, global_pool=model.global_pool)[:, 0].cpu().numpy()
+    return figures.attention_frames(pixels, attention, rollout, probabilities.numpy(), classes, caption)
 
 
 @command

@@ -1,11 +1,15 @@
-"""Attention and rollout against plain loops in float64."""
+"""Every method against plain loops in float64, on timm's network with the same weights, or against `grad-cam`."""
 
 import numpy as np
 import pytest
+import timm
 import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from explain import attention_maps, attention_rollout, attention_to_patches
-from model import VisionTransformer
+from explain import attention_maps, attention_rollout, attention_to_patches, grad_cam, gradient_rollout
+from model import build_model
 
 
 @pytest.fixture
@@ -51,10 +55,127 @@ def test_attention_to_patches_reads_the_row_that_the_head_reads(maps):
     np.testing.assert_allclose(over_patches.numpy(), maps[2, 1].mean(0)[1:, 1:].mean(0).reshape(3, 3), atol=1e-6)
 
 
-def test_attention_maps_leave_the_network_as_it_was():
-    model = VisionTransformer(patch_size=8, embed_dim=24, depth=3, num_heads=2, drop_rate=0.5).train()
-    maps = attention_maps(model, torch.randn(2, 3, 32, 32))
-    assert maps.shape == (3, 2, 2, 17, 17)
-    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 2, 2, 17))
+# Methods with gradients, on networks whose every weight is drawn, so that nothing is zero by design
+
+
+def random_model(kind, **changes):
+    arguments = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, **changes} if kind == "vit" else {}
+    model = build_model({"model": kind, "num_classes": 5, **arguments})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def timm_attentions(model, image, target):
+    """Attention and its gradient in every layer of timm's network with the same weights, in float64."""
+    theirs = timm.models.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5, global_pool=model.global_pool
+    )
+    theirs.load_state_dict(model.state_dict())
+    theirs.double().eval()
+    seen = []
+    for block in theirs.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    logits = theirs(image.double()[None])[0]
+    gradients = torch.autograd.grad(logits[target], seen)
+    return [
+        (weights[0].detach().numpy(), gradient[0].numpy()) for weights, gradient in zip(seen, gradients, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+def test_gradient_rollout_is_the_slow_one_on_timms_network(global_pool):
+    model = random_model("vit", global_pool=global_pool)
+    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
+    ours = gradient_rollout(model, images, targets)
+    for image in range(2):
+        relevance = np.eye(17)
+        for weights, gradient in timm_attentions(model, images[image], targets[image]):
+            step = np.zeros((17, 17))
+            for i in range(17):
+                for j in range(17):
+                    step[i, j] = np.mean([max(0.0, gradient[h, i, j] * weights[h, i, j]) for h in range(2)])
+            relevance = relevance + step @ relevance
+        row = relevance[0, 1:] if global_pool == "token" else relevance[1:, 1:].mean(axis=0)
+        assert row.max() > 1e-3
+        np.testing.assert_allclose(ours[image].numpy(), row.reshape(4, 4), atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_rollout_depends_on_the_class_and_not_on_the_order_of_heads():
+    model = random_model("vit")
+    images = torch.randn(2, 3, 32, 32)
+    one, other = (gradient_rollout(model, images, torch.tensor([target] * 2)) for target in (0, 1))
+    assert (one - other).abs().max() > 0.1 * one.max()
+    predicted = model(images).argmax(1)
+    torch.testing.assert_close(gradient_rollout(model, images), gradient_rollout(model, images, predicted))
+    before = gradient_rollout(model, images)
+    with torch.no_grad():
+        for block in model.blocks:  # heads 0 and 1 change places
+            qkv, proj = block.attn.qkv, block.attn.proj
+            for values in (qkv.weight, qkv.bias):
+                values.copy_(values.unflatten(0, (3, 2, 12)).flip(1).flatten(0, 2))
+            proj.weight.copy_(proj.weight.unflatten(1, (2, 12)).flip(1).flatten(1))
+    torch.testing.assert_close(gradient_rollout(model, images), before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_grad_cam_is_the_packages(kind):
+    model = random_model(kind)
+    images, targets = torch.randn(4, 3, 32, 32), [0, 1, 2, 3]
+    if kind == "cnn":
+        layer, reshape = model.features[-1][0], None
+    else:
+        layer, reshape = model.blocks[-1].norm1, lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+    ours = grad_cam(model, images, torch.tensor(targets))
+    assert ours.shape == (4, 4, 4)
+    with GradCAM(model=model, target_layers=[layer], reshape_transform=reshape) as theirs:
+        expected = theirs(input_tensor=images, targets=[ClassifierOutputTarget(target) for target in targets])
+    assert expected.max() > 0.9
+    enlarged = scale_cam_image(
+        scale_cam_image(ours.numpy(), (32, 32))
+    )  # as the package does, once a layer, once in all
+    np.testing.assert_allclose(enlarged, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "explain"),
+    [("vit", attention_maps), ("vit", gradient_rollout), ("vit", grad_cam), ("cnn", grad_cam)],
+)
+def test_a_network_is_left_as_it_was(kind, explain):
+    model = random_model(kind).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.inference_mode():
+        images = torch.randn(2, 3, 32, 32)
+        first = explain(model, images)
+    assert torch.equal(first, explain(model, images))
     assert model.training
+    assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(not module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def explain_in_every_way(model, images):
+    maps = attention_maps(model, images)
+    return [maps, attention_rollout(maps), gradient_rollout(model, images), grad_cam(model, images)]
+
+
+def test_explanations_are_float32_also_under_autocast():
+    model, images = random_model("vit"), torch.randn(2, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = explain_in_every_way(model, images)
+    outside = explain_in_every_way(model, images)
+    for one, other in zip(inside, outside, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
+def test_attention_maps_are_the_networks():
+    model = random_model("vit")
+    image = torch.randn(1, 3, 32, 32)
+    maps = attention_maps(model, image)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 1, 2, 17))
+    theirs = np.stack([weights for weights, _ in timm_attentions(model, image[0], 0)])
+    np.testing.assert_allclose(maps[:, 0].numpy(), theirs, atol=1e-5)
