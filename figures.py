@@ -5,13 +5,15 @@ Colours tell apart for colour-blind eyes too: lines are Okabe and Ito's, maps ar
 
 import os
 import sys
+from typing import NamedTuple
 
 import imageio.v3 as iio
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from PIL import Image
 
 from runtime import replacing
 
@@ -89,92 +91,234 @@ def save_confusion_matrix(matrix, classes, path, title=""):
     save_figure(figure, path)
 
 
-def attention_frames(image, attention, rollout, probabilities, classes, caption):
-    """The frames of one image's way through the layers, a frame a layer.
+# Explanations
+#
+# Maps are shown as multiples of their kind's largest value over all frames, on one scale: a patch that is twice as
+# bright in a later frame did become more relevant. The scale is a square root's, or a few patches would hide the rest.
+
+SCALE_LABEL = "relevance (% of the largest in any {frame})"
+RELEVANCE = PowerNorm(0.5, vmin=0, vmax=100)
+
+
+class Kind(NamedTuple):
+    """A kind of relevance: its name, which layers it spans ("of layer", "up to layer"), and what it means."""
+
+    name: str
+    span: str
+    meaning: str
+
+
+def attention_frames(image, maps, heads, probabilities, classes, caption):
+    """One image's way through the layers of a ViT, a frame a layer.
 
     Args:
         image: uint8 (H, W, 3), as the network saw it.
-        attention: (depth, grid, grid), what each layer pays attention to.
-        rollout: (depth, grid, grid), attention rollout from the input up to each layer.
+        maps: `Kind`s of relevance and their values, (depth, grid, grid) each.
+        heads: (depth, heads, grid, grid), the attention of every head.
         probabilities: (C,), the network's, summing to 1.
         classes: names (C,).
         caption: line above the panels.
 
     Returns:
-        uint8 (depth, height, width, 3), 960 pixels wide. Maps are shown in multiples of their mean, so that 1 is the
-        average patch, each kind on one scale for all frames.
+        uint8 (depth, height, 960, 3).
     """
-    maps = [np.asarray(values) / np.mean(values, axis=(1, 2), keepdims=True) for values in (attention, rollout)]
-    figure = Figure(figsize=(9.6, 3.3), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    panels = [figure.add_axes((left, 0.2, 0.23, 0.23 * 9.6 / 3.3)) for left in (0.015, 0.265, 0.515)]
-    panels[0].imshow(image, interpolation="nearest")
-    panels[0].set_axis_off()
-    panels[0].set_title("input", fontsize=10)
-    figure.text(
-        0.13,
-        0.13,
-        f"{image.shape[1]} × {image.shape[0]} pixels, as the\nnetwork sees it",
-        ha="center",
-        va="top",
-        fontsize=9,
-    )
-    pictures = [_draw_relevance(panel, image, values) for panel, values in zip(panels[1:], maps, strict=True)]
-    _draw_probabilities(figure.add_axes((0.785, 0.2, 0.195, 0.67)), probabilities, classes)
-    depth, frames = len(attention), []
+    depth, num_heads = heads.shape[:2]
+    side = min(104, 936 // num_heads - 8)
+    canvas = _Canvas(height=326 + side)
+    canvas.show_input(image, (12, 58, 176))
+    panels = [
+        (kind, _relative(values), canvas.add_map(image, (200 + 188 * place, 58, 176)))
+        for place, (kind, values) in enumerate(maps.items())
+    ]
+    canvas.add_scale((200, 246, 188 * len(maps) - 12), "layer")
+    canvas.show_probabilities((788, 52, 156, 190), probabilities, classes)
+    head_maps = _relative(heads)
+    thumbnails = [canvas.add_map(image, (12 + (side + 8) * head, 312, side)) for head in range(num_heads)]
+    legend_left = 24 + (side + 8) * num_heads
+    if legend_left < 500:
+        canvas.write(legend_left, 312, [f"{kind.name}: {kind.meaning}" for kind in maps])
+    frames = []
     for layer in range(depth):
-        for picture, values in zip(pictures, maps, strict=True):
-            picture.set_data(values[layer])
-        panels[1].set_title(f"attention of layer {layer + 1}", fontsize=10)
-        panels[2].set_title(f"rollout, layers 1 to {layer + 1}" if layer else "rollout, layer 1", fontsize=10)
-        figure.suptitle(f"{caption}   ·   layer {layer + 1} of {depth}", fontsize=12, y=0.985)
-        canvas.draw()
-        frames.append(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        for kind, values, panel in panels:
+            panel.fill(values[layer], f"{kind.name} {kind.span} {layer + 1}")
+        for head, panel in enumerate(thumbnails):
+            panel.fill(head_maps[layer, head], f"head {head + 1}" if side > 40 else str(head + 1))
+        canvas.set_caption(f"{caption}   ·   layer {layer + 1} of {depth}")
+        frames.append(canvas.draw())
     return np.stack(frames)
 
 
-def _draw_relevance(axis, image, values):
-    """A map over the greyed image, patch by patch, with its scale; the values are filled in for each frame."""
-    height, width = image.shape[:2]
-    axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.set_axis_off()
-    picture = axis.imshow(
-        values[0],
-        cmap=COLORMAP,
-        norm=Normalize(0, max(2.0, np.percentile(values, 98))),  # a few bright patches shall not hide the rest
-        alpha=0.6,
-        interpolation="nearest",
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-    )
-    left, bottom, panel_width, _ = axis.get_position().bounds
-    scale = axis.figure.add_axes((left, bottom - 0.065, panel_width, 0.035))
-    bar = axis.figure.colorbar(picture, cax=scale, orientation="horizontal", extend="max")
-    bar.set_label("relevance (1 = average patch)", fontsize=9, labelpad=1)
-    bar.ax.tick_params(labelsize=8, pad=1)
-    return picture
+def class_frames(image, maps, chosen, probabilities, classes, caption):
+    """What speaks for each of some classes, a frame a class.
+
+    Args:
+        image: uint8 (H, W, 3), as the network saw it.
+        maps: (K, h, w), relevance for each of the classes `chosen`, (K,) indices.
+        probabilities, classes, caption: as in `attention_frames`.
+
+    Returns:
+        uint8 (K, height, 960, 3).
+    """
+    canvas = _Canvas(height=400)
+    canvas.show_input(image, (12, 58, 280))
+    panel = canvas.add_map(image, (312, 58, 280))
+    canvas.add_scale((312, 350, 280), "frame")
+    frames = []
+    for index, values in zip(chosen, _relative(maps), strict=True):
+        panel.fill(values, f"Grad-CAM: what speaks for {classes[index]}")
+        canvas.show_probabilities((632, 52, 308, 290), probabilities, classes, marked=index)
+        canvas.set_caption(caption)
+        frames.append(canvas.draw())
+    return np.stack(frames)
 
 
-def _draw_probabilities(axis, probabilities, classes, count=5):
-    """The likeliest classes as bars under their names, the likeliest on top."""
-    probabilities = np.asarray(probabilities)
-    top = np.argsort(-probabilities, kind="stable")[:count]
-    places = -np.arange(len(top))
-    colors = [COLORS["train"]] + [GREY] * (len(top) - 1)
-    axis.barh(places - 0.15, 100 * probabilities[top], height=0.3, color=colors)
-    for place, index in zip(places, top, strict=True):
-        axis.text(0, place + 0.08, classes[index], va="bottom", fontsize=9)
-        axis.text(100, place + 0.08, f"{100 * probabilities[index]:.1f} %", va="bottom", ha="right", fontsize=9)
-    axis.set(xlim=(0, 100), ylim=(-len(top) + 0.6, 0.6), yticks=[], xticks=(0, 50, 100))
-    axis.set_xlabel("probability (%)", fontsize=9, labelpad=1)
-    axis.tick_params(labelsize=8, pad=1)
-    axis.spines[["top", "right"]].set_visible(False)
+def save_relevance_grid(path, image, rows, columns, caption):
+    """A still of the same: a row a kind of relevance, a column a layer or a class, beside the input.
+
+    Args:
+        rows: names of the kinds and values, (K, h, w) each.
+        columns: names (K,).
+    """
+    shown = np.unique(np.linspace(0, len(columns) - 1, min(8, len(columns))).round().astype(int))
+    width, height = 1.3 * (len(shown) + 1), 1.35 * len(rows) + 1.1
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
+    for row, (name, values) in zip(axes, rows.items(), strict=True):
+        row[0].imshow(image, interpolation="nearest")
+        row[0].set_ylabel(name, fontsize=9)
+        row[0].set(xticks=[], yticks=[])
+        relative = _relative(values)
+        for axis, index in zip(row[1:], shown, strict=True):
+            _Panel(axis, image).fill(relative[index], "")
+    axes[0, 0].set_title("input", fontsize=9)
+    for axis, index in zip(axes[0, 1:], shown, strict=True):
+        axis.set_title(columns[index], fontsize=9)
+    bar = figure.colorbar(_scale_colors(), ax=axes, location="bottom", shrink=0.6, aspect=50, ticks=(0, 5, 25, 50, 100))
+    bar.set_label(SCALE_LABEL.format(frame="column of the row"), fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    figure.suptitle(caption, fontsize=10)
+    save_figure(figure, path, dpi=120)
+
+
+def _relative(values):
+    """Percent of the largest value; 0 where nothing is positive."""
+    values = np.asarray(values, dtype=np.float64).clip(min=0)
+    return 100 * values / max(values.max(), np.finfo(np.float64).tiny)
+
+
+def _scale_colors():
+    return matplotlib.cm.ScalarMappable(RELEVANCE, COLORMAP)
+
+
+class _Panel:
+    """A relevance map over the greyed image, patch by patch, that each frame fills anew."""
+
+    def __init__(self, axis, image):
+        height, width = image.shape[:2]
+        axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_axis_off()
+        self.picture = axis.imshow(
+            np.zeros((1, 1)),
+            cmap=COLORMAP,
+            norm=RELEVANCE,
+            alpha=0.6,
+            interpolation="nearest",
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )
+        self.axis = axis
+        self.note = axis.text(
+            0.5, 0.5, "", transform=axis.transAxes, ha="center", va="center", fontsize=8, color="white"
+        )
+
+    def fill(self, values, title):
+        """Show values in percent; without any above 0, say so."""
+        self.picture.set_data(values)
+        self.note.set_text("" if values.max() > 0 else "no positive\nevidence")
+        self.axis.set_title(title, fontsize=9, pad=4)
+
+
+class _Canvas:
+    """A picture 960 pixels wide whose parts are placed in pixels from its top left corner."""
+
+    WIDTH = 960
+
+    def __init__(self, height):
+        self.height = height
+        self.figure = Figure(figsize=(self.WIDTH / 100, height / 100), dpi=100)
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.bars = None
+
+    def place(self, left, top, width, height):
+        bottom = self.height - top - height
+        return self.figure.add_axes((left / self.WIDTH, bottom / self.height, width / self.WIDTH, height / self.height))
+
+    def show_input(self, image, place):
+        left, top, side = place
+        axis = self.place(left, top, side, side)
+        axis.imshow(image, interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title("input", fontsize=9, pad=4)
+        size = f"{image.shape[1]} × {image.shape[0]} pixels, as the network sees it"
+        axis.text(0.5, -0.04, size, transform=axis.transAxes, ha="center", va="top", fontsize=7.5)
+
+    def add_map(self, image, place):
+        left, top, side = place
+        return _Panel(self.place(left, top, side, side), image)
+
+    def add_scale(self, place, frame):
+        left, top, width = place
+        axis = self.place(left, top, width, 9)
+        bar = self.figure.colorbar(
+            _scale_colors(), cax=axis, orientation="horizontal", ticks=(0, 1, 5, 10, 25, 50, 100)
+        )
+        bar.set_label(SCALE_LABEL.format(frame=frame), fontsize=8, labelpad=1)
+        bar.ax.tick_params(labelsize=8, pad=1)
+
+    def show_probabilities(self, place, probabilities, classes, marked=None, count=5):
+        """The likeliest classes as bars under their names, the likeliest on top, one of them marked by its colour."""
+        if self.bars:
+            self.bars.remove()
+        self.bars = axis = self.place(*place)
+        top = np.argsort(-np.asarray(probabilities), kind="stable")[:count]
+        marked = top[0] if marked is None else marked
+        for place_, index in enumerate(top):
+            percent = 100 * probabilities[index]
+            axis.barh(-place_ - 0.15, percent, height=0.3, color=COLORS["train"] if index == marked else GREY)
+            weight = "bold" if index == marked else "normal"
+            axis.text(0, 0.08 - place_, classes[index], va="bottom", fontsize=9, weight=weight)
+            axis.text(100, 0.08 - place_, f"{percent:.1f} %", va="bottom", ha="right", fontsize=9, weight=weight)
+        axis.set(xlim=(0, 100), ylim=(0.6 - len(top), 0.6), yticks=[], xticks=(0, 50, 100))
+        axis.set_xlabel("probability (%)", fontsize=8, labelpad=1)
+        axis.tick_params(labelsize=8, pad=1)
+        axis.spines[["top", "right"]].set_visible(False)
+
+    def write(self, left, top, lines):
+        """Lines of text, the first one's top at `top`."""
+        text = "\n".join(lines)
+        place = (left / self.WIDTH, 1 - top / self.height)
+        self.figure.text(*place, text, va="top", fontsize=8.5, linespacing=1.7, color=GREY)
+
+    def set_caption(self, caption):
+        self.figure.suptitle(caption, fontsize=11, y=1 - 8 / self.height)
+
+    def draw(self):
+        """The picture as it is: uint8 (height, 960, 3)."""
+        self.canvas.draw()
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_gif(frames, path, seconds=0.5, last_seconds=2.5):
-    """Write frames, uint8 (N, H, W, 3), as an endless GIF whose last frame is held."""
+    """Write frames, uint8 (N, H, W, 3), as an endless GIF whose last frame is held.
+
+    A GIF has 256 colours a frame. Pillow's maximum coverage chooses them to be far apart, so that the few pixels of a
+    colour scale keep theirs beside the many of a photograph.
+    """
+    few_colors = [
+        np.asarray(Image.fromarray(frame).quantize(256, Image.Quantize.MAXCOVERAGE).convert("RGB")) for frame in frames
+    ]
     milliseconds = [1000 * seconds] * (len(frames) - 1) + [1000 * last_seconds]
     with replacing(path) as partial:
-        iio.imwrite(partial, frames, plugin="pillow", extension=".gif", duration=milliseconds, loop=0)
+        iio.imwrite(partial, few_colors, plugin="pillow", extension=".gif", duration=milliseconds, loop=0)
 
 
 def show(picture, title):

@@ -5,8 +5,9 @@
     python test.py --mode custom --image_path img.png            # the same for an image file of any kind or size
 
 The architecture comes from the checkpoint: --model_path takes a run's folder, or a checkpoint in it. The full test
-writes test_results.json and confusion_matrix.png under output/RUN/; the other two write a GIF of a Vision
-Transformer's way through its layers under attention_map_gif/ and, where there is a display, show it in a window.
+writes test_results.json and confusion_matrix.png under output/RUN/. The other two write a GIF and a still under
+attention_map_gif/, of a Vision Transformer's way through its layers or a CNN's Grad-CAM for its likeliest classes, and
+show it in a window where there is a display.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import checkpoint
 import dataset
 import figures
 from evaluate import class_scores, confusion_matrix, predict, scores
-from explain import attention_maps, attention_to_patches, rollout_by_layer
+from explain import attention_maps, attention_to_patches, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from model import VisionTransformer
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
@@ -180,28 +181,56 @@ def classify(network, image, name, label, args):
     print(label)
     for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         print(f"{100 * probability:6.2f} %  {network.classes[index]}")
-    if not isinstance(network.model, VisionTransformer):
-        print("no picture: it shows attention, and a CNN has none")
-        return
     if args.no_gif and args.no_image:
         return
     caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
     pixels = image.permute(1, 2, 0).cpu().numpy()
-    frames = attention_frames(network.model, inputs, pixels, probabilities, network.classes, caption)
+    picture = vit_picture if isinstance(network.model, VisionTransformer) else cnn_picture
+    frames, save_still = picture(network, inputs, pixels, probabilities, top.indices, caption)
     if not args.no_gif:
         path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
         figures.save_gif(frames, path)
-        print(f"wrote {path}")
+        save_still(path.with_suffix(".png"))
+        print(f"wrote {path} and {path.with_suffix('.png')}")
     if not args.no_image:
         figures.show(frames[-1], caption)
 
 
-def attention_frames(model, inputs, pixels, probabilities, classes, caption):
-    """The GIF's frames for one image: each layer's attention beside the rollout up to it."""
+def vit_picture(network, inputs, pixels, probabilities, top, caption):
+    """The GIF's frames for one image through a ViT, a frame a layer, and what saves a still of them."""
+    model, classes = network.model, network.classes
     maps = attention_maps(model, inputs)
-    attention = attention_to_patches(maps, model.global_pool)[:, 0].cpu().numpy()
-    rollout = rollout_by_layer(maps, global_pool=model.global_pool)[:, 0].cpu().numpy()
-    return figures.attention_frames(pixels, attention, rollout, probabilities.numpy(), classes, caption)
+    reader = "the class token" if model.global_pool == "token" else "the mean patch"
+    gradients = f"gradient rollout, {classes[top[0]]}"
+    kinds = {
+        figures.Kind("attention", "of layer", f"where {reader} looks in this layer, mean of its heads"): (
+            attention_to_patches(maps, model.global_pool)
+        ),
+        figures.Kind("rollout", "up to layer", f"what has reached {reader} so far; it knows no class"): (
+            rollout_by_layer(maps, global_pool=model.global_pool)
+        ),
+        figures.Kind(gradients, "up to", "what has reached it and speaks for this class"): (
+            gradient_rollout_by_layer(model, inputs)
+        ),
+    }
+    kinds = {kind: values[:, 0].cpu().numpy() for kind, values in kinds.items()}
+    heads = attention_to_patches(maps.unsqueeze(3), model.global_pool)[:, 0].cpu().numpy()
+    frames = figures.attention_frames(pixels, kinds, heads, probabilities.numpy(), classes, caption)
+    rows = {kind.name.replace(", ", "\n"): values for kind, values in kinds.items()}
+    layers = [f"layer {layer + 1}" for layer in range(len(maps))]
+    return frames, lambda path: figures.save_relevance_grid(path, pixels, rows, layers, caption)
+
+
+def cnn_picture(network, inputs, pixels, probabilities, top, caption):
+    """The same for a CNN: Grad-CAM for its likeliest classes in turn, the likeliest last."""
+    targets = top.flip(0).to(network.device)
+    maps = grad_cam(network.model, inputs.expand(len(targets), -1, -1, -1), targets).cpu().numpy()
+    chosen = targets.tolist()
+    frames = figures.class_frames(pixels, maps, chosen, probabilities.numpy(), network.classes, caption)
+    names = [network.classes[index] for index in chosen]
+    return frames, lambda path: figures.save_relevance_grid(
+        path, pixels, {"Grad-CAM": maps[::-1]}, names[::-1], caption
+    )
 
 
 @command

@@ -198,20 +198,30 @@ def test_one_image_of_the_test_set_gives_classes_and_a_frame_a_layer(runs, monke
     frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(gif)]
     assert len(frames) == 3
     assert frames[0].shape[1] == 960
+    assert (runs / "attention_map_gif" / "shapes-index-5.png").exists()
     assert all(abs(one - other).max() > 50 for one, other in itertools.pairwise(frames))
     assert gif.info["duration"] == 2500
 
 
-@pytest.mark.parametrize("run", ["vit", "cnn"])
-def test_a_photograph_is_classified(runs, run, monkeypatch, capsys):
+@pytest.mark.parametrize(("run", "frames"), [("vit", 3), ("cnn", 5)])
+def test_a_photograph_is_classified_and_explained(runs, run, frames, monkeypatch, capsys):
     image = ROOT / "examples" / "cat.png"
     gif = runs / run / "cat.gif"
     run_test(runs, f"--model_path model/{run}/best.pt --mode custom --image_path {image} --gif_path {gif}", monkeypatch)
     printed = capsys.readouterr().out
     shares = [float(share) for share in re.findall(r"^ *([\d.]+) %  \w", printed, re.MULTILINE)]
     assert shares == sorted(shares, reverse=True)
-    assert gif.exists() == (run == "vit")
-    assert ("no picture" in printed) == (run == "cnn")
+    assert Image.open(gif).n_frames == frames
+    assert gif.stat().st_size < 1_500_000
+    assert Image.open(gif.with_suffix(".png")).width > 500
+
+
+def test_gif_and_window_can_be_left_out(runs, monkeypatch, capsys):
+    image = ROOT / "examples" / "cat.png"
+    before = sorted(runs.rglob("*"))
+    run_test(runs, f"--model_path model/vit --mode custom --image_path {image} --no_gif --no_image", monkeypatch)
+    assert "image: cat.png" in capsys.readouterr().out
+    assert sorted(runs.rglob("*")) == before
 
 
 def test_an_exported_test_image_is_classified_like_the_original(runs, monkeypatch, capsys):
