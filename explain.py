@@ -139,7 +139,9 @@ def _differentiable(model, images):
 
 def _target_logits(logits, targets):
     """The sum of each image's target logit; the images do not see each other, so its gradient is each one's own."""
-    targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device)
+    targets = (
+        logits.argmax(dim=1) if targets is None else targets.to(logits.device).clone()
+    )  # may come from inference mode
     return logits.gather(1, targets[:, None]).sum()
 
 

@@ -19,6 +19,7 @@ from runtime import replacing
 
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 NAMES = {"train": "training", "val": "validation", "test": "test"}
+METHOD_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00")
 GREY = "#555555"
 COLORMAP = "viridis"
 
@@ -198,6 +199,49 @@ def save_relevance_grid(path, image, rows, columns, caption):
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(caption, fontsize=10)
     save_figure(figure, path, dpi=120)
+
+
+def save_faithfulness(path, fractions, curves, correlations, stages, title):
+    """Curves of removing and restoring patches, and what is left of the maps of a network that forgets.
+
+    Args:
+        fractions: (K,), shares of the patches.
+        curves: {(method, fill, kind): (K,)}, mean probability of the predicted class.
+        correlations: {method: (1 + stages,)}, rank correlation with the trained network's maps.
+        stages: names of the parts that were randomised, in turn.
+    """
+    methods = list(dict.fromkeys(method for method, _, _ in curves))
+    styles = {
+        method: {
+            "color": METHOD_COLORS[place % len(METHOD_COLORS)],
+            "linestyle": "-" if method in correlations else "--",
+        }
+        for place, method in enumerate(methods)
+    }
+    panels = list(dict.fromkeys((fill, kind) for _, fill, kind in curves))
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1.1))
+    for place, (fill, kind) in enumerate(panels):
+        axis = figure.add_subplot(grid[place // 2, place % 2])
+        for method in methods:
+            axis.plot(100 * np.asarray(fractions), 100 * curves[method, fill, kind], label=method, **styles[method])
+        verb = "removed" if kind == "deletion" else "restored"
+        better = "lower" if kind == "deletion" else "higher"
+        axis.set_title(f"{kind}, removed is {fill}: {better} is better", fontsize=10)
+        axis.set(xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the class (%)", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    axis = figure.add_subplot(grid[:, 2])
+    for method, values in correlations.items():
+        axis.plot(range(len(values)), values, marker="o", label=method, **styles[method])
+    axis.set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right")
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    axis.set(xlabel="randomised down to", ylabel="rank correlation with the trained network's map", ylim=(-0.3, 1.05))
+    axis.set_title("maps of a network that forgets: should fall to 0", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.suptitle(title)
+    save_figure(figure, path)
 
 
 def _relative(values):

@@ -3,6 +3,7 @@
     python test.py --mode cifar                                  # accuracy, per-class scores, confusion matrix
     python test.py --mode cifar-single --index 5                 # classes of test image 5, and its attention GIF
     python test.py --mode custom --image_path img.png            # the same for an image file of any kind or size
+    python test.py --mode faithfulness --num_images 500          # how far its explanations can be trusted
 
 The architecture comes from the checkpoint: --model_path takes a run's folder, or a checkpoint in it. The full test
 writes test_results.json and confusion_matrix.png under output/RUN/. The other two write a GIF and a still under
@@ -10,15 +11,20 @@ attention_map_gif/, of a Vision Transformer's way through its layers or a CNN's 
 show it in a window where there is a display.
 """
 
+import csv
 import dataclasses
+import functools
 import json
 import textwrap
+import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import checkpoint
 import dataset
+import faithfulness
 import figures
 from evaluate import class_scores, confusion_matrix, predict, scores
 from explain import attention_maps, attention_to_patches, grad_cam, gradient_rollout_by_layer, rollout_by_layer
@@ -26,7 +32,7 @@ from model import VisionTransformer
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
 MODEL_PATH = "model/vit-layer12-32-cifar10"
-MODES = ("cifar", "cifar-single", "custom")
+MODES = ("cifar", "cifar-single", "custom", "faithfulness")
 
 
 def build_parser():
@@ -54,6 +60,9 @@ def build_parser():
     parser.add_argument(
         "--no_image", action="store_true", help="open no window; without a display none is opened anyway"
     )
+    parser.add_argument(
+        "--num_images", type=count, default=500, help="faithfulness: test images, alike from each class"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     parser.add_argument("--batch_size", type=count, default=1000, help="cifar: images at once")
     parser.add_argument(
@@ -69,6 +78,7 @@ class Network:
     name: str
     model: torch.nn.Module
     device: torch.device
+    config: dict
     dataset: str
     image_size: int
     classes: list
@@ -85,6 +95,7 @@ def load_network(model_path, device):
         folder.resolve().name,
         checkpoint.restore_model(saved, device, path),
         device,
+        saved["model_config"],
         saved["dataset"],
         saved["model_config"]["img_size"],
         saved["classes"],
@@ -112,7 +123,11 @@ def describe_checkpoint(saved):
 def load_test_images(network, args):
     """The data set's test images, to be normalised as the network's training images were."""
     test = dataset.load_test(
-        network.dataset, args.data_path, image_size=network.image_size, num_workers=args.num_workers
+        network.dataset,
+        args.data_path,
+        image_size=network.image_size,
+        num_images=args.num_images if args.mode == "faithfulness" else None,
+        num_workers=args.num_workers,
     )
     if list(test.classes) != network.classes:
         raise UserError(f"the classes in {args.data_path} are not those the network was trained for; check --data_path")
@@ -233,11 +248,64 @@ def cnn_picture(network, inputs, pixels, probabilities, top, caption):
     )
 
 
+def faithfulness_test(network, args):
+    """Measure how far each explanation can be trusted; print, and write faithfulness.csv and .png."""
+    test = load_test_images(network, args)
+    start = time.perf_counter()
+    progress = functools.partial(tqdm, desc="removing patches", disable=None)
+    curves = faithfulness.measure_removal(network.model, test, progress=progress)
+    few = test.subset(torch.arange(min(200, len(test))))
+    correlations = faithfulness.measure_randomization(network.model, network.config, few)
+    rows = faithfulness.summarize(curves)
+    print_faithfulness(rows, correlations, len(test), time.perf_counter() - start)
+    folder = Path(args.output_path) / network.name
+    with replacing(folder / "faithfulness.csv") as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    figures.save_faithfulness(
+        folder / "faithfulness.png",
+        faithfulness.FRACTIONS,
+        {key: values.mean(axis=0) for key, values in curves.items()},
+        correlations,
+        [name for name, _ in faithfulness.randomization_stages(network.model)],
+        f"{network.name}: how far to trust its explanations, {len(test)} test images",
+    )
+    print(f"wrote {folder / 'faithfulness.csv'} and {folder / 'faithfulness.png'}")
+
+
+def print_faithfulness(rows, correlations, images, seconds):
+    """The areas with their intervals, a line a method, and what the randomised network left of the maps."""
+    cells = {(row["method"], row["fill"], row["kind"]): row for row in rows}
+    columns = list(dict.fromkeys((row["fill"], row["kind"]) for row in rows))
+    print(f"\nmean probability of the predicted class along the curve, in %, with 95 % intervals ({images} images)")
+    print("deletion: lower is better; insertion: higher is better\n")
+    print(" " * 18 + "".join(f"{f'{kind}, {fill}':<22}" for fill, kind in columns) + "randomised")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        line = f"{method:<18}"
+        for column in columns:
+            row = cells[(method, *column)]
+            area, low, high = (100 * row[key] for key in ("area", "low", "high"))
+            line += f"{f'{area:5.1f} [{low:.1f}, {high:.1f}]':<22}"
+        print(line + (f"{correlations[method][-1]:+.2f}" if method in correlations else ""))
+    blind = [method for method in correlations if method in faithfulness.CLASS_BLIND]
+    print("\nrandomised: rank correlation with the map of a network whose weights are all random; near 0 is good")
+    if blind:
+        print(f"{' and '.join(blind)} are blind to the class: they show where the network looks, not what decides")
+    print(f"measured in {seconds:.0f} s\n")
+
+
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
     network = load_network(args.model_path, pick_device(args.device))
-    {"cifar": full_test, "cifar-single": single_test, "custom": custom_test}[args.mode](network, args)
+    modes = {
+        "cifar": full_test,
+        "cifar-single": single_test,
+        "custom": custom_test,
+        "faithfulness": faithfulness_test,
+    }
+    modes[args.mode](network, args)
 
 
 if __name__ == "__main__":

@@ -224,6 +224,19 @@ def test_gif_and_window_can_be_left_out(runs, monkeypatch, capsys):
     assert sorted(runs.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("run", "methods"), [("vit", 4), ("cnn", 1)])
+def test_faithfulness_is_measured_and_recorded(runs, run, methods, monkeypatch, capsys):
+    run_test(runs, f"--model_path model/{run} --mode faithfulness --num_images 10", monkeypatch)
+    with open(runs / "output" / run / "faithfulness.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == (methods + 3) * 4
+    assert all(float(row["low"]) <= float(row["area"]) <= float(row["high"]) for row in rows)
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert f"{100 * float(row['area']):5.1f} [{100 * float(row['low']):.1f}, " in printed
+    assert Image.open(runs / "output" / run / "faithfulness.png").width > 1000
+
+
 def test_an_exported_test_image_is_classified_like_the_original(runs, monkeypatch, capsys):
     split = test_command.dataset.load_test("shapes", "")
     Image.fromarray(split.images[5].permute(1, 2, 0).numpy()).save(runs / "five.png")

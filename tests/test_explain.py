@@ -148,8 +148,9 @@ def test_a_network_is_left_as_it_was(kind, explain):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
         images = torch.randn(2, 3, 32, 32)
-        first = explain(model, images)
-    assert torch.equal(first, explain(model, images))
+        targets = [] if explain is attention_maps else [torch.tensor([3, 1])]
+        first = explain(model, images, *targets)
+    assert torch.equal(first, explain(model, images, *targets))
     assert model.training
     assert all(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -179,3 +180,46 @@ def test_attention_maps_are_the_networks():
     torch.testing.assert_close(maps.sum(-1), torch.ones(3, 1, 2, 17))
     theirs = np.stack([weights for weights, _ in timm_attentions(model, image[0], 0)])
     np.testing.assert_allclose(maps[:, 0].numpy(), theirs, atol=1e-5)
+
+
+# A case whose answer is known
+
+
+def planted_images(count):
+    """Patches of 8 x 8 in faint colours and a bright one, whose colour is the class: images, labels, its places."""
+    place, image = torch.randint(0, 16, (count,)), torch.arange(count)
+    colors = torch.randint(0, 3, (count, 16))
+    strength = torch.full((count, 16, 1), 0.5)
+    strength[image, place] = 1.5
+    patches = (torch.nn.functional.one_hot(colors, 3) * strength).transpose(1, 2).view(count, 3, 4, 4)
+    enlarged = patches.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    return enlarged + 0.3 * torch.randn(count, 3, 32, 32), colors[image, place], place
+
+
+def train_on_planted(model, steps):
+    """Each logit is trained on its own, to rise for its class: a softmax would leave open which logit carries it."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        images, labels, _ = planted_images(64)
+        targets = torch.nn.functional.one_hot(labels, 3).float()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def share_found(relevance, places):
+    return (relevance.flatten(1).argmax(dim=1) == places).float().mean().item()
+
+
+def test_gradient_rollout_finds_the_patch_that_decides(monkeypatch):
+    sizes = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    model = train_on_planted(build_model({"model": "vit", "num_classes": 3, **sizes}), steps=200)
+    images, labels, places = planted_images(400)
+    assert (model(images).argmax(1) == labels).float().mean() > 0.98
+    assert share_found(gradient_rollout(model, images), places) >= 0.95
+
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs: grad(outputs, inputs)[::-1])
+    assert share_found(gradient_rollout(model, images), places) < 0.95  # with the gradients of the wrong layers
