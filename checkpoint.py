@@ -15,11 +15,13 @@ it and nothing in it can run. `model/<run>/best.pt` holds all that inference nee
 `model/<run>/last.pt` holds the same of the last epoch, and under `training` all that an exact resume needs.
 """
 
+import dataclasses
 import pickle
 from pathlib import Path
 
 import torch
 
+from dataset import normalize
 from model import build_model
 from runtime import UserError, replacing
 
@@ -57,19 +59,54 @@ def load(path, name="best.pt"):
     return checkpoint
 
 
-def restore_model(checkpoint, device, source):
-    """The network of a checkpoint with its weights, on `device`, in evaluation mode.
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network with what belongs to it: all that classifying an image takes.
+
+    `mean` and `std` are on its device; `saved` is the checkpoint without its weights.
+    """
+
+    name: str
+    model: torch.nn.Module
+    device: torch.device
+    classes: list
+    mean: torch.Tensor
+    std: torch.Tensor
+    saved: dict
+
+    @property
+    def image_size(self):
+        return self.saved["model_config"]["img_size"]
+
+    def prepare(self, images):
+        """uint8 (..., 3, H, W) -> what the network takes, on its device."""
+        return normalize(images.to(self.device), self.mean, self.std)
+
+
+def load_network(path, device):
+    """The network in a checkpoint, or in the best one of a run's folder, in evaluation mode on `device`.
 
     Raises:
-        UserError: the weights do not fit the network that the checkpoint describes; `source` names it.
+        UserError: as `load`, or the weights do not fit the network that the checkpoint describes.
     """
+    saved = load(path)
+    weights = saved.pop("weights")
     try:
-        model = build_model(checkpoint["model_config"])
-        model.load_state_dict(checkpoint["weights"])
+        model = build_model(saved["model_config"])
+        model.load_state_dict(weights)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"the weights in {source} do not fit the network it describes ({reason})") from error
-    return model.to(device).eval()
+        raise UserError(f"the weights in {path} do not fit the network it describes ({reason})") from error
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    return Network(
+        folder.resolve().name,
+        model.to(device).eval(),
+        device,
+        saved["classes"],
+        torch.tensor(saved["mean"], device=device),
+        torch.tensor(saved["std"], device=device),
+        saved,
+    )
 
 
 def cpu_weights(model):

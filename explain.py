@@ -129,6 +129,23 @@ def grad_cam(model, images, targets=None, layer=None):
     return (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1).relu()
 
 
+def explain_layers(model, image):
+    """Everything a ViT's attention shows of one normalised image (1, 3, H, W), layer by layer, on the CPU.
+
+    Returns:
+        {"attention", "rollout", "gradient rollout": (depth, grid, grid)}, the last for the predicted class and both
+        rollouts from the input up to the layer; and the attention of every head, (depth, heads, grid, grid).
+    """
+    maps = attention_maps(model, image)
+    by_layer = {
+        "attention": attention_to_patches(maps, model.global_pool),
+        "rollout": rollout_by_layer(maps, global_pool=model.global_pool),
+        "gradient rollout": gradient_rollout_by_layer(model, image),
+    }
+    heads = attention_to_patches(maps.unsqueeze(3), model.global_pool)
+    return {name: values[:, 0].cpu() for name, values in by_layer.items()}, heads[:, 0].cpu()
+
+
 @contextlib.contextmanager
 def _differentiable(model, images):
     """Inputs through which gradients flow in float32, in evaluation mode, even where they are switched off outside."""

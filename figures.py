@@ -5,7 +5,6 @@ Colours tell apart for colour-blind eyes too: lines are Okabe and Ito's, maps ar
 
 import os
 import sys
-from typing import NamedTuple
 
 import imageio.v3 as iio
 import matplotlib
@@ -101,12 +100,16 @@ SCALE_LABEL = "relevance (% of the largest in any {frame})"
 RELEVANCE = PowerNorm(0.5, vmin=0, vmax=100)
 
 
-class Kind(NamedTuple):
-    """A kind of relevance: its name, which layers it spans ("of layer", "up to layer"), and what it means."""
-
-    name: str
-    span: str
-    meaning: str
+LAYER_TITLES = {
+    "attention": "attention of layer {layer}",
+    "rollout": "rollout up to layer {layer}",
+    "gradient rollout": "gradient rollout up to {layer}",
+}
+LAYER_LEGEND = (
+    "attention: where this layer looks to collect what the prediction is read from; mean of its heads",
+    "rollout: what has been collected so far, through all layers; it knows no class",
+    "gradient rollout: what of it speaks for {predicted}",
+)
 
 
 def attention_frames(image, maps, heads, probabilities, classes, caption):
@@ -114,7 +117,7 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
 
     Args:
         image: uint8 (H, W, 3), as the network saw it.
-        maps: `Kind`s of relevance and their values, (depth, grid, grid) each.
+        maps: "attention", "rollout" and "gradient rollout", (depth, grid, grid) each.
         heads: (depth, heads, grid, grid), the attention of every head.
         probabilities: (C,), the network's, summing to 1.
         classes: names (C,).
@@ -128,8 +131,8 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
     canvas = _Canvas(height=326 + side)
     canvas.show_input(image, (12, 58, 176))
     panels = [
-        (kind, _relative(values), canvas.add_map(image, (200 + 188 * place, 58, 176)))
-        for place, (kind, values) in enumerate(maps.items())
+        (name, _relative(values), canvas.add_map(image, (200 + 188 * place, 58, 176)))
+        for place, (name, values) in enumerate(maps.items())
     ]
     canvas.add_scale((200, 246, 188 * len(maps) - 12), "layer")
     canvas.show_probabilities((788, 52, 156, 190), probabilities, classes)
@@ -137,11 +140,12 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
     thumbnails = [canvas.add_map(image, (12 + (side + 8) * head, 312, side)) for head in range(num_heads)]
     legend_left = 24 + (side + 8) * num_heads
     if legend_left < 500:
-        canvas.write(legend_left, 312, [f"{kind.name}: {kind.meaning}" for kind in maps])
+        predicted = classes[int(np.argmax(probabilities))]
+        canvas.write(legend_left, 312, [line.format(predicted=predicted) for line in LAYER_LEGEND])
     frames = []
     for layer in range(depth):
-        for kind, values, panel in panels:
-            panel.fill(values[layer], f"{kind.name} {kind.span} {layer + 1}")
+        for name, values, panel in panels:
+            panel.fill(values[layer], LAYER_TITLES[name].format(layer=layer + 1))
         for head, panel in enumerate(thumbnails):
             panel.fill(head_maps[layer, head], f"head {head + 1}" if side > 40 else str(head + 1))
         canvas.set_caption(f"{caption}   ·   layer {layer + 1} of {depth}")

@@ -27,7 +27,7 @@ import dataset
 import faithfulness
 import figures
 from evaluate import class_scores, confusion_matrix, predict, scores
-from explain import attention_maps, attention_to_patches, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from explain import explain_layers, grad_cam
 from model import VisionTransformer
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
@@ -71,39 +71,6 @@ def build_parser():
     return parser
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A trained network with what belongs to it: its classes and the normalisation of its images."""
-
-    name: str
-    model: torch.nn.Module
-    device: torch.device
-    config: dict
-    dataset: str
-    image_size: int
-    classes: list
-    mean: torch.Tensor
-    std: torch.Tensor
-
-
-def load_network(model_path, device):
-    path = find_checkpoint(model_path)
-    saved = checkpoint.load(path)
-    folder = path if path.is_dir() else path.parent
-    print(f"{path}: {describe_checkpoint(saved)}")
-    return Network(
-        folder.resolve().name,
-        checkpoint.restore_model(saved, device, path),
-        device,
-        saved["model_config"],
-        saved["dataset"],
-        saved["model_config"]["img_size"],
-        saved["classes"],
-        torch.tensor(saved["mean"], device=device),
-        torch.tensor(saved["std"], device=device),
-    )
-
-
 def find_checkpoint(model_path):
     """The path asked for, else the default run, else the newest one there is."""
     if model_path:
@@ -114,7 +81,9 @@ def find_checkpoint(model_path):
     return runs[-1].parent
 
 
-def describe_checkpoint(saved):
+def describe(network):
+    """What a network is and how it did, as a line of text."""
+    saved = network.saved
     accuracy = saved["metrics"].get("test_accuracy")
     measured = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
     return f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}{measured}"
@@ -123,7 +92,7 @@ def describe_checkpoint(saved):
 def load_test_images(network, args):
     """The data set's test images, to be normalised as the network's training images were."""
     test = dataset.load_test(
-        network.dataset,
+        network.saved["dataset"],
         args.data_path,
         image_size=network.image_size,
         num_images=args.num_images if args.mode == "faithfulness" else None,
@@ -170,7 +139,8 @@ def single_test(network, args):
     test = load_test_images(network, args)
     if not 0 <= args.index < len(test):
         raise UserError(f"--index {args.index} is out of range; the test images are 0 to {len(test) - 1}")
-    prefix = "cifar" if network.dataset == "cifar10" else network.dataset
+    trained_on = network.saved["dataset"]
+    prefix = "cifar" if trained_on == "cifar10" else trained_on
     label = f"true class: {network.classes[test.labels[args.index]]}"
     classify(network, test.images[args.index], f"{prefix}-index-{args.index}", label, args)
 
@@ -179,7 +149,7 @@ def custom_test(network, args):
     """Classify an image file and show the network's attention."""
     if not args.image_path:
         raise UserError("--mode custom needs --image_path, the image file to classify")
-    image = dataset.open_image(args.image_path, network.image_size).to(network.device)
+    image = dataset.open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     classify(network, image, path.stem, f"image: {textwrap.shorten(path.name, 40)}", args)
 
@@ -189,7 +159,7 @@ def classify(network, image, name, label, args):
 
     `name` is the GIF's, `label` says which image it is.
     """
-    inputs = dataset.normalize(image[None], network.mean, network.std)
+    inputs = network.prepare(image[None])
     with torch.inference_mode():
         probabilities = network.model(inputs).softmax(dim=1)[0].cpu()
     top = probabilities.topk(min(5, len(network.classes)))
@@ -213,27 +183,11 @@ def classify(network, image, name, label, args):
 
 def vit_picture(network, inputs, pixels, probabilities, top, caption):
     """The GIF's frames for one image through a ViT, a frame a layer, and what saves a still of them."""
-    model, classes = network.model, network.classes
-    maps = attention_maps(model, inputs)
-    reader = "the class token" if model.global_pool == "token" else "the mean patch"
-    gradients = f"gradient rollout, {classes[top[0]]}"
-    kinds = {
-        figures.Kind("attention", "of layer", f"where {reader} looks in this layer, mean of its heads"): (
-            attention_to_patches(maps, model.global_pool)
-        ),
-        figures.Kind("rollout", "up to layer", f"what has reached {reader} so far; it knows no class"): (
-            rollout_by_layer(maps, global_pool=model.global_pool)
-        ),
-        figures.Kind(gradients, "up to", "what has reached it and speaks for this class"): (
-            gradient_rollout_by_layer(model, inputs)
-        ),
-    }
-    kinds = {kind: values[:, 0].cpu().numpy() for kind, values in kinds.items()}
-    heads = attention_to_patches(maps.unsqueeze(3), model.global_pool)[:, 0].cpu().numpy()
-    frames = figures.attention_frames(pixels, kinds, heads, probabilities.numpy(), classes, caption)
-    rows = {kind.name.replace(", ", "\n"): values for kind, values in kinds.items()}
-    layers = [f"layer {layer + 1}" for layer in range(len(maps))]
-    return frames, lambda path: figures.save_relevance_grid(path, pixels, rows, layers, caption)
+    maps, heads = explain_layers(network.model, inputs)
+    frames = figures.attention_frames(pixels, maps, heads, probabilities, network.classes, caption)
+    maps[f"gradient rollout\n{network.classes[top[0]]}"] = maps.pop("gradient rollout")
+    layers = [f"layer {layer + 1}" for layer in range(len(heads))]
+    return frames, lambda path: figures.save_relevance_grid(path, pixels, maps, layers, caption)
 
 
 def cnn_picture(network, inputs, pixels, probabilities, top, caption):
@@ -241,7 +195,7 @@ def cnn_picture(network, inputs, pixels, probabilities, top, caption):
     targets = top.flip(0).to(network.device)
     maps = grad_cam(network.model, inputs.expand(len(targets), -1, -1, -1), targets).cpu().numpy()
     chosen = targets.tolist()
-    frames = figures.class_frames(pixels, maps, chosen, probabilities.numpy(), network.classes, caption)
+    frames = figures.class_frames(pixels, maps, chosen, probabilities, network.classes, caption)
     names = [network.classes[index] for index in chosen]
     return frames, lambda path: figures.save_relevance_grid(
         path, pixels, {"Grad-CAM": maps[::-1]}, names[::-1], caption
@@ -255,7 +209,7 @@ def faithfulness_test(network, args):
     progress = functools.partial(tqdm, desc="removing patches", disable=None)
     curves = faithfulness.measure_removal(network.model, test, progress=progress)
     few = test.subset(torch.arange(min(200, len(test))))
-    correlations = faithfulness.measure_randomization(network.model, network.config, few)
+    correlations = faithfulness.measure_randomization(network.model, network.saved["model_config"], few)
     rows = faithfulness.summarize(curves)
     print_faithfulness(rows, correlations, len(test), time.perf_counter() - start)
     folder = Path(args.output_path) / network.name
@@ -298,7 +252,10 @@ def print_faithfulness(rows, correlations, images, seconds):
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    network = load_network(args.model_path, pick_device(args.device))
+    device = pick_device(args.device)
+    path = find_checkpoint(args.model_path)
+    network = checkpoint.load_network(path, device)
+    print(f"{path}: {describe(network)}")
     modes = {
         "cifar": full_test,
         "cifar-single": single_test,

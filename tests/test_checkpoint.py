@@ -12,7 +12,14 @@ CONFIG = {"model": "cnn", "num_classes": 3}
 
 def contents(**changes):
     saved = dict.fromkeys(checkpoint.KEYS - {"format"}, None)
-    return {**saved, "model_config": CONFIG, "weights": SimpleCNN(num_classes=3).state_dict(), **changes}
+    return {
+        **saved,
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "model_config": CONFIG,
+        "weights": SimpleCNN(num_classes=3).state_dict(),
+        **changes,
+    }
 
 
 class Attack:
@@ -23,7 +30,7 @@ class Attack:
 def test_weights_come_back(tmp_path):
     model = build_model(CONFIG)
     checkpoint.save(tmp_path / "best.pt", contents(weights=checkpoint.cpu_weights(model)))
-    restored = checkpoint.restore_model(checkpoint.load(tmp_path), "cpu", "best.pt")
+    restored = checkpoint.load_network(tmp_path, "cpu").model
     assert not restored.training
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(restored(images), model.eval()(images))
@@ -58,7 +65,7 @@ def test_other_files_are_refused_in_a_line(write, reason, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "best.pt")
     with pytest.raises(UserError, match=reason):
-        checkpoint.restore_model(checkpoint.load(tmp_path), "cpu", "best.pt")
+        checkpoint.load_network(tmp_path, "cpu")
     assert not (tmp_path / "attacked").exists()
 
 
