@@ -82,6 +82,10 @@ class Network:
         """uint8 (..., 3, H, W) -> what the network takes, on its device."""
         return normalize(images.to(self.device), self.mean, self.std)
 
+    def adopt(self, split):
+        """A split of images on the network's device, to be normalised as its training images were."""
+        return dataclasses.replace(split.to(self.device), mean=self.mean, std=self.std)
+
 
 def load_network(path, device):
     """The network in a checkpoint, or in the best one of a run's folder, in evaluation mode on `device`.

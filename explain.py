@@ -130,11 +130,11 @@ def grad_cam(model, images, targets=None, layer=None):
 
 
 def explain_layers(model, image):
-    """Everything a ViT's attention shows of one normalised image (1, 3, H, W), layer by layer, on the CPU.
+    """Everything a ViT's attention shows of one normalised image (1, 3, H, W), layer by layer.
 
     Returns:
-        {"attention", "rollout", "gradient rollout": (depth, grid, grid)}, the last for the predicted class and both
-        rollouts from the input up to the layer; and the attention of every head, (depth, heads, grid, grid).
+        Arrays {"attention", "rollout", "gradient rollout": (depth, grid, grid)}, the last for the predicted class and
+        both rollouts from the input up to the layer; and the attention of every head, (depth, heads, grid, grid).
     """
     maps = attention_maps(model, image)
     by_layer = {
@@ -143,7 +143,7 @@ def explain_layers(model, image):
         "gradient rollout": gradient_rollout_by_layer(model, image),
     }
     heads = attention_to_patches(maps.unsqueeze(3), model.global_pool)
-    return {name: values[:, 0].cpu() for name, values in by_layer.items()}, heads[:, 0].cpu()
+    return {name: values[:, 0].cpu().numpy() for name, values in by_layer.items()}, heads[:, 0].cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ show it in a window where there is a display.
 """
 
 import csv
-import dataclasses
 import functools
 import json
 import textwrap
@@ -100,7 +99,7 @@ def load_test_images(network, args):
     )
     if list(test.classes) != network.classes:
         raise UserError(f"the classes in {args.data_path} are not those the network was trained for; check --data_path")
-    return dataclasses.replace(test.to(network.device), mean=network.mean, std=network.std)
+    return network.adopt(test)
 
 
 def full_test(network, args):
@@ -171,7 +170,7 @@ def classify(network, image, name, label, args):
     caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
     pixels = image.permute(1, 2, 0).cpu().numpy()
     picture = vit_picture if isinstance(network.model, VisionTransformer) else cnn_picture
-    frames, save_still = picture(network, inputs, pixels, probabilities, top.indices, caption)
+    frames, save_still = picture(network, inputs, pixels, probabilities.numpy(), top.indices, caption)
     if not args.no_gif:
         path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
         figures.save_gif(frames, path)
@@ -252,6 +251,8 @@ def print_faithfulness(rows, correlations, images, seconds):
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
+        raise UserError(f"--gif_path {args.gif_path} is no name for a GIF; let it end in .gif")
     device = pick_device(args.device)
     path = find_checkpoint(args.model_path)
     network = checkpoint.load_network(path, device)

@@ -308,6 +308,7 @@ MISTAKES = [
         "--model_path {runs}/model/vit --mode custom --image_path {cat} --gif_path {tmp}/file/a.gif",
         "cannot write",
     ),
+    ("test", "--gif_path a.png", "end in .gif"),
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),
 ]

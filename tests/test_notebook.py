@@ -1,0 +1,28 @@
+import os
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "visualize_attention_map.ipynb"
+
+
+def test_the_tour_runs_from_top_to_bottom(runs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("VIT_RUN", str(runs / "model" / "vit"))
+    monkeypatch.setenv("CNN_RUN", str(runs / "model" / "cnn"))
+    monkeypatch.setenv("DATA_PATH", os.devnull)  # drawn shapes need none
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    pictures = {path.name for path in (tmp_path / "output" / "notebook").iterdir()}
+    assert {"heads.png", "cam.png", "layers.gif", "faithfulness.png"} < pictures
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    assert sum("image/png" in output["data"] for output in shown) == 5
+
+
+def test_the_tour_is_stored_with_its_pictures():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 5
