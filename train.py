@@ -250,7 +250,7 @@ def parse(argv):
         parser.set_defaults(**resumed["recipe"])
         args = parser.parse_args(argv)
         for flag, value in vars(args).items():
-            if flag not in RESUME_FLAGS and value != resumed["recipe"][flag]:
+            if flag not in RESUME_FLAGS and value != resumed["recipe"].get(flag, value):
                 raise UserError(f"--{flag} belongs to the resumed run and cannot change; leave it away")
         if args.epochs <= resumed["epoch"]:
             raise UserError(f"{args.resume} has its {resumed['epoch']} epochs; raise --epochs to train on")
@@ -525,7 +525,7 @@ def main(argv=None):
     try:
         fit(trainer, record, first_epoch)
     except KeyboardInterrupt:
-        if (record.model_folder / "last.pt").exists():
+        if record.rows:
             print(f"\ninterrupted; go on with: python train.py --resume {record.model_folder}")
         raise
     best = record.best
