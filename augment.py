@@ -4,14 +4,16 @@
     for images, labels in batches(train, 128, shuffle=True):   # uint8
         inputs, targets = augment(images, labels)              # float, normalised; class indices or soft targets
 
-Every image draws its own parameters, from PyTorch's generator of its device, and no step waits for the device. The
-14 operations of RandAugment and TrivialAugment need three passes over a batch, whichever image draws which: one that
-moves pixels, one that looks their values up in a table, one that blends with a grey or blurred copy.
+Every image draws its own parameters, from PyTorch's generator of its device (shares for mixing from NumPy's), and no
+step waits for the device. The 14 operations of RandAugment and TrivialAugment need three passes over a batch, whichever
+image draws which: one that moves pixels, one that looks their values up in a table, one that blends with a grey or
+blurred copy.
 """
 
 import functools
 import math
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -336,5 +338,5 @@ def cutmix_shares(inputs, share, place_y, place_x):
 
 def _beta(alpha, inputs):
     """A share for each image from Beta(alpha, alpha): float (B,) on the images' device."""
-    concentration = torch.full((len(inputs),), alpha, device=inputs.device)
-    return torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
+    shares = np.random.beta(alpha, alpha, len(inputs))  # on the CPU: not every device can draw it
+    return torch.from_numpy(shares).float().to(inputs.device, non_blocking=True)

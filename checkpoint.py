@@ -26,13 +26,27 @@ from model import build_model
 from runtime import UserError, replacing
 
 FORMAT = 1
-KEYS = {"format", "model_config", "weights", "classes", "mean", "std", "dataset", "epoch", "metrics", "recipe"}
+KEYS = {
+    "format": int,
+    "model_config": dict,
+    "weights": dict,
+    "classes": list,
+    "mean": list,
+    "std": list,
+    "dataset": str,
+    "epoch": int,
+    "metrics": dict,
+    "recipe": dict,
+}
 
 
 def save(path, checkpoint):
     """Write a checkpoint whole or not at all. Raises `UserError` if it cannot be written."""
-    with replacing(path) as partial:
-        torch.save({"format": FORMAT, **checkpoint}, partial)
+    try:
+        with replacing(path) as partial:
+            torch.save({"format": FORMAT, **checkpoint}, partial)
+    except RuntimeError as error:  # how PyTorch's writer says that the disk is full
+        raise UserError(f"cannot write {path}; is the disk full?") from error
 
 
 def load(path, name="best.pt"):
@@ -45,17 +59,20 @@ def load(path, name="best.pt"):
     if path.is_dir():
         path = path / name
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; train one with train.py or check --model_path")
+        raise UserError(f"there is no checkpoint {path}; train one with train.py or check the path")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is damaged, or holds more than weights and plain values") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
-    if not isinstance(checkpoint, dict) or KEYS - checkpoint.keys():
+    if not isinstance(checkpoint, dict) or KEYS.keys() - checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of this project; name a best.pt that train.py has written")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}; train it again")
+    for key, kind in KEYS.items():
+        if not isinstance(checkpoint[key], kind):
+            raise UserError(f"{path} is damaged: its {key} is no {kind.__name__}; train it again")
     return checkpoint
 
 
@@ -98,7 +115,7 @@ def load_network(path, device):
     try:
         model = build_model(saved["model_config"])
         model.load_state_dict(weights)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # the file says what to build, so anything can be wrong with it
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise UserError(f"the weights in {path} do not fit the network it describes ({reason})") from error
     folder = Path(path) if Path(path).is_dir() else Path(path).parent

@@ -9,6 +9,8 @@ An image file given by a user takes the same way: `open_image(path, 32)` is uint
 """
 
 import dataclasses
+import functools
+import multiprocessing
 import os
 import sys
 import warnings
@@ -122,7 +124,7 @@ def load(
 def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2):
     """The test split alone, as `load` gives it; that of a `folder` comes with mean 0 and std 1."""
     test = _load_one(name, data_path, False, image_size, num_workers)
-    return _limit(test, num_images, "--num_test_images")
+    return _limit(test, num_images, "--num_images")
 
 
 def stratified_sample(labels, count, seed):
@@ -178,10 +180,11 @@ def read_image(path):
     if not path.exists():
         raise UserError(f"there is no image {path}; check the path")
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, Image.DecompressionBombError) as error:
+            with Image.open(path) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         raise UserError(f"{path} cannot be read as an image ({error}); try to save it again as PNG or JPEG") from error
 
 
@@ -210,10 +213,19 @@ def _limit(split, count, flag):
 def _load_both(name, data_path, image_size, num_workers):
     train, test = (_load_one(name, data_path, is_train, image_size, num_workers) for is_train in (True, False))
     if name == "folder":
-        pixels = train.images.float() / 255
-        mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp(min=1e-3)
+        mean, std = _mean_and_std(train.images)
         train, test = (dataclasses.replace(split, mean=mean, std=std) for split in (train, test))
     return train, test
+
+
+def _mean_and_std(images):
+    """Mean and deviation, float (3,) each, of the channels of uint8 images scaled to [0, 1], a thousand at a time."""
+    sums = torch.zeros(2, 3, dtype=torch.float64)
+    for part in images.split(1000):
+        pixels = part.double() / 255
+        sums += torch.stack([pixels.sum(dim=(0, 2, 3)), pixels.square().sum(dim=(0, 2, 3))])
+    mean, mean_square = sums / (images.numel() / 3)
+    return mean.float(), (mean_square - mean.square()).clamp(min=1e-6).sqrt().float()
 
 
 def _load_one(name, data_path, is_train, image_size, num_workers):
@@ -231,13 +243,16 @@ def _load_one(name, data_path, is_train, image_size, num_workers):
 
 def _read_cifar(name, data_path, is_train, image_size):
     reader, folder, _ = CIFAR[name]
+    existed = Path(data_path).exists()
     try:
         try:
             data = reader(data_path, train=is_train, download=False)
         except RuntimeError:  # not there, or not with the right checksums
-            print(f"{name} is not in {data_path} yet; downloading it", file=sys.stderr)
+            print(f"{name} is not, or not whole, in {data_path}; downloading it", file=sys.stderr)
             data = reader(data_path, train=is_train, download=True)
     except (OSError, RuntimeError, EOFError) as error:
+        if not existed and Path(data_path).is_dir() and not any(Path(data_path).iterdir()):
+            Path(data_path).rmdir()  # torchvision has made it
         raise UserError(
             f"{name} is neither in {data_path} nor could it be downloaded ({error}). Fetch {reader.url} on a machine"
             f" with a network and unpack it so that {Path(data_path) / folder} exists, point --data_path at the folder"
@@ -262,23 +277,21 @@ def _read_folder(data_path, is_train, image_size, num_workers):
             if test_classes != classes:
                 raise UserError(f"{root / 'train'} and {test_folder} do not have the same class folders; rename them")
     else:
-        files, labels, classes = _list_images(root)
+        files, labels, classes = _list_images(root / "train" if (root / "train").is_dir() else root)
         test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
         chosen = [i for i in range(len(files)) if (i in test) != is_train]
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
-    decoded = torch.utils.data.DataLoader(
-        _ImageFiles(files, image_size), batch_size=None, num_workers=min(num_workers, len(files) // 100)
-    )
-    images, kept = [], []
-    for image, label in zip(decoded, labels, strict=True):
+    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
+    kept = []
+    for image, label in zip(_decode(files, image_size, num_workers), labels, strict=True):
         if isinstance(image, str):
             print(f"skipped: {image}", file=sys.stderr)
         else:
-            images.append(image)
+            images[len(kept)] = torch.from_numpy(image)
             kept.append(label)
-    if not images:
+    if not kept:
         raise UserError(f"none of the {len(files)} files under {root} is an image that can be read; check --data_path")
-    return torch.stack(images), torch.tensor(kept), classes
+    return images[: len(kept)], torch.tensor(kept), classes
 
 
 def _list_images(root):
@@ -305,21 +318,21 @@ def _list_images(root):
     return files, labels, tuple(classes)
 
 
-class _ImageFiles(torch.utils.data.Dataset):
-    """Decoded images by index; a file that cannot be read gives the reason as a string."""
+def _decode(files, image_size, num_workers):
+    """The files' images in order, by several processes if they are many; the reason in place of one that cannot be."""
+    decode = functools.partial(_decode_one, image_size=image_size)
+    if num_workers < 2 or len(files) < 200:
+        yield from map(decode, files)
+        return
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        yield from pool.imap(decode, files, chunksize=32)
 
-    def __init__(self, files, image_size):
-        self.files = files
-        self.image_size = image_size
 
-    def __len__(self):
-        return len(self.files)
-
-    def __getitem__(self, index):
-        try:
-            return open_image(self.files[index], self.image_size)
-        except UserError as error:
-            return str(error)
+def _decode_one(file, image_size):
+    try:
+        return open_image(file, image_size).numpy()
+    except UserError as error:
+        return str(error)
 
 
 def _square(x, y):

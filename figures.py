@@ -5,6 +5,7 @@ Colours tell apart for colour-blind eyes too: lines are Okabe and Ito's, maps ar
 
 import os
 import sys
+import warnings
 
 import imageio.v3 as iio
 import matplotlib
@@ -23,6 +24,7 @@ GREY = "#555555"
 COLORMAP = "viridis"
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file or a class is a $
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box in its place says as much
 
 
 def save_figure(figure, path, dpi=100):
@@ -365,8 +367,11 @@ def save_gif(frames, path, seconds=0.5, last_seconds=2.5):
         np.asarray(Image.fromarray(frame).quantize(256, Image.Quantize.MAXCOVERAGE).convert("RGB")) for frame in frames
     ]
     milliseconds = [1000 * seconds] * (len(frames) - 1) + [1000 * last_seconds]
+    if len(frames) == 1:
+        milliseconds = milliseconds[0]  # Pillow takes no list for a picture that does not move
+    gif = iio.imwrite("<bytes>", few_colors, plugin="pillow", extension=".gif", duration=milliseconds, loop=0)
     with replacing(path) as partial:
-        iio.imwrite(partial, few_colors, plugin="pillow", extension=".gif", duration=milliseconds, loop=0)
+        partial.write_bytes(gif)
 
 
 def show(picture, title):

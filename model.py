@@ -37,18 +37,17 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images):
-        if images.shape[-2:] != (self.img_size, self.img_size):
-            height, width = images.shape[-2:]
-            raise ValueError(f"images are {height}x{width}, the network was built for {self.img_size}x{self.img_size}")
+        for side in (images.shape[-2], images.shape[-1]):  # no `if`, which would keep the network from being traced
+            torch._assert(side == self.img_size, f"the network takes images of {self.img_size}x{self.img_size}")
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (B, N, D) -> (B, N, D), and the attention weights when they are asked for.
+    """Multi-head self-attention: (B, N, D) -> (B, N, D).
 
-    Training runs through PyTorch's fused kernel, which never forms the N x N weights. With `need_weights` the same
-    computation is written out, so that the weights (B, heads, N, N) are part of the graph and can be looked at and
-    differentiated.
+    Training runs through PyTorch's fused kernel, which never forms the N x N weights. `forward_with_weights` writes the
+    same computation out, so that the weights (B, heads, N, N) are part of the graph and can be looked at and
+    differentiated. As in timm, `fused_attn = False` makes `forward` take that way too, through `attn_drop`.
     """
 
     def __init__(self, dim, num_heads, attn_drop, proj_drop):
@@ -59,25 +58,35 @@ class Attention(nn.Module):
             nearest = max(1, round(dim / num_heads)) * num_heads
             raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; {nearest} would be")
         self.num_heads = num_heads
+        self.fused_attn = True
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x, need_weights=False):
+    def forward(self, x):
+        if not self.fused_attn:
+            return self.forward_with_weights(x)[0]
+        query, key, value = self.project(x)
+        dropout = self.attn_drop.p if self.training else 0.0
+        return self.merge(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout))
+
+    def forward_with_weights(self, x):
+        """The same output, and the attention weights (B, heads, N, N); row i is where token i looks."""
+        query, key, value = self.project(x)
+        weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)
+        return self.merge(self.attn_drop(weights) @ value), weights
+
+    def project(self, x):
+        """Tokens (B, N, D) -> queries, keys and values, (B, heads, N, D / heads) each."""
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_dim)
-        weights = None
-        if need_weights:
-            weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)
-            x = self.attn_drop(weights) @ value
-        else:
-            dropout = self.attn_drop.p if self.training else 0.0
-            x = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        x = x.transpose(1, 2).reshape(batch, tokens, dim)
-        return self.proj_drop(self.proj(x)), weights
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def merge(self, heads):
+        """What the heads have collected (B, heads, N, D / heads) -> (B, N, D)."""
+        return self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))
 
 
 class Mlp(nn.Module):
@@ -124,11 +133,15 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x, need_weights=False):
-        mixed, weights = self.attn(self.norm1(x), need_weights)
+    def forward(self, x):
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def forward_with_weights(self, x):
+        """The same output, and the attention weights (B, heads, N, N)."""
+        mixed, weights = self.attn.forward_with_weights(self.norm1(x))
         x = x + self.drop_path1(mixed)
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x, weights
+        return x + self.drop_path2(self.mlp(self.norm2(x))), weights
 
 
 class VisionTransformer(nn.Module):
@@ -189,7 +202,7 @@ class VisionTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self):
-        """Truncated normals of deviation 0.02 and zero biases, as in the paper; patches start as a linear layer."""
+        """Truncated normals of deviation 0.02 and zero biases, as in DeiT; patches start as a linear layer does."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # a view: it fills the weight itself
@@ -202,14 +215,14 @@ class VisionTransformer(nn.Module):
     def embed(self, images):
         """Images (B, C, H, W) -> tokens (B, 1 + num_patches, D), the class token first."""
         patches = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return self.pos_drop(tokens + self.pos_embed)
 
     def forward_features(self, images):
         """Images (B, C, H, W) -> tokens (B, 1 + num_patches, D) after the last block."""
         x = self.embed(images)
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         return self.norm(x)
 
     def forward_head(self, x):
@@ -230,7 +243,7 @@ class VisionTransformer(nn.Module):
         x = self.embed(images)
         attentions = []
         for block in self.blocks:
-            x, weights = block(x, need_weights=True)
+            x, weights = block.forward_with_weights(x)
             attentions.append(weights)
         return self.forward_head(self.norm(x)), attentions
 

@@ -8,10 +8,10 @@ for step in range(total_steps):
     optimizer.step()
 """
 
+import copy
 import math
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
 FINAL_FACTOR = 0.01  # of the peak, at the last step of cosine and linear: low enough to settle, not a wasted step
@@ -35,8 +35,9 @@ def schedule_factor(schedule, step, total_steps, warmup_steps=0):
     """What the peak learning rate is multiplied by at `step`, from 0 to `total_steps` - 1: in (0, 1].
 
     The rate rises for `warmup_steps` steps, is at its peak at step `warmup_steps`, and then follows the schedule.
-    "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau" stay. "onecycle" is
-    PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25 and half a cosine down to 1/250,000.
+    "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau" stay. "onecycle" has
+    the rates of PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25, half a cosine down to
+    1/250,000.
     """
     if schedule == "onecycle":
         return _one_cycle(step, total_steps, warmup_steps)
@@ -101,9 +102,33 @@ class Schedule:
         self.scale, self.best_loss, self.bad_epochs = state["scale"], state["best_loss"], state["bad_epochs"]
 
 
-def average_weights(model, decay):
-    """A copy of the network that holds an exponential moving average of its weights and buffers.
+class AveragedWeights:
+    """An exponential moving average of a network's weights and buffers, held by `module`, a network like it.
 
-    Call `.update_parameters(model)` after every step; the network itself is its `.module`.
+    The first update copies. All tensors are averaged at once, and nothing waits for the device.
     """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def __init__(self, model, decay):
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model):
+        """Move the average towards the network's weights, by 1 - decay; whole numbers are copied."""
+        step = 1 - self.decay if self.updates else 1.0
+        self.updates += 1
+        averages, values = self.module.state_dict().values(), model.state_dict().values()
+        pairs = list(zip(averages, values, strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floating], [value for _, value in floating], step)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    def state_dict(self):
+        return {"module": self.module.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state):
+        self.module.load_state_dict(state["module"])
+        self.updates = state["updates"]

@@ -6,8 +6,10 @@ output/<run>/  config.json, metrics.csv, curves.png
 
 import csv
 import json
+import os
 import platform
 import subprocess
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +24,7 @@ from runtime import UserError, device_label, make_folder, replacing
 
 
 def open_record(args, resumed):
-    """The record of a new run, or that of the run to resume; `make_folders` begins it.
+    """The record of a new run, or that of the run to resume; `begin` makes its folders.
 
     Raises:
         UserError: a run of that name exists already.
@@ -30,10 +32,12 @@ def open_record(args, resumed):
     if resumed:
         folder = Path(args.resume)
         folder = (folder if folder.is_dir() else folder.parent).resolve()
-        return Record(folder, Path(args.output_path) / folder.name)
+        return Record(folder, Path(args.output_path) / folder.name, "resume")
     name = args.run_name or default_name(args)
-    record = Record(Path(args.model_path) / name, Path(args.output_path) / name)
-    for folder in (record.model_folder, record.output_folder):
+    if not args.run_name and (Path(args.model_path) / name).exists():
+        name += f"-{os.getpid()}"  # two runs within a second
+    record = Record(Path(args.model_path) / name, Path(args.output_path) / name, "replace" if args.overwrite else "new")
+    for folder in record.folders:
         if folder.exists() and not args.overwrite:
             raise UserError(f"{folder} exists already; choose another --run_name, or add --overwrite to replace it")
     return record
@@ -52,19 +56,46 @@ class Record:
     images are held out.
     """
 
-    def __init__(self, model_folder, output_folder):
+    FILES = ("best.pt", "last.pt", "config.json", "metrics.csv", "curves.png")
+    TEST_FILES = ("test_results.json", "confusion_matrix.png", "faithfulness.csv", "faithfulness.png")
+
+    def __init__(self, model_folder, output_folder, mode):
         self.name = model_folder.name
         self.model_folder = model_folder
         self.output_folder = output_folder
+        self.mode = mode
         self.rows = []
         self.best = None
         self.save_last = Paced(self.write_last)
         self.draw = Paced(self.draw_curves)
 
-    def make_folders(self):
-        """Make both folders. Raises `UserError` if they cannot be written to."""
-        make_folder(self.model_folder)
-        make_folder(self.output_folder)
+    @property
+    def folders(self):
+        return self.model_folder, self.output_folder
+
+    def begin(self):
+        """Make both folders, for this run alone if it is new; a run that is replaced loses all its files.
+
+        Raises:
+            UserError: they cannot be written to, or another run has taken the name meanwhile. No new folder is left.
+        """
+        missing = [place for folder in self.folders for place in (folder, *folder.parents) if not place.exists()]
+        try:
+            for folder in self.folders:
+                make_folder(folder, new=self.mode == "new")
+        except UserError:
+            remove_empty(missing)
+            raise
+        self.made = missing
+        if self.mode == "replace":
+            for folder in self.folders:
+                for file in (*self.FILES, *self.TEST_FILES):
+                    (folder / file).unlink(missing_ok=True)
+
+    def abandon(self):
+        """Take back the folders of a run that was stopped before it had anything to keep."""
+        (self.output_folder / "config.json").unlink(missing_ok=True)
+        remove_empty(self.made)
 
     def add(self, trainer, row, is_last):
         """Append an epoch to metrics.csv, keep the weights if they are the best, and save and draw what is due."""
@@ -72,8 +103,7 @@ class Record:
         if len(self.rows) == 1:
             self.write_metrics()
         else:
-            with open(self.output_folder / "metrics.csv", "a", newline="") as file:
-                csv.DictWriter(file, row).writerow(row)
+            self.append_metrics(row)
         if row["val_accuracy"] is None:
             self.best = row
         elif self.best is None or row["val_accuracy"] > self.best["val_accuracy"]:
@@ -89,6 +119,14 @@ class Record:
         state["training"] = {**trainer.training_state(), "rows": self.rows, "best": self.best}
         checkpoint.save(self.model_folder / "last.pt", state)
 
+    def append_metrics(self, row):
+        path = self.output_folder / "metrics.csv"
+        try:
+            with open(path, "a", newline="") as file:
+                csv.DictWriter(file, row).writerow(row)
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}); is the disk full?") from error
+
     def write_metrics(self):
         """metrics.csv anew, with all the rows there are."""
         with replacing(self.output_folder / "metrics.csv") as partial, open(partial, "w", newline="") as file:
@@ -97,12 +135,30 @@ class Record:
             writer.writerows(self.rows)
 
     def draw_curves(self):
-        save_curves(self.rows, self.output_folder / "curves.png", self.name)
+        """curves.png; a picture that cannot be written, say while a viewer holds it, does not end the run."""
+        try:
+            save_curves(self.rows, self.output_folder / "curves.png", self.name)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
     def restore(self, state):
-        """Take over the history up to the epoch that is resumed from."""
+        """Take over the history up to the epoch that is resumed from.
+
+        best.pt may be from an epoch after that; then it is what a new best has to beat.
+        """
         self.rows, self.best = state["rows"], state["best"]
+        if self.best["val_accuracy"] is not None:
+            kept = checkpoint.load(self.model_folder)["metrics"]
+            if kept["val_accuracy"] > self.best["val_accuracy"]:
+                self.best = kept
         self.write_metrics()
+
+
+def remove_empty(folders):
+    """Remove those of the folders that are empty, the deepest first."""
+    for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class Paced:
@@ -126,7 +182,12 @@ class Paced:
 
 
 def write_config(record, trainer):
-    """config.json: flags, versions, commit, machine and sizes, enough to trust the run a month later."""
+    """config.json: flags, versions, commit, machine and sizes, enough to trust the run a month later.
+
+    A resumed run keeps the one it began with.
+    """
+    if record.mode == "resume" and (record.output_folder / "config.json").exists():
+        return
     config = {
         "flags": vars(trainer.args),
         "model_config": trainer.config,
@@ -153,8 +214,8 @@ def write_config(record, trainer):
 
 
 def git_commit():
-    """The commit of this code, or None where it is no git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this code, with "-dirty" if it was changed since, or None where it is no git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

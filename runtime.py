@@ -7,7 +7,9 @@ import importlib.util
 import math
 import os
 import random
+import re
 import shlex
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -78,10 +80,13 @@ def autocast(device, precision):
 
 
 def pick_compile(name, device):
-    """Whether to compile the network: `on`, `off`, or `auto`, which is on where CUDA and Triton are at hand."""
-    if name == "auto":
-        return device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return name == "on"
+    """Whether to compile the network: `on`, `off`, or `auto`, which is on for CUDA cards where it can work."""
+    if name != "auto":
+        return name == "on"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
 
 
 def seed_everything(seed):
@@ -112,7 +117,7 @@ def replacing(path):
         UserError: it cannot be written there. What was there before is kept, and nothing else is left behind.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")  # the suffix stays: writers go by it
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # the suffix stays: writers go by it
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,12 +131,18 @@ def replacing(path):
         raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
 
 
-def make_folder(path):
-    """Make a folder and try it out by writing to it. Raises `UserError` if that is not possible."""
+def make_folder(path, new=False):
+    """Make a folder, which must not exist if it is to be `new`, and try it out by writing to it.
+
+    Raises:
+        UserError: that is not possible.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=not new)
         with tempfile.TemporaryFile(dir=path):
             pass
+    except FileExistsError as error:
+        raise UserError(f"{path} exists already; choose another --run_name") from error
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}); choose a folder you may write to") from error
 
@@ -147,7 +158,9 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
 
     def convert_arg_line_to_args(self, line):
-        return shlex.split(line, comments=True)
+        lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
+        lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""  # a backslash is a Windows path's
+        return list(lexer)
 
     def parse_args(self, args=None, namespace=None):
         for argument in sys.argv[1:] if args is None else args:
@@ -166,7 +179,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Says a flag's default, unless its help line does so itself or it is a mere switch."""
 
     def _get_help_string(self, action):
-        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
+        silent = any(action.default is value for value in (None, False, argparse.SUPPRESS)) or "default" in action.help
         return action.help if silent else f"{action.help} (default: %(default)s)"
 
 

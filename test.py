@@ -14,7 +14,6 @@ show it in a window where there is a display.
 import csv
 import functools
 import json
-import textwrap
 import time
 from pathlib import Path
 
@@ -113,13 +112,16 @@ def full_test(network, args):
     print(f"\n{'class':<{width}}  precision  recall     F1  images")
     for i, name in enumerate(network.classes):
         precision, recall, f1 = (100 * by_class[key][i] for key in ("precision", "recall", "f1"))
-        print(f"{name:<{width}}  {precision:7.2f} %  {recall:5.1f} %  {f1:4.1f} %  {by_class['support'][i]:>5}")
+        print(f"{name:<{width}}  {precision:7.1f} %  {recall:5.1f} %  {f1:4.1f} %  {by_class['support'][i]:>5}")
     print(
         f"\ntest accuracy {100 * totals['accuracy']:.2f} %, top-5 {100 * totals['top5']:.2f} %,"
         f" loss {totals['loss']:.4f}, {len(test)} images"
     )
     folder = Path(args.output_path) / network.name
     results = {
+        "checkpoint": str(find_checkpoint(args.model_path)),
+        "dataset": network.saved["dataset"],
+        "epoch": network.saved["epoch"],
         **totals,
         "images": len(test),
         "classes": network.classes,
@@ -150,7 +152,12 @@ def custom_test(network, args):
         raise UserError("--mode custom needs --image_path, the image file to classify")
     image = dataset.open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
-    classify(network, image, path.stem, f"image: {textwrap.shorten(path.name, 40)}", args)
+    classify(network, image, path.stem, f"image: {shorten(path.name)}", args)
+
+
+def shorten(name, longest=40):
+    """A name that fits on a line, its middle cut out."""
+    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 :]}"
 
 
 def classify(network, image, name, label, args):
@@ -253,6 +260,8 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
         raise UserError(f"--gif_path {args.gif_path} is no name for a GIF; let it end in .gif")
+    if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
+        raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
     device = pick_device(args.device)
     path = find_checkpoint(args.model_path)
     network = checkpoint.load_network(path, device)

@@ -10,7 +10,9 @@ Writes model/RUN/best.pt (for test.py) and last.pt (for --resume), and metrics.c
 output/RUN/. The validation images, held out of the training images, choose the best epoch; the test images never do.
 """
 
+import hashlib
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -24,7 +26,7 @@ import dataset
 from augment import POLICIES, Augment
 from evaluate import predict, scores
 from model import NETWORKS, build_model
-from optimizer import SCHEDULES, Schedule, average_weights, build_optimizer
+from optimizer import SCHEDULES, AveragedWeights, Schedule, build_optimizer
 from record import count_parameters, open_record, write_config
 from runtime import (
     ArgumentParser,
@@ -64,7 +66,10 @@ def build_parser():
     )
     data.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
     data.add_argument(
-        "--image_size", type=positive, default=32, help="side of the images in pixels; others are resized"
+        "--image_size",
+        type=number(int, at_least=4),
+        default=32,
+        help="side of the images in pixels; others are resized",
     )
     data.add_argument("--n_classes", type=positive, help="number of classes; default: the data set's")
     data.add_argument(
@@ -216,7 +221,7 @@ def build_parser():
     )
     run.add_argument(
         "--seed",
-        type=number(int, at_least=0),
+        type=number(int, at_least=0, at_most=2**31),
         default=0,
         help="of everything random; on the CPU two runs with one seed end with the same weights",
     )
@@ -244,14 +249,17 @@ def parse(argv):
     args = parser.parse_args(argv)
     resumed = None
     if args.resume:
+        if not Path(args.resume).exists() and (Path(args.model_path) / args.resume).exists():
+            args.resume = str(Path(args.model_path) / args.resume)  # the bare name of a run
         resumed = checkpoint.load(args.resume, "last.pt")
         if "training" not in resumed:
             raise UserError(f"{args.resume} holds no training state; name the run's folder or its last.pt")
         parser.set_defaults(**resumed["recipe"])
-        args = parser.parse_args(argv)
+        resume, args = args.resume, parser.parse_args(argv)
+        args.resume = resume
         for flag, value in vars(args).items():
             if flag not in RESUME_FLAGS and value != resumed["recipe"].get(flag, value):
-                raise UserError(f"--{flag} belongs to the resumed run and cannot change; leave it away")
+                raise UserError(f"--{flag} belongs to the resumed run and cannot change; leave it out")
         if args.epochs <= resumed["epoch"]:
             raise UserError(f"{args.resume} has its {resumed['epoch']} epochs; raise --epochs to train on")
     fill_in(args)
@@ -259,14 +267,20 @@ def parse(argv):
         raise UserError(f"--warmup_epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}; lower it")
     if args.schedule == "plateau" and args.val_images == 0:
         raise UserError("--schedule plateau watches the validation loss; it needs --val_images above 0")
-    if args.run_name is not None and (not args.run_name.isprintable() or Path(args.run_name).name != args.run_name):
-        raise UserError(f"--run_name {args.run_name!r} is a folder's name; leave path separators out")
+    if args.run_name is not None and not is_folder_name(args.run_name):
+        raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, no path")
     try:
         with torch.device("meta"):  # allocates nothing; finds sizes that do not fit before any data is read
             build_model(model_config(args, num_classes=2))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"{error} (see --image_size, --patch_size, --embed_dim, --n_attention_heads)") from error
     return args, resumed
+
+
+def is_folder_name(name):
+    """Whether a run of that name stays inside the folders of runs, on any file system."""
+    fits = 0 < len(name.encode()) <= 200 and name.isprintable()
+    return fits and name not in (".", "..") and not set(name) & set('/\\:*?"<>|')
 
 
 def fill_in(args):
@@ -321,7 +335,7 @@ class Trainer:
         seed_everything(args.seed)
         self.model = build_model(self.config).to(device)
         self.forward = torch.compile(self.model) if pick_compile(args.compile, device) else self.model
-        self.average = average_weights(self.model, args.ema) if args.ema else None
+        self.average = AveragedWeights(self.model, args.ema) if args.ema else None
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.augment = Augment(
@@ -362,7 +376,7 @@ class Trainer:
         start = shown = time.perf_counter()
         seen, step = 0, (epoch - 1) * self.steps_per_epoch
         for images, labels in dataset.batches(self.train_split, self.batch_size, shuffle=True, drop_last=True):
-            learning_rate = self.schedule.set(step)
+            self.schedule.set(step)
             loss, hits = self.train_step(images, labels)
             loss_sum += loss * len(labels)
             correct += hits
@@ -371,10 +385,11 @@ class Trainer:
             bar.update(len(labels))
             if time.perf_counter() - shown > 0.5 or seen == self.images_per_epoch():
                 mean_loss = loss_sum.item() / seen
-                self.check_loss(mean_loss, epoch, step, learning_rate)
+                self.position = f"epoch {epoch}, by step {step}"
+                self.check_loss(mean_loss)
                 accuracy = 100 * correct.item() / seen
                 bar.set_postfix_str(
-                    f"loss {mean_loss:.3f}, acc {accuracy:.1f} %, lr {learning_rate:.1e}", refresh=False
+                    f"loss {mean_loss:.3f}, acc {accuracy:.1f} %, lr {self.learning_rate:.1e}", refresh=False
                 )
                 shown = time.perf_counter()
         synchronize(self.device)
@@ -382,7 +397,7 @@ class Trainer:
             "epoch": epoch,
             "train_loss": mean_loss,
             "train_accuracy": correct.item() / seen,
-            "learning_rate": learning_rate,
+            "learning_rate": self.learning_rate,
             "images_per_second": seen / (time.perf_counter() - start),
         }
 
@@ -400,25 +415,31 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         likeliest = targets if targets.ndim == 1 else targets.argmax(dim=1)
         return loss.detach(), (logits.argmax(dim=1) == likeliest).sum()
 
-    @staticmethod
-    def check_loss(loss, epoch, step, learning_rate):
+    def check_loss(self, loss, split="train"):
+        """Raises `UserError` before anything is saved if the loss is not finite."""
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is not finite any more (epoch {epoch}, by step {step}, learning rate {learning_rate:.2e});"
+                f"the {split} loss is not finite any more ({self.position}, learning rate {self.learning_rate:.2e});"
                 " lower --learning_rate, lengthen --warmup_epochs, or try --clip_grad 1"
             )
+
+    @property
+    def learning_rate(self):
+        return self.optimizer.param_groups[0]["lr"]
 
     def evaluate(self):
         """Loss and accuracy on the validation and test images, as entries of a row of metrics."""
         row = {"val_loss": None, "val_accuracy": None}
         for name, split in (("val", self.val_split), ("test", self.test_split)):
             if split is not None:
-                logits = predict(self.evaluated_model, split, precision=self.precision)
+                batch_size = min(1000, 4 * self.batch_size)
+                logits = predict(self.evaluated_model, split, batch_size, self.precision)
                 measured = scores(logits, split.labels)
+                self.check_loss(measured["loss"], name)
                 row |= {f"{name}_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
         return row
 
@@ -444,15 +465,33 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
+            "data": self.fingerprint(),
         }
+
+    def fingerprint(self):
+        """What a resumed run must find again: the labels, and so the classes and images, of each split in order."""
+        splits = (self.train_split, self.val_split, self.test_split)
+        digest = hashlib.sha256(repr(self.train_split.classes).encode())
+        for split in splits:
+            if split is not None:
+                digest.update(split.labels.cpu().numpy().tobytes())
+                digest.update(str(split.images.sum().item()).encode())
+        return digest.hexdigest()
 
     def load_training_state(self, state):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # empty in fp32 and bf16
+            self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.load_state_dict(state["average"])
+
+
+def check_same_data(trainer, resumed):
+    """Raises `UserError` if the images are not those that the resumed run began with."""
+    if trainer.fingerprint() != resumed["training"]["data"]:
+        raise UserError(f"{trainer.args.data_path} does not hold the images this run began with; check --data_path")
 
 
 def describe(row, epochs, seconds_left):
@@ -490,6 +529,15 @@ def fit(trainer, record, first_epoch):
             tqdm.write(describe(row, epochs, seconds_left))
 
 
+def test_flags(args, record):
+    """Flags of test.py that show this run on a test image; the defaults are left out."""
+    flags = ["--model_path", str(record.model_folder), "--mode", "cifar-single", "--index", "5"]
+    for flag in ("data_path", "output_path"):
+        if getattr(args, flag) != getattr(build_parser().parse_args([]), flag):
+            flags += [f"--{flag}", getattr(args, flag)]
+    return flags
+
+
 @command
 def main(argv=None):
     args, resumed = parse(argv)
@@ -506,10 +554,12 @@ def main(argv=None):
     )
     if args.n_classes not in (None, len(splits.train.classes)):
         raise UserError(
-            f"--n_classes {args.n_classes}: {args.dataset} has {len(splits.train.classes)} classes; leave it away"
+            f"--n_classes {args.n_classes}: {args.dataset} has {len(splits.train.classes)} classes; leave it out"
         )
     trainer = Trainer(args, splits, device)
-    record.make_folders()
+    if resumed:
+        check_same_data(trainer, resumed)
+    record.begin()
     first_epoch = 1
     if resumed:
         trainer.load_training_state(resumed["training"])
@@ -525,15 +575,20 @@ def main(argv=None):
     try:
         fit(trainer, record, first_epoch)
     except KeyboardInterrupt:
-        if record.rows:
-            print(f"\ninterrupted; go on with: python train.py --resume {record.model_folder}")
+        if not record.rows:
+            record.abandon()
+            print("\ninterrupted before the end of the first epoch; nothing is kept")
+        else:
+            print(f"\ninterrupted; go on with: python train.py --resume {shlex.quote(str(record.model_folder))}")
         raise
     best = record.best
     chosen = (
-        "the last epoch" if best["val_accuracy"] is None else f"validation accuracy {100 * best['val_accuracy']:.2f} %"
+        "the last, none chosen"
+        if best["val_accuracy"] is None
+        else f"validation accuracy {100 * best['val_accuracy']:.2f} %"
     )
-    print(f"best epoch {best['epoch']} by {chosen}: test accuracy {100 * best['test_accuracy']:.2f} %")
-    print(f"try it: python test.py --model_path {record.model_folder} --mode cifar-single --index 5")
+    print(f"epoch {best['epoch']} is kept ({chosen}): test accuracy {100 * best['test_accuracy']:.2f} %")
+    print(f"try it: python test.py {shlex.join(test_flags(args, record))}")
 
 
 if __name__ == "__main__":

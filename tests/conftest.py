@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import figures
 import train
 
 CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
@@ -33,9 +34,8 @@ def cifar10_root():
 
 def run_training(folder, flags):
     """Train by the front door on drawn shapes, all folders below `folder`."""
-    places = f"--model_path {folder}/model --output_path {folder}/output --data_path {folder}/data"
-    small = "--dataset shapes --device cpu --num_train_images 600 --num_test_images 200"
-    train.main(f"{places} {small} {flags}".split())
+    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
+    train.main([*places, *f"--dataset shapes --device cpu --num_train_images 600 {flags}".split()])
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +49,11 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _same_everywhere(monkeypatch):
-    """The same random numbers every time, and no network even where there is one."""
+    """The same random numbers every time; no network and no window even where there is one."""
 
     def refuse(*_, **__):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(figures, "show", lambda *_: False)
     torch.manual_seed(0)

@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +14,9 @@ CONFIG = {"model": "cnn", "num_classes": 3}
 
 
 def contents(**changes):
-    saved = dict.fromkeys(checkpoint.KEYS - {"format"}, None)
-    return {
-        **saved,
-        "mean": [0.5] * 3,
-        "std": [0.2] * 3,
-        "model_config": CONFIG,
-        "weights": SimpleCNN(num_classes=3).state_dict(),
-        **changes,
-    }
+    saved = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
+    weights = SimpleCNN(num_classes=3).state_dict()
+    return {**saved, "mean": [0.5] * 3, "std": [0.2] * 3, "model_config": CONFIG, "weights": weights, **changes}
 
 
 class Attack:
@@ -58,7 +55,8 @@ def write_truncated(path):
         (lambda path: torch.save({**contents(), "format": 9}, path), "format 9"),
         (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "num_classes": 4})), "do not fit"),
         (lambda path: checkpoint.save(path, contents(model_config={"model": "resnet"})), "resnet"),
-        (lambda path: checkpoint.save(path, contents(model_config=None)), "do not fit"),
+        (lambda path: checkpoint.save(path, contents(model_config=None)), "model_config is no dict"),
+        (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "img_size": "big"})), "do not fit"),
     ],
 )
 def test_other_files_are_refused_in_a_line(write, reason, tmp_path, monkeypatch):
@@ -82,3 +80,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         fill_the_disk()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path):
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import checkpoint; from test_checkpoint import contents;"
+        "checkpoint.save(sys.argv[1], contents())"
+    )
+    path = tmp_path / "best.pt"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parent.parent}"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, check=False, env=environment
+    )
+    assert ended.stderr.splitlines()[-1].startswith("runtime.UserError: cannot write")
+    assert list(tmp_path.iterdir()) == []

@@ -238,7 +238,9 @@ def fill(folder, classes=("cat", "dog"), count=10):
     for value, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            Image.new("RGB", (20 + index, 30), (90 * value + 60, index, 0)).save(folder / name / f"{index:02}.png")
+            Image.new("RGB", (20 + index % 10, 30), (90 * value + 60, index % 100, 0)).save(
+                folder / name / f"{index:03}.png"
+            )
 
 
 def test_folder_with_a_broken_file_loads_the_rest_and_names_it(tmp_path, capsys):
@@ -253,6 +255,19 @@ def test_folder_with_a_broken_file_loads_the_rest_and_names_it(tmp_path, capsys)
     assert torch.equal(dataset.load_test("folder", tmp_path, image_size=16).images, splits.test.images)
 
 
+def test_a_large_folder_needs_no_more_open_files_than_a_small_one(tmp_path):
+    resource = pytest.importorskip("resource")
+    fill(tmp_path, count=300)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        splits = dataset.load("folder", tmp_path, image_size=16, val_images=0, num_workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (len(splits.train), len(splits.test)) == (480, 120)
+    assert (splits.train.images[:, 0, 8, 8] == 60 + 90 * splits.train.labels).all()
+
+
 def test_folder_with_its_own_test_images(tmp_path):
     fill(tmp_path / "train")
     fill(tmp_path / "test", count=3)
@@ -260,6 +275,7 @@ def test_folder_with_its_own_test_images(tmp_path):
     assert (len(splits.train), splits.val, len(splits.test)) == (20, None, 6)
     pixels = splits.train.images / 255
     torch.testing.assert_close(splits.train.mean, pixels.mean((0, 2, 3)))
+    torch.testing.assert_close(splits.train.std, pixels.std((0, 2, 3)), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

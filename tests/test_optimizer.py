@@ -5,7 +5,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
-from optimizer import FINAL_FACTOR, SCHEDULES, Schedule, average_weights, build_optimizer, schedule_factor
+from optimizer import FINAL_FACTOR, SCHEDULES, AveragedWeights, Schedule, build_optimizer, schedule_factor
 
 TOTAL, WARMUP = 200, 20
 
@@ -88,15 +88,23 @@ def test_weights_decay_where_timms_do(model):
 
 
 def test_averaged_weights_are_the_moving_average():
-    model = SimpleCNN()
-    average = average_weights(model, 0.9)
-    name = "classifier.4.weight"
-    expected = None
+    model = SimpleCNN().train()
+    average = AveragedWeights(model, 0.9)
+    expected = {}
     for _ in range(5):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        average.update_parameters(model)
-        weight = model.state_dict()[name].double()
-        expected = weight if expected is None else 0.9 * expected + 0.1 * weight
-    torch.testing.assert_close(average.module.state_dict()[name].double(), expected, atol=1e-6, rtol=1e-5)
+            model(torch.randn(4, 3, 32, 32))  # moves BatchNorm's buffers
+        average.update(model)
+        for name, value in model.state_dict().items():
+            copied = name not in expected or "num_batches" in name
+            expected[name] = value.double() if copied else 0.9 * expected[name] + 0.1 * value.double()
+    for name, value in average.module.state_dict().items():
+        torch.testing.assert_close(value.double(), expected[name], atol=1e-5, rtol=1e-5)
+    restored = AveragedWeights(SimpleCNN(), 0.9)
+    restored.load_state_dict(average.state_dict())
+    for one in (average, restored):
+        one.update(model)
+    weights = [one.module.state_dict()["features.0.0.weight"] for one in (average, restored)]
+    assert torch.equal(*weights)

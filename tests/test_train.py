@@ -1,0 +1,162 @@
+"""That every flag of train.py reaches what it is for, and that the right weights are kept."""
+
+import functools
+
+import pytest
+import torch
+from conftest import SMALL_VIT
+
+import checkpoint
+import dataset
+import train
+from optimizer import Schedule
+from record import Record
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return dataset.load("shapes", "", num_train_images=256, num_test_images=50, val_images=50)
+
+
+def trainer_for(splits, flags=""):
+    args, _ = train.parse(f"--device cpu --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
+    return train.Trainer(args, splits, torch.device("cpu"))
+
+
+def train_steps(trainer, count=3):
+    torch.manual_seed(0)
+    trainer.model.train()
+    for step in range(count):
+        trainer.schedule.set(step)
+        trainer.train_step(trainer.train_split.images[:64], trainer.train_split.labels[:64])
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+FLAGS = [
+    "--learning_rate 1e-3",
+    "--warmup_epochs 0",
+    "--schedule onecycle",
+    "--weight_decay 5",
+    "--label_smoothing 0.5",
+    "--clip_grad 0.01",
+    "--dropout 0.5",
+    "--drop_path 0.5",
+    "--augment none",
+    "--augment randaugment",
+    "--augment trivialaugment",
+    "--mixup 1",
+    "--cutmix 1",
+    "--random_erasing 1",
+    "--precision bf16",
+    "--seed 1",
+]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_changes_the_first_updates(flag, splits):
+    plain, again, changed = (train_steps(trainer_for(splits, flags)) for flags in ("", "", flag))
+    assert torch.equal(plain, again)
+    assert changed.isfinite().all()
+    assert not torch.equal(plain, changed)
+
+
+def test_flags_reach_the_parts_they_name(splits):
+    trainer = trainer_for(splits, "--mixup 0.8 --cutmix 0.5 --random_erasing 0.1 --pool avg --ema 0.9 --n_layers 5")
+    augment = trainer.augment
+    assert (augment.mixup, augment.cutmix, augment.random_erasing) == (0.8, 0.5, 0.1)
+    assert (trainer.model.global_pool, len(trainer.model.blocks), trainer.average.decay) == ("avg", 5, 0.9)
+    state = trainer.inference_state({"epoch": 1})
+    assert (state["mean"], state["std"]) == ([0.5] * 3, [0.25] * 3)
+    assert trainer.schedule.total_steps == 4 * (256 // 128)
+
+
+def test_averaged_weights_are_what_is_measured_and_kept(splits):
+    trainer = trainer_for(splits, "--ema 0.5")
+    train_steps(trainer, 1)  # the first update copies
+    assert torch.equal(trainer.evaluated_model.head.weight, trainer.model.head.weight)
+    before = trainer.evaluated_model.head.weight.clone()
+    train_steps(trainer, 1)
+    after = 0.5 * before + 0.5 * trainer.model.head.weight
+    torch.testing.assert_close(trainer.evaluated_model.head.weight, after)
+    torch.testing.assert_close(trainer.inference_state({"epoch": 1})["weights"]["head.weight"], after)
+    assert not torch.equal(after, trainer.model.head.weight)
+
+
+class Scripted:
+    """Stands in for a trainer whose epochs are written down: validation and test accuracy contradict each other."""
+
+    def inference_state(self, row):
+        state = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
+        return {**state, "epoch": row["epoch"], "metrics": row}
+
+    def training_state(self):
+        return {}
+
+
+def test_validation_images_choose_the_best_epoch_and_test_images_never(tmp_path):
+    record = Record(tmp_path / "model", tmp_path / "output", "new")
+    record.begin()
+    accuracies = [(0.3, 0.9), (0.6, 0.1), (0.5, 0.95)]
+    for epoch, (val, test) in enumerate(accuracies, start=1):
+        losses = {"train_loss": 1.0, "val_loss": 1.0, "test_loss": 1.0}
+        row = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses}
+        record.add(Scripted(), {**row, "val_accuracy": val, "test_accuracy": test}, is_last=epoch == len(accuracies))
+    assert checkpoint.load(tmp_path / "model")["epoch"] == 2
+    assert checkpoint.load(tmp_path / "model", "last.pt")["epoch"] == 3
+    assert record.best["epoch"] == 2
+
+
+def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "Schedule", functools.partial(Schedule, patience=0))
+    monkeypatch.setattr(
+        train.Trainer,
+        "evaluate",
+        lambda self: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
+    )
+    trainer = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
+    record = Record(tmp_path / "model", tmp_path / "output", "new")
+    record.begin()
+    train.fit(trainer, record, first_epoch=1)
+    assert [row["learning_rate"] for row in record.rows] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
+    resumed = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
+    resumed.load_training_state(checkpoint.load(tmp_path / "model", "last.pt")["training"])
+    assert resumed.schedule.set(0) == pytest.approx(5e-7)
+
+
+def test_a_run_never_takes_the_folders_of_another(tmp_path):
+    first, second = (Record(tmp_path / "model" / "run", tmp_path / "output" / "run", "new") for _ in range(2))
+    first.begin()
+    with pytest.raises(train.UserError, match="exists already"):
+        second.begin()
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(train.UserError, match="cannot write"):
+        Record(tmp_path / "model" / "run", tmp_path / "file" / "run", "new").begin()
+    assert not (tmp_path / "model" / "run").exists()
+
+
+def test_replacing_a_run_leaves_nothing_of_the_old_one(tmp_path):
+    record = Record(tmp_path / "model", tmp_path / "output", "replace")
+    for file in ("model/best.pt", "model/last.pt", "output/test_results.json", "output/mine.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    record.begin()
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt"}
+
+
+def test_other_images_are_not_resumed_on(splits):
+    trainer = trainer_for(splits)
+    state = {"training": {"data": trainer.fingerprint()}}
+    train.check_same_data(trainer, state)
+    other = trainer_for(dataset.load("shapes", "", num_train_images=255, num_test_images=50, val_images=50))
+    with pytest.raises(train.UserError, match="does not hold the images"):
+        train.check_same_data(other, state)
+
+
+def test_help_tells_every_default():
+    text = train.build_parser().format_help()
+    for flag, default in {"--seed": "0", "--ema": "0.0", "--batch_size": "128", "--drop_path": "0.0"}.items():
+        start = text.index(f"  {flag} ")
+        assert f"(default: {default})" in " ".join(text[start : start + 400].split("\n  --")[0].split())
