@@ -6,11 +6,11 @@ output/<run>/  config.json, metrics.csv, curves.png
 
 import csv
 import json
-import os
 import platform
 import subprocess
 import sys
 import time
+import uuid
 from datetime import datetime
 from pathlib import Path
 
@@ -34,11 +34,10 @@ def open_record(args, resumed):
         folder = (folder if folder.is_dir() else folder.parent).resolve()
         return Record(folder, Path(args.output_path) / folder.name, "resume")
     name = args.run_name or default_name(args)
-    if not args.run_name and (Path(args.model_path) / name).exists():
-        name += f"-{os.getpid()}"  # two runs within a second
     record = Record(Path(args.model_path) / name, Path(args.output_path) / name, "replace" if args.overwrite else "new")
+    record.may_rename = not args.run_name
     for folder in record.folders:
-        if folder.exists() and not args.overwrite:
+        if folder.exists() and args.run_name and not args.overwrite:
             raise UserError(f"{folder} exists already; choose another --run_name, or add --overwrite to replace it")
     return record
 
@@ -64,6 +63,7 @@ class Record:
         self.model_folder = model_folder
         self.output_folder = output_folder
         self.mode = mode
+        self.may_rename = False
         self.rows = []
         self.best = None
         self.save_last = Paced(self.write_last)
@@ -79,6 +79,9 @@ class Record:
         Raises:
             UserError: they cannot be written to, or another run has taken the name meanwhile. No new folder is left.
         """
+        if self.may_rename and any(folder.exists() for folder in self.folders):  # two runs within a second
+            self.name += f"-{uuid.uuid4().hex[:6]}"
+            self.model_folder, self.output_folder = (folder.with_name(self.name) for folder in self.folders)
         missing = [place for folder in self.folders for place in (folder, *folder.parents) if not place.exists()]
         try:
             for folder in self.folders:
@@ -147,7 +150,7 @@ class Record:
         best.pt may be from an epoch after that; then it is what a new best has to beat.
         """
         self.rows, self.best = state["rows"], state["best"]
-        if self.best["val_accuracy"] is not None:
+        if self.best["val_accuracy"] is not None and (self.model_folder / "best.pt").exists():
             kept = checkpoint.load(self.model_folder)["metrics"]
             if kept["val_accuracy"] > self.best["val_accuracy"]:
                 self.best = kept

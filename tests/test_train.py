@@ -8,6 +8,7 @@ from conftest import SMALL_VIT
 
 import checkpoint
 import dataset
+import record as record_module
 import train
 from optimizer import Schedule
 from record import Record
@@ -128,6 +129,16 @@ def test_a_run_never_takes_the_folders_of_another(tmp_path):
     first.begin()
     with pytest.raises(train.UserError, match="exists already"):
         second.begin()
+
+
+def test_runs_started_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_module, "default_name", lambda args: "same")
+    args, _ = train.parse([f"--model_path={tmp_path / 'model'}", f"--output_path={tmp_path / 'output'}"])
+    records = [record_module.open_record(args, None) for _ in range(3)]
+    for record in records:
+        record.begin()
+    assert len({record.name for record in records}) == 3
+    assert len(list((tmp_path / "model").iterdir())) == len(list((tmp_path / "output").iterdir())) == 3
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
