@@ -30,7 +30,6 @@ from model import VisionTransformer
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
 MODEL_PATH = "model/vit-layer12-32-cifar10"
-MODES = ("cifar", "cifar-single", "custom", "faithfulness")
 
 
 def build_parser():
@@ -38,7 +37,7 @@ def build_parser():
     count = number(int, at_least=1)
     parser.add_argument(
         "--mode",
-        choices=MODES,
+        choices=tuple(MODES),
         default="cifar",
         help=(
             "cifar: the whole test set the network was trained for; cifar-single: one image of it; custom: "
@@ -119,7 +118,7 @@ def full_test(network, args):
     )
     folder = Path(args.output_path) / network.name
     results = {
-        "checkpoint": str(find_checkpoint(args.model_path)),
+        "checkpoint": str(args.model_path),
         "dataset": network.saved["dataset"],
         "epoch": network.saved["epoch"],
         **totals,
@@ -255,6 +254,14 @@ def print_faithfulness(rows, correlations, images, seconds):
     print(f"measured in {seconds:.0f} s\n")
 
 
+MODES = {
+    "cifar": full_test,
+    "cifar-single": single_test,
+    "custom": custom_test,
+    "faithfulness": faithfulness_test,
+}
+
+
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
@@ -263,16 +270,10 @@ def main(argv=None):
     if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
     device = pick_device(args.device)
-    path = find_checkpoint(args.model_path)
-    network = checkpoint.load_network(path, device)
-    print(f"{path}: {describe(network)}")
-    modes = {
-        "cifar": full_test,
-        "cifar-single": single_test,
-        "custom": custom_test,
-        "faithfulness": faithfulness_test,
-    }
-    modes[args.mode](network, args)
+    args.model_path = find_checkpoint(args.model_path)
+    network = checkpoint.load_network(args.model_path, device)
+    print(f"{args.model_path}: {describe(network)}")
+    MODES[args.mode](network, args)
 
 
 if __name__ == "__main__":
