@@ -54,9 +54,10 @@ class Augment:
         mixup, cutmix: alpha of the Beta distribution of Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019);
             0 is off. With both, each image draws one of them.
         random_erasing: probability that a rectangle of an image is set to the mean (Zhong et al., 2020).
+        mix_prob: probability that an image is mixed at all.
     """
 
-    def __init__(self, policy, mean, std, num_classes, mixup=0.0, cutmix=0.0, random_erasing=0.0):
+    def __init__(self, policy, mean, std, num_classes, mixup=0.0, cutmix=0.0, random_erasing=0.0, mix_prob=1.0):
         self.policy = policy
         self.mean = mean
         self.std = std
@@ -64,6 +65,7 @@ class Augment:
         self.mixup = mixup
         self.cutmix = cutmix
         self.random_erasing = random_erasing
+        self.mix_prob = mix_prob
 
     def __call__(self, images, labels):
         """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), int64 (B,) or, if images are mixed, float (B, C)."""
@@ -78,7 +80,11 @@ class Augment:
             inputs = random_erase(inputs, self.random_erasing)
         if not (self.mixup or self.cutmix):
             return inputs, labels
-        return mix(inputs, F.one_hot(labels, self.num_classes).float(), self.draw_shares(inputs))
+        shares = self.draw_shares(inputs)
+        if self.mix_prob < 1:
+            mixed = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < self.mix_prob
+            shares = torch.where(mixed, shares, 1.0)
+        return mix(inputs, F.one_hot(labels, self.num_classes).float(), shares)
 
     def draw_shares(self, inputs):
         """How much of each pixel stays its image's own, (B, 1, H, W) in [0, 1], for Mixup or CutMix as drawn."""

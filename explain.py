@@ -25,7 +25,7 @@ def attention_maps(model, images):
     """Attention weights of every layer and head of a ViT.
 
     Returns:
-        (depth, B, heads, N, N); row i is where token i looks, and sums to 1. Token 0 is the class token.
+        (depth, B, heads, N, N); row i is where token i looks, and sums to 1. The class token, if any, is the first.
     """
     with evaluating(model), torch.autocast(images.device.type, enabled=False):
         _, attentions = model.forward_with_attention(images.float())
@@ -164,17 +164,25 @@ def _target_logits(logits, targets):
 
 def _discard(fused, ratio):
     """(B, N, N) without the smallest `ratio` of each image's weights to patches."""
-    dropped = int(fused[0, :, 1:].numel() * ratio)
+    prefix = _prefix_tokens(fused)
+    to_patches = fused[:, :, prefix:].flatten(1)
+    dropped = int(to_patches.shape[1] * ratio)
     if not dropped:
         return fused
-    to_patches = fused[:, :, 1:].flatten(1)
     smallest = to_patches.argsort(dim=1, stable=True)[:, :dropped]
-    kept = to_patches.scatter(1, smallest, 0.0).view_as(fused[:, :, 1:])
-    return torch.cat([fused[:, :, :1], kept], dim=2)
+    kept = to_patches.scatter(1, smallest, 0.0).view_as(fused[:, :, prefix:])
+    return torch.cat([fused[:, :, :prefix], kept], dim=2)
+
+
+def _prefix_tokens(maps):
+    """1 if there is a class token in maps (..., N, N), else 0: the patches alone are a square number of tokens."""
+    return maps.shape[-1] - math.isqrt(maps.shape[-1]) ** 2
 
 
 def _to_grid(relevance, global_pool):
     """(..., N, N) -> (..., grid, grid): the row that the head reads, without the class token's column."""
-    row = relevance[..., 0, 1:] if global_pool == "token" else relevance[..., 1:, 1:].mean(dim=-2)
+    prefix = _prefix_tokens(relevance)
+    to_patches = relevance[..., prefix:]
+    row = to_patches[..., 0, :] if global_pool == "token" else to_patches[..., prefix:, :].mean(dim=-2)
     side = math.isqrt(row.shape[-1])
     return row.unflatten(-1, (side, side))

@@ -42,12 +42,42 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
+@torch.fx.wrap  # the way depends on the device, which a symbolic trace does not know
+def dropout(x, p):
+    """`F.dropout`; on the CPU from 16 random bits a value, which takes a third of the time."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    keep = bits >= round(p * 2**16) - 2**15
+    return x * keep.to(x.dtype).div_(1 - p)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout by `dropout`."""
+
+    def forward(self, x):
+        return dropout(x, self.p) if self.training and self.p else x
+
+
+@torch.fx.wrap
+def attend(query, key, value, dropout_p):
+    """Attention of (B, heads, N, D / heads) each, by PyTorch's fused kernel, which never forms the N x N weights.
+
+    In low precision on the CPU it is written out: the fused kernel's backward pass is six times slower there.
+    """
+    if query.device.type != "cpu" or query.dtype == torch.float32:
+        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+    weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
+    return (dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, N, D) -> (B, N, D).
 
-    Training runs through PyTorch's fused kernel, which never forms the N x N weights. `forward_with_weights` writes the
-    same computation out, so that the weights (B, heads, N, N) are part of the graph and can be looked at and
-    differentiated. As in timm, `fused_attn = False` makes `forward` take that way too, through `attn_drop`.
+    Training runs through a fused kernel (`attend`). `forward_with_weights` writes the same computation out, so that the
+    weights (B, heads, N, N) are part of the graph and can be looked at and differentiated. As in timm,
+    `fused_attn = False` makes `forward` take that way too, through `attn_drop`.
     """
 
     def __init__(self, dim, num_heads, attn_drop, proj_drop):
@@ -61,16 +91,15 @@ class Attention(nn.Module):
         self.fused_attn = True
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.attn_drop = nn.Dropout(attn_drop)
+        self.attn_drop = Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj_drop = Dropout(proj_drop)
 
     def forward(self, x):
         if not self.fused_attn:
             return self.forward_with_weights(x)[0]
         query, key, value = self.project(x)
-        dropout = self.attn_drop.p if self.training else 0.0
-        return self.merge(F.scaled_dot_product_attention(query, key, value, dropout_p=dropout))
+        return self.merge(attend(query, key, value, self.attn_drop.p if self.training else 0.0))
 
     def forward_with_weights(self, x):
         """The same output, and the attention weights (B, heads, N, N); row i is where token i looks."""
@@ -97,7 +126,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.drop = nn.Dropout(drop)
+        self.drop = Dropout(drop)
 
     def forward(self, x):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
@@ -152,8 +181,9 @@ class VisionTransformer(nn.Module):
         patch_size: side of a patch in pixels.
         in_chans: channels of the input.
         num_classes: outputs of the head.
-        global_pool: "token" classifies from the class token, "avg" from the mean of the patch tokens. As in timm,
-            the class token also takes part in the attention under "avg", and the final norm follows the pooling.
+        global_pool: "token" classifies from the class token, "avg" from the mean of the patch tokens, with the final
+            norm after the pooling, as in timm.
+        class_token: whether there is one; under "avg" it only takes part in the attention, and is better left out.
         embed_dim: width of a token; a multiple of `num_heads`.
         depth: number of blocks.
         num_heads: attention heads of a block.
@@ -174,6 +204,7 @@ class VisionTransformer(nn.Module):
         in_chans=3,
         num_classes=10,
         global_pool="token",
+        class_token=True,
         embed_dim=192,
         depth=12,
         num_heads=3,
@@ -185,12 +216,15 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if global_pool not in ("token", "avg"):
             raise ValueError(f'global_pool {global_pool!r} is not known; choose "token" or "avg"')
+        if global_pool == "token" and not class_token:
+            raise ValueError('global_pool "token" needs a class token; choose "avg"')
         self.global_pool = global_pool
-        self.num_prefix_tokens = 1
+        self.num_prefix_tokens = int(class_token)
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.patch_embed.num_patches, embed_dim))
-        self.pos_drop = nn.Dropout(drop_rate)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
+        self.pos_drop = Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, drop_rate, attn_drop_rate, drop_path_rate * i / max(1, depth - 1))
             for i in range(depth)
@@ -204,7 +238,8 @@ class VisionTransformer(nn.Module):
     def init_weights(self):
         """Truncated normals of deviation 0.02 and zero biases, as in DeiT; patches start as a linear layer does."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # a view: it fills the weight itself
         nn.init.zeros_(self.patch_embed.proj.bias)
         for module in self.modules():
@@ -213,20 +248,21 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def embed(self, images):
-        """Images (B, C, H, W) -> tokens (B, 1 + num_patches, D), the class token first."""
-        patches = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        """Images (B, C, H, W) -> tokens (B, N, D): the class token first, if there is one, then the patches."""
+        tokens = self.patch_embed(images)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return self.pos_drop(tokens + self.pos_embed)
 
     def forward_features(self, images):
-        """Images (B, C, H, W) -> tokens (B, 1 + num_patches, D) after the last block."""
+        """Images (B, C, H, W) -> tokens (B, N, D) after the last block."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def forward_head(self, x):
-        """Tokens of the last block (B, 1 + num_patches, D) -> logits (B, num_classes)."""
+        """Tokens of the last block (B, N, D) -> logits (B, num_classes)."""
         pooled = x[:, self.num_prefix_tokens :].mean(dim=1) if self.global_pool == "avg" else x[:, 0]
         return self.head(self.fc_norm(pooled))
 
@@ -237,8 +273,8 @@ class VisionTransformer(nn.Module):
     def forward_with_attention(self, images):
         """Logits (B, num_classes) and each layer's attention weights, a list of `depth` tensors (B, heads, N, N).
 
-        Row i of a map is where token i looks; token 0 is the class token, then the patches row by row. The maps
-        belong to the graph of the logits, so gradients with respect to them can be taken.
+        Row i of a map is where token i looks; the class token, if there is one, is the first, then the patches row by
+        row. The maps belong to the graph of the logits, so gradients with respect to them can be taken.
         """
         x = self.embed(images)
         attentions = []
@@ -251,27 +287,29 @@ class VisionTransformer(nn.Module):
 class SimpleCNN(nn.Module):
     """The baseline: four 3x3 convolutions 3 -> 32 -> 64 -> 128 -> 256, each with BatchNorm, ReLU and a 2x2 max-pool.
 
-    A 32x32 image leaves them as 2x2x256; a hidden layer of 512 with dropout leads to the logits.
+    A 32x32 image leaves them as 2x2x256; a hidden layer of 512 with dropout leads to the logits. `width`, the channels
+    of the first convolution, scales them all.
 
     Raises:
         ValueError: `img_size` is under 16 pixels, which four poolings would reduce to nothing.
     """
 
-    def __init__(self, img_size=32, in_chans=3, num_classes=10, drop_rate=0.3):
+    def __init__(self, img_size=32, in_chans=3, num_classes=10, width=32, drop_rate=0.3):
         super().__init__()
         if img_size < 16:
             raise ValueError(f"img_size {img_size} is too small for the CNN's four poolings; choose 16 or more")
-        widths = (in_chans, 32, 64, 128, 256)
+        widths = (in_chans, width, 2 * width, 4 * width, 8 * width)
         self.features = nn.Sequential(
             *(self.stage(*pair) for pair in itertools.pairwise(widths)),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(widths[-1] * (img_size // 16) ** 2, 512),
+            nn.Linear(widths[-1] * (img_size // 16) ** 2, 16 * width),
             nn.ReLU(),
-            nn.Dropout(drop_rate),
-            nn.Linear(512, num_classes),
+            Dropout(drop_rate),
+            nn.Linear(16 * width, num_classes),
         )
+        self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
 
     @staticmethod
     def stage(in_width, out_width):

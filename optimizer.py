@@ -1,11 +1,12 @@
-"""How weights move: parameter groups, AdamW, learning-rate schedules and averaged weights.
+"""How weights move: parameter groups, AdamW and Muon, learning-rate schedules and averaged weights.
 
-optimizer = build_optimizer(model, learning_rate=5e-4, weight_decay=0.05)
-schedule = Schedule(optimizer, "cosine", total_steps, warmup_steps)
+optimizers = build_optimizers(model, learning_rate=5e-4, weight_decay=0.05)
+schedule = Schedule(optimizers, "cosine", total_steps, warmup_steps)
 for step in range(total_steps):
     learning_rate = schedule.set(step)      # before the update
     ...
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
 """
 
 import copy
@@ -13,22 +14,89 @@ import math
 
 import torch
 
+from runtime import has_fast_bf16
+
 SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
 FINAL_FACTOR = 0.01  # of the peak, at the last step of cosine and linear: low enough to settle, not a wasted step
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at 0, so that five steps do
 
 
-def parameter_groups(model, weight_decay):
-    """Two groups: weight matrices and kernels decay; biases, norms, tokens and positions do not."""
-    decayed, kept = [], []
+def split_parameters(model):
+    """Weight matrices and kernels, in the network's order, and all the rest: biases, norms, tokens, positions."""
+    matrices, rest = [], []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and name not in ("cls_token", "pos_embed")
-        (decayed if is_matrix else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        (matrices if is_matrix else rest).append(parameter)
+    return matrices, rest
 
 
-def build_optimizer(model, learning_rate, weight_decay):
-    """AdamW (Loshchilov and Hutter, 2019) in PyTorch's fused form, one kernel for all weights."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, fused=True)
+def build_optimizers(model, learning_rate, weight_decay, muon=None):
+    """A list of AdamW (Loshchilov and Hutter, 2019), and of Muon if `muon` holds its options.
+
+    Only matrices and kernels decay. Muon takes the hidden ones: all but the first, which reads pixels, and the last,
+    which gives the logits.
+    """
+    matrices, rest = split_parameters(model)
+    decayed = matrices if muon is None else [matrices[0], matrices[-1]]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, fused=True)]  # one kernel for all weights
+    return optimizers if muon is None else [*optimizers, Muon(matrices[1:-1], **muon)]
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024): momentum whose matrix is made orthogonal, so that all its directions move alike.
+
+    The same updates as `torch.optim.Muon`'s, but matrices of one shape go through the Newton-Schulz steps as one batch,
+    and kernels (out, in, h, w) are taken as matrices (out, in * h * w). The weights decay by learning rate times
+    `weight_decay` a step. `compile` compiles the Newton-Schulz steps.
+    """
+
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, compile=False):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        device = self.param_groups[0]["params"][0].device
+        self.dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
+        self.orthogonalize = torch.compile(orthogonalize) if compile else orthogonalize
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
+            by_shape = {}
+            for weight in weights:
+                by_shape.setdefault(weight.shape, []).append(weight)
+            for same in by_shape.values():
+                self.update(same, **{name: group[name] for name in ("lr", "weight_decay", "momentum")})
+
+    def update(self, weights, lr, weight_decay, momentum):
+        """One step of weights of one shape, with Nesterov's momentum."""
+        gradients = [weight.grad for weight in weights]
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        ahead = torch.stack(torch._foreach_lerp(gradients, momenta, momentum))
+        matrices = ahead.flatten(2)
+        direction = self.orthogonalize(matrices.to(self.dtype))
+        direction = direction.to(ahead.dtype, memory_format=torch.contiguous_format).view_as(ahead)
+        rows, columns = matrices.shape[1:]
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        torch._foreach_add_(weights, direction.unbind(), alpha=-lr * max(1, rows / columns) ** 0.5)
+
+
+def orthogonalize(matrices, steps=5):
+    """The nearest orthogonal matrices, roughly, by Newton-Schulz steps: (n, rows, columns) -> the same.
+
+    The singular values become about 1, between 0.7 and 1.2, in whatever precision the matrices have.
+    """
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values of at most 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 def schedule_factor(schedule, step, total_steps, warmup_steps=0):
@@ -62,27 +130,27 @@ def _half_cosine(start, end, progress):
 
 
 class Schedule:
-    """Sets an optimizer's learning rates before every step, as multiples of those it was made with.
+    """Sets the optimizers' learning rates before every step, as multiples of those they were made with.
 
     "plateau" multiplies them by 0.1 when the validation loss has not fallen for more than 10 epochs, by the rules
     of PyTorch's ReduceLROnPlateau: a fall counts from 0.01 % on.
     """
 
-    def __init__(self, optimizer, schedule, total_steps, warmup_steps=0, patience=10):
-        self.optimizer = optimizer
+    def __init__(self, optimizers, schedule, total_steps, warmup_steps=0, patience=10):
+        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.schedule = schedule
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
         self.patience = patience
-        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.peaks = [group["lr"] for group in self.groups]
         self.scale, self.best_loss, self.bad_epochs = 1.0, math.inf, 0
 
     def set(self, step):
         """Set the rates for `step` and return that of the first group."""
         factor = self.scale * schedule_factor(self.schedule, step, self.total_steps, self.warmup_steps)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+        for group, peak in zip(self.groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        return self.optimizer.param_groups[0]["lr"]
+        return self.groups[0]["lr"]
 
     def end_epoch(self, val_loss):
         """Tell the plateau schedule how the epoch went; the others do not listen."""
@@ -112,19 +180,18 @@ class AveragedWeights:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, model):
+    def update(self):
         """Move the average towards the network's weights, by 1 - decay; whole numbers are copied."""
         step = 1 - self.decay if self.updates else 1.0
         self.updates += 1
-        averages, values = self.module.state_dict().values(), model.state_dict().values()
-        pairs = list(zip(averages, values, strict=True))
-        floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in floating], [value for _, value in floating], step)
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
+        torch._foreach_lerp_(*map(list, zip(*self.floating, strict=True)), step)
+        for average, value in self.counters:
+            average.copy_(value)
 
     def state_dict(self):
         return {"module": self.module.state_dict(), "updates": self.updates}

@@ -64,13 +64,20 @@ def pick_device(name):
     return torch.device(name)
 
 
+def has_fast_bf16(device):
+    """Whether matrix products are faster in bf16: CUDA cards from Ampere on, processors with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
 def pick_precision(name, device):
-    """The precision that `auto` means on a device: bf16 on CUDA (fp16 on cards without it), fp32 elsewhere."""
+    """The precision that `auto` means on a device: bf16 where it is fast, fp16 on older CUDA cards, else fp32."""
     if name != "auto":
         return name
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if has_fast_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def autocast(device, precision):

@@ -26,7 +26,7 @@ import dataset
 from augment import POLICIES, Augment
 from evaluate import predict, scores
 from model import NETWORKS, build_model
-from optimizer import SCHEDULES, AveragedWeights, Schedule, build_optimizer
+from optimizer import SCHEDULES, AveragedWeights, Schedule, build_optimizers
 from record import count_parameters, open_record, write_config
 from runtime import (
     ArgumentParser,
@@ -47,6 +47,9 @@ RESUME_FLAGS = {"resume", "epochs", "device", "data_path", "num_workers", "model
 
 LONG_RUN = 50  # epochs from which stronger augmentation pays
 
+POSITIVE, NOT_NEGATIVE = number(int, at_least=1), number(float, at_least=0)
+SHARE = number(float, at_least=0, below=1)
+
 
 def build_parser():
     parser = ArgumentParser(
@@ -54,9 +57,12 @@ def build_parser():
         fromfile_prefix_chars="@",
         description="Train a Vision Transformer or a CNN on CIFAR-10 from scratch. @FILE reads flags from a file.",
     )
-    positive, share = number(int, at_least=1), number(float, at_least=0, below=1)
-    not_negative = number(float, at_least=0)
+    for add_flags in (add_data_flags, add_network_flags, add_training_flags, add_augmentation_flags, add_run_flags):
+        add_flags(parser)
+    return parser
 
+
+def add_data_flags(parser):
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset",
@@ -71,7 +77,7 @@ def build_parser():
         default=32,
         help="side of the images in pixels; others are resized",
     )
-    data.add_argument("--n_classes", type=positive, help="number of classes; default: the data set's")
+    data.add_argument("--n_classes", type=POSITIVE, help="number of classes; default: the data set's")
     data.add_argument(
         "--val_images",
         type=number(int, at_least=0),
@@ -81,10 +87,10 @@ def build_parser():
         ),
     )
     data.add_argument(
-        "--num_train_images", type=positive, help="train on so many images only, alike from each class; default: all"
+        "--num_train_images", type=POSITIVE, help="train on so many images only, alike from each class; default: all"
     )
     data.add_argument(
-        "--num_test_images", type=positive, help="test on so many images only, alike from each class; default: all"
+        "--num_test_images", type=POSITIVE, help="test on so many images only, alike from each class; default: all"
     )
     data.add_argument(
         "--num_workers",
@@ -93,20 +99,22 @@ def build_parser():
         help="processes that decode a folder of images; other data sets need none",
     )
 
+
+def add_network_flags(parser):
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model", choices=tuple(NETWORKS), default="vit", help="vit: Vision Transformer; cnn: four convolutions"
     )
     network.add_argument(
         "--patch_size",
-        type=positive,
+        type=POSITIVE,
         default=4,
         help="ViT: side of a patch in pixels; halving it makes four times as many tokens",
     )
-    network.add_argument("--embed_dim", type=positive, default=192, help="ViT: width of a token")
-    network.add_argument("--n_layers", type=positive, default=12, help="ViT: number of transformer blocks")
+    network.add_argument("--embed_dim", type=POSITIVE, default=192, help="ViT: width of a token")
+    network.add_argument("--n_layers", type=POSITIVE, default=12, help="ViT: number of transformer blocks")
     network.add_argument(
-        "--n_attention_heads", type=positive, default=3, help="ViT: heads of a block; they share the width out"
+        "--n_attention_heads", type=POSITIVE, default=3, help="ViT: heads of a block; they share the width out"
     )
     network.add_argument(
         "--forward_mul",
@@ -118,16 +126,19 @@ def build_parser():
         "--pool",
         choices=("token", "avg"),
         default="token",
-        help="ViT: classify from the class token, or from the mean of the patches",
+        help="ViT: classify from a class token, or from the mean of the patches",
+    )
+    network.add_argument(
+        "--width", type=POSITIVE, default=32, help="CNN: channels of the first convolution; all others follow"
     )
     network.add_argument(
         "--dropout",
-        type=share,
+        type=SHARE,
         help="share of activations zeroed while training; default: 0.1 for the ViT, 0.3 for the CNN",
     )
     network.add_argument(
         "--drop_path",
-        type=share,
+        type=SHARE,
         default=0.0,
         help=(
             "ViT: probability that an image skips the last block's branches, growing from 0 at the first; "
@@ -135,18 +146,32 @@ def build_parser():
         ),
     )
 
+
+def add_training_flags(parser):
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive, default=200, help="passes over the training images")
+    training.add_argument("--epochs", type=POSITIVE, default=200, help="passes over the training images")
     training.add_argument(
         "--batch_size",
-        type=positive,
+        type=POSITIVE,
         default=128,
         help="images a step; a large GPU is better used with 512 or 1024 and a higher learning rate",
     )
-    training.add_argument("--learning_rate", type=number(float, above=0), default=5e-4, help="the schedule's peak")
+    training.add_argument(
+        "--optimizer",
+        choices=("adamw", "muon"),
+        default="adamw",
+        help="muon: Muon for the hidden weight matrices, which learn in far fewer epochs, and AdamW for the rest",
+    )
+    training.add_argument("--learning_rate", type=number(float, above=0), default=5e-4, help="AdamW's, at its peak")
+    training.add_argument(
+        "--muon_learning_rate",
+        type=number(float, above=0),
+        default=0.01,
+        help="Muon's, at its peak, with --optimizer muon",
+    )
     training.add_argument(
         "--warmup_epochs",
-        type=not_negative,
+        type=NOT_NEGATIVE,
         help=(
             "epochs in which the learning rate rises to its peak; default: 10, or a fifth of a short run; 30 "
             "%% of the run for onecycle"
@@ -159,17 +184,18 @@ def build_parser():
         help=("the learning rate after the warmup; plateau lowers it tenfold when the validation loss stops falling"),
     )
     training.add_argument(
-        "--weight_decay", type=not_negative, default=0.05, help="AdamW's decay of weight matrices and kernels"
+        "--weight_decay", type=NOT_NEGATIVE, default=0.05, help="AdamW's decay of weight matrices and kernels"
+    )
+    training.add_argument("--muon_weight_decay", type=NOT_NEGATIVE, default=0.5, help="Muon's, with --optimizer muon")
+    training.add_argument(
+        "--label_smoothing", type=SHARE, default=0.0, help="share of the target spread over all classes"
     )
     training.add_argument(
-        "--label_smoothing", type=share, default=0.0, help="share of the target spread over all classes"
-    )
-    training.add_argument(
-        "--clip_grad", type=not_negative, default=0.0, help="longest gradient, by its norm; 0 leaves it alone"
+        "--clip_grad", type=NOT_NEGATIVE, default=0.0, help="longest gradient, by its norm; 0 leaves it alone"
     )
     training.add_argument(
         "--ema",
-        type=share,
+        type=SHARE,
         default=0.0,
         help=(
             "decay of an exponential moving average of the weights, which is then evaluated and kept; 0.999 "
@@ -177,6 +203,8 @@ def build_parser():
         ),
     )
 
+
+def add_augmentation_flags(parser):
     disturb = parser.add_argument_group("augmentation")
     disturb.add_argument(
         "--augment",
@@ -186,12 +214,18 @@ def build_parser():
             f"default: trivialaugment from {LONG_RUN} epochs on, else basic"
         ),
     )
-    disturb.add_argument("--mixup", type=not_negative, default=0.0, help="Mixup's alpha; 0.8 is usual, 0 is off")
+    disturb.add_argument("--mixup", type=NOT_NEGATIVE, default=0.0, help="Mixup's alpha; 0.8 is usual, 0 is off")
     disturb.add_argument(
         "--cutmix",
-        type=not_negative,
+        type=NOT_NEGATIVE,
         default=0.0,
         help="CutMix's alpha; 1 is usual, 0 is off; with --mixup, each image draws one of them",
+    )
+    disturb.add_argument(
+        "--mix_prob",
+        type=number(float, at_least=0, at_most=1),
+        default=1.0,
+        help="share of the images that --mixup and --cutmix mix",
     )
     disturb.add_argument(
         "--random_erasing",
@@ -200,6 +234,8 @@ def build_parser():
         help="probability that a rectangle of an image is blanked",
     )
 
+
+def add_run_flags(parser):
     run = parser.add_argument_group("run")
     run.add_argument(
         "--device",
@@ -211,7 +247,7 @@ def build_parser():
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="of the forward pass; auto is bf16 on cuda (fp16 where the card has none) and fp32 elsewhere",
+        help="of the forward pass; auto is bf16 on GPUs and processors built for it, fp16 on older GPUs, else fp32",
     )
     run.add_argument(
         "--compile",
@@ -236,7 +272,6 @@ def build_parser():
     )
     run.add_argument("--model_path", default="./model", help="folder for the runs' checkpoints")
     run.add_argument("--output_path", default="./output", help="folder for the runs' metrics and figures")
-    return parser
 
 
 def parse(argv):
@@ -300,6 +335,7 @@ def model_config(args, num_classes):
             "model": "cnn",
             "img_size": args.image_size,
             "num_classes": num_classes,
+            "width": args.width,
             "drop_rate": args.dropout,
         }
     return {
@@ -308,6 +344,7 @@ def model_config(args, num_classes):
         "patch_size": args.patch_size,
         "num_classes": num_classes,
         "global_pool": args.pool,
+        "class_token": args.pool == "token",
         "embed_dim": args.embed_dim,
         "depth": args.n_layers,
         "num_heads": args.n_attention_heads,
@@ -334,7 +371,8 @@ class Trainer:
         self.config = model_config(args, self.num_classes)
         seed_everything(args.seed)
         self.model = build_model(self.config).to(device)
-        self.forward = torch.compile(self.model) if pick_compile(args.compile, device) else self.model
+        self.is_compiled = pick_compile(args.compile, device)
+        self.forward = torch.compile(self.model) if self.is_compiled else self.model
         self.average = AveragedWeights(self.model, args.ema) if args.ema else None
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
@@ -346,12 +384,16 @@ class Trainer:
             args.mixup,
             args.cutmix,
             args.random_erasing,
+            args.mix_prob,
         )
         self.batch_size = min(args.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
-        self.optimizer = build_optimizer(self.model, args.learning_rate, args.weight_decay)
+        muon = {"lr": args.muon_learning_rate, "weight_decay": args.muon_weight_decay, "compile": self.is_compiled}
+        self.optimizers = build_optimizers(
+            self.model, args.learning_rate, args.weight_decay, muon if args.optimizer == "muon" else None
+        )
         self.schedule = Schedule(
-            self.optimizer,
+            self.optimizers,
             args.schedule,
             args.epochs * self.steps_per_epoch,
             round(args.warmup_epochs * self.steps_per_epoch),
@@ -407,15 +449,17 @@ class Trainer:
         with autocast(self.device, self.precision):
             logits = self.forward(inputs)
             loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.args.clip_grad:
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
         if self.average:
-            self.average.update(self.model)
+            self.average.update()
         likeliest = targets if targets.ndim == 1 else targets.argmax(dim=1)
         return loss.detach(), (logits.argmax(dim=1) == likeliest).sum()
 
@@ -429,7 +473,7 @@ class Trainer:
 
     @property
     def learning_rate(self):
-        return self.optimizer.param_groups[0]["lr"]
+        return self.optimizers[0].param_groups[0]["lr"]
 
     def evaluate(self):
         """Loss and accuracy on the validation and test images, as entries of a row of metrics."""
@@ -461,7 +505,7 @@ class Trainer:
         """What an exact resume needs beside `inference_state`."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -480,7 +524,8 @@ class Trainer:
 
     def load_training_state(self, state):
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"] and self.scaler.is_enabled():  # empty in fp32 and bf16
             self.scaler.load_state_dict(state["scaler"])

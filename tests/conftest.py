@@ -35,7 +35,8 @@ def cifar10_root():
 def run_training(folder, flags):
     """Train by the front door on drawn shapes, all folders below `folder`."""
     places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
-    train.main([*places, *f"--dataset shapes --device cpu --num_train_images 600 {flags}".split()])
+    same = "--dataset shapes --device cpu --precision fp32 --num_train_images 600"
+    train.main([*places, *f"{same} {flags}".split()])
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ import timm
 import torch
 from timm.utils import AttentionExtract
 
-from model import SimpleCNN, VisionTransformer, build_model
+from model import Dropout, SimpleCNN, VisionTransformer, build_model
 
 SIZES = [
     {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3},
@@ -21,11 +21,14 @@ def random_weights(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("global_pool", ["token", "avg"])
+POOLS = [{"global_pool": "token"}, {"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}]
+
+
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("size", SIZES)
-def test_weights_and_logits_are_timms(size, global_pool):
-    ours = random_weights(VisionTransformer(**size, global_pool=global_pool))
-    theirs = timm.models.VisionTransformer(**{"num_classes": 10, **size}, global_pool=global_pool).eval()
+def test_weights_and_logits_are_timms(size, pool):
+    ours = random_weights(VisionTransformer(**size, **pool))
+    theirs = timm.models.VisionTransformer(**{"num_classes": 10, **size, **pool}).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(3, size.get("in_chans", 3), size["img_size"], size["img_size"])
@@ -51,14 +54,15 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert kept.mean().item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("global_pool", ["token", "avg"])
-def test_written_out_attention_is_the_fused_one(global_pool):
-    model = random_weights(VisionTransformer(**SIZES[0], global_pool=global_pool))
+@pytest.mark.parametrize("pool", POOLS)
+def test_written_out_attention_is_the_fused_one(pool):
+    model = random_weights(VisionTransformer(**SIZES[0], **pool))
     images = torch.randn(2, 3, 32, 32)
     logits, attentions = model.forward_with_attention(images)
     torch.testing.assert_close(logits, model(images), atol=1e-5, rtol=1e-5)
-    assert [tuple(weights.shape) for weights in attentions] == [(2, 3, 65, 65)] * 3
-    torch.testing.assert_close(torch.stack(attentions).sum(-1), torch.ones(3, 2, 3, 65))
+    tokens = 64 + model.num_prefix_tokens
+    assert [tuple(weights.shape) for weights in attentions] == [(2, 3, tokens, tokens)] * 3
+    torch.testing.assert_close(torch.stack(attentions).sum(-1), torch.ones(3, 2, 3, tokens))
     gradients = torch.autograd.grad(logits[:, 0].sum(), attentions)
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
@@ -75,9 +79,36 @@ def test_attention_dropout_has_the_same_strength_both_ways():
     assert fused.std(0).mean() > 0.05
 
 
+@pytest.mark.parametrize("drop_rate", [0.0, 0.1])
+def test_bf16_on_the_cpu_learns_as_fp32_does(drop_rate):
+    model = VisionTransformer(**SIZES[0], drop_rate=drop_rate)
+    images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    gradients = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            loss = torch.nn.functional.cross_entropy(model(images), labels)
+        parameters = list(model.parameters())
+        gradients[dtype] = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+    cosine = torch.nn.functional.cosine_similarity(*gradients.values(), dim=0)
+    assert cosine > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_on_the_cpu_zeroes_its_share_and_keeps_the_mean(dtype):
+    layer = Dropout(0.3).train()
+    kept = layer(torch.ones(1000, 999, dtype=dtype))
+    assert kept.dtype == dtype
+    assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=2e-3)
+    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.7, rel=5e-3)]
+    assert (kept == 0).float().mean(dim=0).std() == pytest.approx((0.3 * 0.7 / 1000) ** 0.5, rel=0.1)
+    assert not torch.equal(kept, layer(torch.ones(1000, 999, dtype=dtype)))
+    assert torch.equal(layer.eval()(kept), kept)
+
+
 @pytest.mark.parametrize("method", ["fx", "hook"])
 def test_timms_tools_read_its_attention(method):
-    model = random_weights(VisionTransformer(**SIZES[0]))
+    model = random_weights(VisionTransformer(**SIZES[0], drop_rate=0.1, attn_drop_rate=0.1))
     images = torch.randn(2, 3, 32, 32)
     _, ours = model.forward_with_attention(images)
     for block in model.blocks:
@@ -94,6 +125,7 @@ def test_timms_tools_read_its_attention(method):
         ({"img_size": 32, "patch_size": 5}, "1, 2, 4, 8, 16, 32"),
         ({"embed_dim": 100, "num_heads": 3}, "99"),
         ({"global_pool": "max"}, "avg"),
+        ({"class_token": False}, "avg"),
     ],
 )
 def test_sizes_that_do_not_fit_say_what_would(arguments, advice):
@@ -113,6 +145,7 @@ def test_cnn_is_the_four_convolutions():
     widths = [module.weight.shape[:2] for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     assert widths == [(32, 3), (64, 32), (128, 64), (256, 128)]
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(parameter.numel() for parameter in SimpleCNN(width=25).parameters()) == 562_085
     assert SimpleCNN(img_size=64)(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
 
 

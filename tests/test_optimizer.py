@@ -5,7 +5,16 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
-from optimizer import FINAL_FACTOR, SCHEDULES, AveragedWeights, Schedule, build_optimizer, schedule_factor
+from optimizer import (
+    FINAL_FACTOR,
+    SCHEDULES,
+    AveragedWeights,
+    Muon,
+    Schedule,
+    build_optimizers,
+    orthogonalize,
+    schedule_factor,
+)
 
 TOTAL, WARMUP = 200, 20
 
@@ -57,7 +66,7 @@ def test_one_cycle_is_pytorchs():
 def test_plateau_is_pytorchs():
     losses = [1.0, 0.8, 0.9, *[0.81] * 14, 0.5, *[0.49998] * 25, 0.2]
     optimizer, reference = some_optimizer(), some_optimizer()
-    ours = Schedule(optimizer, "plateau", total_steps=1000)
+    ours = Schedule([optimizer], "plateau", total_steps=1000)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference)
     for step, loss in enumerate(losses):
         assert ours.set(step) == pytest.approx(reference.param_groups[0]["lr"])
@@ -70,13 +79,13 @@ def test_schedule_keeps_the_groups_apart():
     optimizer = torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)], lr=1.0
     )
-    Schedule(optimizer, "linear", TOTAL, WARMUP).set(0)
+    Schedule([optimizer], "linear", TOTAL, WARMUP).set(0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1 / 21, 0.1 / 21])
 
 
 @pytest.mark.parametrize("model", [VisionTransformer(depth=2, embed_dim=12, num_heads=2), SimpleCNN()])
 def test_weights_decay_where_timms_do(model):
-    ours = build_optimizer(model, 1e-3, 0.05)
+    (ours,) = build_optimizers(model, 1e-3, 0.05)
     theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=("cls_token", "pos_embed"))
     assert isinstance(ours, torch.optim.AdamW)
     for decay in (0.0, 0.05):
@@ -85,6 +94,51 @@ def test_weights_decay_where_timms_do(model):
             for groups in (ours.param_groups, theirs)
         ]
         assert ids[0] == ids[1] != set()
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
+    for model, first, last, hidden in (
+        (VisionTransformer(depth=2, embed_dim=12, num_heads=2), "patch_embed.proj.weight", "head.weight", 8),
+        (SimpleCNN(), "features.0.0.weight", "classifier.4.weight", 4),
+    ):
+        adamw, muon = build_optimizers(model, 1e-3, 0.05, {"lr": 0.01, "weight_decay": 0.5})
+        by_muon = {id(weight) for group in muon.param_groups for weight in group["params"]}
+        by_adamw = {id(weight) for group in adamw.param_groups for weight in group["params"]}
+        assert len(by_muon) == hidden
+        assert not by_muon & by_adamw
+        assert by_muon | by_adamw == {id(weight) for weight in model.parameters()}
+        assert {id(model.get_parameter(first)), id(model.get_parameter(last))} <= by_adamw
+        assert {len(weight.shape) for weight in muon.param_groups[0]["params"]} <= {2, 4}
+
+
+def test_muon_is_pytorchs():
+    shapes = [(24, 8), (8, 24), (24, 8), (16, 16), (8, 3, 3, 3)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(weight.detach().clone().flatten(1)) for weight in ours]
+    options = {"lr": 0.1, "weight_decay": 0.5, "momentum": 0.9}
+    muon, reference = Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    muon.dtype = torch.bfloat16  # as theirs, whatever this machine is fast in
+    for _ in range(4):
+        for weight, other in zip(ours, theirs, strict=True):
+            weight.grad = torch.randn_like(weight)
+            other.grad = weight.grad.flatten(1).clone()
+        before = [weight.detach().clone() for weight in ours]
+        muon.step()
+        reference.step()
+        for weight, other, old in zip(ours, theirs, before, strict=True):
+            difference = (weight.flatten(1) - other).norm()
+            assert difference < 0.02 * (weight - old).norm()  # bf16 has two to three digits
+            other.data.copy_(weight.flatten(1))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 24), (2, 24, 8), (1, 16, 16)])
+def test_muons_directions_are_nearly_orthogonal(shape):
+    matrices = torch.randn(shape, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    direction = orthogonalize(matrices)
+    assert (torch.linalg.svdvals(direction) - 1).abs().max() < 0.35
+    cosine = torch.nn.functional.cosine_similarity(direction.flatten(1), (left @ right).flatten(1))
+    assert cosine.min() > 0.97
 
 
 def test_averaged_weights_are_the_moving_average():
@@ -96,15 +150,15 @@ def test_averaged_weights_are_the_moving_average():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
             model(torch.randn(4, 3, 32, 32))  # moves BatchNorm's buffers
-        average.update(model)
+        average.update()
         for name, value in model.state_dict().items():
             copied = name not in expected or "num_batches" in name
             expected[name] = value.double() if copied else 0.9 * expected[name] + 0.1 * value.double()
     for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], atol=1e-5, rtol=1e-5)
-    restored = AveragedWeights(SimpleCNN(), 0.9)
+    restored = AveragedWeights(model, 0.9)
     restored.load_state_dict(average.state_dict())
     for one in (average, restored):
-        one.update(model)
+        one.update()
     weights = [one.module.state_dict()["features.0.0.weight"] for one in (average, restored)]
     assert torch.equal(*weights)

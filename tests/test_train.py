@@ -20,7 +20,7 @@ def splits():
 
 
 def trainer_for(splits, flags=""):
-    args, _ = train.parse(f"--device cpu --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
+    args, _ = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
     return train.Trainer(args, splits, torch.device("cpu"))
 
 
@@ -38,6 +38,7 @@ FLAGS = [
     "--warmup_epochs 0",
     "--schedule onecycle",
     "--weight_decay 5",
+    "--optimizer muon",
     "--label_smoothing 0.5",
     "--clip_grad 0.01",
     "--dropout 0.5",
@@ -53,19 +54,32 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_changes_the_first_updates(flag, splits):
-    plain, again, changed = (train_steps(trainer_for(splits, flags)) for flags in ("", "", flag))
+MUON_FLAGS = ["--muon_learning_rate 1e-3", "--muon_weight_decay 5"]
+
+
+@pytest.mark.parametrize(
+    ("base", "flag"),
+    [
+        *(("", flag) for flag in FLAGS),
+        *(("--optimizer muon", flag) for flag in MUON_FLAGS),
+        ("--mixup 1", "--mix_prob 0.5"),
+    ],
+)
+def test_every_flag_changes_the_first_updates(base, flag, splits):
+    plain, again, changed = (train_steps(trainer_for(splits, f"{base} {flags}")) for flags in ("", "", flag))
     assert torch.equal(plain, again)
     assert changed.isfinite().all()
     assert not torch.equal(plain, changed)
 
 
 def test_flags_reach_the_parts_they_name(splits):
-    trainer = trainer_for(splits, "--mixup 0.8 --cutmix 0.5 --random_erasing 0.1 --pool avg --ema 0.9 --n_layers 5")
+    flags = "--mixup 0.8 --cutmix 0.5 --mix_prob 0.7 --random_erasing 0.1 --pool avg --ema 0.9 --n_layers 5"
+    trainer = trainer_for(splits, flags)
     augment = trainer.augment
-    assert (augment.mixup, augment.cutmix, augment.random_erasing) == (0.8, 0.5, 0.1)
+    assert (augment.mixup, augment.cutmix, augment.random_erasing, augment.mix_prob) == (0.8, 0.5, 0.1, 0.7)
     assert (trainer.model.global_pool, len(trainer.model.blocks), trainer.average.decay) == ("avg", 5, 0.9)
+    assert trainer.model.cls_token is None
+    assert trainer_for(splits, "--model cnn --width 5").model.classifier[-1].in_features == 80
     state = trainer.inference_state({"epoch": 1})
     assert (state["mean"], state["std"]) == ([0.5] * 3, [0.25] * 3)
     assert trainer.schedule.total_steps == 4 * (256 // 128)
