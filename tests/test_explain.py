@@ -12,20 +12,24 @@ from explain import attention_maps, attention_rollout, attention_to_patches, gra
 from model import build_model
 
 
-@pytest.fixture
-def maps():
-    return torch.rand(3, 2, 4, 10, 10).softmax(dim=-1)  # depth, images, heads, 1 + 3 x 3 tokens
+# how the network pools, and the number of its class tokens
+POOLS = [("token", 1), ("avg", 1), ("avg", 0)]
 
 
-def slow_rollout(maps, fuse, discard_ratio, global_pool):
+def random_maps(prefix=1):
+    tokens = prefix + 9
+    return torch.rand(3, 2, 4, tokens, tokens).softmax(dim=-1)  # depth, images, heads, tokens: 3 x 3 patches
+
+
+def slow_rollout(maps, fuse, discard_ratio, global_pool, prefix):
     depth, images, _, tokens, _ = maps.shape
     grids = []
     for image in range(images):
         rollout = np.eye(tokens)
         for layer in range(depth):
             fused = fuse(maps[layer, image].double().numpy(), axis=0)
-            cells = sorted((fused[i, j], i, j) for i in range(tokens) for j in range(1, tokens))
-            for _, i, j in cells[: int(tokens * (tokens - 1) * discard_ratio)]:
+            cells = sorted((fused[i, j], i, j) for i in range(tokens) for j in range(prefix, tokens))
+            for _, i, j in cells[: int(len(cells) * discard_ratio)]:
                 fused[i, j] = 0
             mixed = np.zeros((tokens, tokens))
             for i in range(tokens):
@@ -34,25 +38,31 @@ def slow_rollout(maps, fuse, discard_ratio, global_pool):
                 mixed[i] /= mixed[i].sum()
             rollout = mixed @ rollout
         assert np.allclose(rollout.sum(axis=1), 1)
-        row = rollout[0, 1:] if global_pool == "token" else rollout[1:, 1:].mean(axis=0)
+        row = rollout[0, prefix:] if global_pool == "token" else rollout[prefix:, prefix:].mean(axis=0)
         grids.append(row.reshape(3, 3))
     return np.stack(grids)
 
 
-@pytest.mark.parametrize("global_pool", ["token", "avg"])
+@pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
 @pytest.mark.parametrize("discard_ratio", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("fusion", "fuse"), [("mean", np.mean), ("max", np.max), ("min", np.min)])
-def test_rollout_is_the_slow_one(maps, fusion, fuse, discard_ratio, global_pool):
+def test_rollout_is_the_slow_one(fusion, fuse, discard_ratio, global_pool, prefix):
+    maps = random_maps(prefix)
     ours = attention_rollout(maps, fusion, discard_ratio, global_pool)
-    np.testing.assert_allclose(ours.numpy(), slow_rollout(maps, fuse, discard_ratio, global_pool), atol=1e-5)
+    slow = slow_rollout(maps, fuse, discard_ratio, global_pool, prefix)
+    np.testing.assert_allclose(ours.numpy(), slow, atol=1e-5)
 
 
-def test_attention_to_patches_reads_the_row_that_the_head_reads(maps):
+def test_attention_to_patches_reads_the_row_that_the_head_reads():
+    maps = random_maps()
     ours = attention_to_patches(maps, "token")
     expected = maps[1, 0].double().mean(0)[0, 1:].reshape(3, 3)
     np.testing.assert_allclose(ours[1, 0].numpy(), expected.numpy(), atol=1e-6)
     over_patches = attention_to_patches(maps, "avg")[2, 1]
     np.testing.assert_allclose(over_patches.numpy(), maps[2, 1].mean(0)[1:, 1:].mean(0).reshape(3, 3), atol=1e-6)
+    maps = random_maps(prefix=0)
+    over_patches = attention_to_patches(maps, "avg")[2, 1]
+    np.testing.assert_allclose(over_patches.numpy(), maps[2, 1].mean(0).mean(0).reshape(3, 3), atol=1e-6)
 
 
 # Methods with gradients, on networks whose every weight is drawn, so that nothing is zero by design
@@ -69,8 +79,9 @@ def random_model(kind, **changes):
 
 def timm_attentions(model, image, target):
     """Attention and its gradient in every layer of timm's network with the same weights, in float64."""
+    pool = {"global_pool": model.global_pool, "class_token": model.num_prefix_tokens == 1}
     theirs = timm.models.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5, global_pool=model.global_pool
+        img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5, **pool
     )
     theirs.load_state_dict(model.state_dict())
     theirs.double().eval()
@@ -85,20 +96,21 @@ def timm_attentions(model, image, target):
     ]
 
 
-@pytest.mark.parametrize("global_pool", ["token", "avg"])
-def test_gradient_rollout_is_the_slow_one_on_timms_network(global_pool):
-    model = random_model("vit", global_pool=global_pool)
+@pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
+def test_gradient_rollout_is_the_slow_one_on_timms_network(global_pool, prefix):
+    model = random_model("vit", global_pool=global_pool, class_token=prefix == 1)
+    tokens = prefix + 16
     images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
     ours = gradient_rollout(model, images, targets)
     for image in range(2):
-        relevance = np.eye(17)
+        relevance = np.eye(tokens)
         for weights, gradient in timm_attentions(model, images[image], targets[image]):
-            step = np.zeros((17, 17))
-            for i in range(17):
-                for j in range(17):
+            step = np.zeros((tokens, tokens))
+            for i in range(tokens):
+                for j in range(tokens):
                     step[i, j] = np.mean([max(0.0, gradient[h, i, j] * weights[h, i, j]) for h in range(2)])
             relevance = relevance + step @ relevance
-        row = relevance[0, 1:] if global_pool == "token" else relevance[1:, 1:].mean(axis=0)
+        row = relevance[0, prefix:] if global_pool == "token" else relevance[prefix:, prefix:].mean(axis=0)
         assert row.max() > 1e-3
         np.testing.assert_allclose(ours[image].numpy(), row.reshape(4, 4), atol=1e-5, rtol=1e-4)
 
