@@ -55,9 +55,22 @@ class Augment:
             0 is off. With both, each image draws one of them.
         random_erasing: probability that a rectangle of an image is set to the mean (Zhong et al., 2020).
         mix_prob: probability that an image is mixed at all.
+        compile: compile the operations of RandAugment and TrivialAugment.
+        compile: compile the operations of RandAugment and TrivialAugment.
     """
 
-    def __init__(self, policy, mean, std, num_classes, mixup=0.0, cutmix=0.0, random_erasing=0.0, mix_prob=1.0):
+    def __init__(
+        self,
+        policy,
+        mean,
+        std,
+        num_classes,
+        mixup=0.0,
+        cutmix=0.0,
+        random_erasing=0.0,
+        mix_prob=1.0,
+        compile=False,
+    ):
         self.policy = policy
         self.mean = mean
         self.std = std
@@ -66,15 +79,16 @@ class Augment:
         self.cutmix = cutmix
         self.random_erasing = random_erasing
         self.mix_prob = mix_prob
+        self.apply = torch.compile(apply_operations) if compile else apply_operations
 
     def __call__(self, images, labels):
         """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), int64 (B,) or, if images are mixed, float (B, C)."""
         if self.policy != "none":
             images = random_crop_and_flip(images)
         if self.policy == "randaugment":
-            images = rand_augment(images)
+            images = rand_augment(images, self.apply)
         elif self.policy == "trivialaugment":
-            images = trivial_augment_wide(images)
+            images = trivial_augment_wide(images, self.apply)
         inputs = normalize(images, self.mean, self.std)
         if self.random_erasing:
             inputs = random_erase(inputs, self.random_erasing)
@@ -123,22 +137,25 @@ def crop_and_flip(images, top, left, flip, padding):
 # RandAugment and TrivialAugment
 
 
-def rand_augment(images, num_ops=2, magnitude=9, num_bins=31):
-    """RandAugment of uint8 images with torchvision's ranges: `num_ops` operations, each drawn for each image."""
+def rand_augment(images, apply, num_ops=2, magnitude=9, num_bins=31):
+    """RandAugment of uint8 images with torchvision's ranges: `num_ops` operations, each drawn for each image.
+
+    `apply` is `apply_operations`, or that compiled.
+    """
     for _ in range(num_ops):
         operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
         level = torch.full((len(images),), magnitude / (num_bins - 1), device=images.device)
         ranges = _ranges(0.3, 150 / 331 * images.shape[-1], 30, 0.9, 4, images.device)
-        images = apply_operations(images, operations, _magnitudes(ranges, operations, level))
+        images = apply(images, operations, _magnitudes(ranges, operations, level))
     return images
 
 
-def trivial_augment_wide(images, num_bins=31):
+def trivial_augment_wide(images, apply, num_bins=31):
     """TrivialAugmentWide of uint8 images with torchvision's ranges: one operation at one level for each image."""
     operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
     level = torch.randint(num_bins, (len(images),), device=images.device) / (num_bins - 1)
     ranges = _ranges(0.99, 32, 135, 0.99, 2, images.device)
-    return apply_operations(images, operations, _magnitudes(ranges, operations, level))
+    return apply(images, operations, _magnitudes(ranges, operations, level))
 
 
 @functools.lru_cache  # a copy to the device a run, not one a batch

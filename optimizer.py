@@ -137,13 +137,18 @@ class Schedule:
     """
 
     def __init__(self, optimizers, schedule, total_steps, warmup_steps=0, patience=10):
-        self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.optimizers = optimizers
         self.schedule = schedule
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
         self.patience = patience
         self.peaks = [group["lr"] for group in self.groups]
         self.scale, self.best_loss, self.bad_epochs = 1.0, math.inf, 0
+
+    @property
+    def groups(self):
+        """The optimizers' parameter groups, which are others after `load_state_dict`."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def set(self, step):
         """Set the rates for `step` and return that of the first group."""

@@ -372,6 +372,7 @@ class Trainer:
         seed_everything(args.seed)
         self.model = build_model(self.config).to(device)
         self.is_compiled = pick_compile(args.compile, device)
+        self.is_warm = False
         self.forward = torch.compile(self.model) if self.is_compiled else self.model
         self.average = AveragedWeights(self.model, args.ema) if args.ema else None
         self.precision = pick_precision(args.precision, device)
@@ -385,6 +386,7 @@ class Trainer:
             args.cutmix,
             args.random_erasing,
             args.mix_prob,
+            self.is_compiled,
         )
         self.batch_size = min(args.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
@@ -416,7 +418,7 @@ class Trainer:
         self.model.train()
         loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         start = shown = time.perf_counter()
-        seen, step = 0, (epoch - 1) * self.steps_per_epoch
+        seen, untimed, step = 0, 0, (epoch - 1) * self.steps_per_epoch
         for images, labels in dataset.batches(self.train_split, self.batch_size, shuffle=True, drop_last=True):
             self.schedule.set(step)
             loss, hits = self.train_step(images, labels)
@@ -424,6 +426,11 @@ class Trainer:
             correct += hits
             seen += len(labels)
             step += 1
+            if not self.is_warm:  # the process's first step compiles and allocates; it does not count
+                self.is_warm = True
+                if seen < self.images_per_epoch():
+                    synchronize(self.device)
+                    start, untimed = time.perf_counter(), seen
             bar.update(len(labels))
             if time.perf_counter() - shown > 0.5 or seen == self.images_per_epoch():
                 mean_loss = loss_sum.item() / seen
@@ -435,12 +442,15 @@ class Trainer:
                 )
                 shown = time.perf_counter()
         synchronize(self.device)
+        images_per_second = (seen - untimed) / (time.perf_counter() - start)
         return {
             "epoch": epoch,
             "train_loss": mean_loss,
             "train_accuracy": correct.item() / seen,
             "learning_rate": self.learning_rate,
-            "images_per_second": seen / (time.perf_counter() - start),
+            "images_per_second": images_per_second,
+            "train_seconds": seen / images_per_second,
+            "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
         }
 
     def train_step(self, images, labels):
@@ -466,9 +476,10 @@ class Trainer:
     def check_loss(self, loss, split="train"):
         """Raises `UserError` before anything is saved if the loss is not finite."""
         if not math.isfinite(loss):
+            rate = "--learning_rate" if self.args.optimizer == "adamw" else "--muon_learning_rate"
             raise UserError(
                 f"the {split} loss is not finite any more ({self.position}, learning rate {self.learning_rate:.2e});"
-                " lower --learning_rate, lengthen --warmup_epochs, or try --clip_grad 1"
+                f" lower {rate}, lengthen --warmup_epochs, or try --clip_grad 1"
             )
 
     @property

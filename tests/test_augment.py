@@ -10,6 +10,7 @@ from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, 
 
 import augment
 from augment import OPERATIONS, Augment, apply_operations
+from dataset import normalize
 from dataset import draw_shapes
 
 MAGNITUDES = {
@@ -79,12 +80,12 @@ def test_ranges_are_torchvisions(ours, theirs, level):
 
 
 @pytest.mark.parametrize("policy", [augment.trivial_augment_wide, augment.rand_augment])
-def test_policies_draw_every_operation_for_every_image(policy, monkeypatch):
+def test_policies_draw_every_operation_for_every_image(policy):
     drawn = []
-    monkeypatch.setattr(
-        augment, "apply_operations", lambda images, codes, magnitudes: drawn.append((codes, magnitudes)) or images
+    policy(
+        torch.zeros(14_000, 3, 32, 32, dtype=torch.uint8),
+        lambda images, codes, magnitudes: drawn.append((codes, magnitudes)) or images,
     )
-    policy(torch.zeros(14_000, 3, 32, 32, dtype=torch.uint8))
     assert len(drawn) == (1 if policy is augment.trivial_augment_wide else 2)
     codes, magnitudes = drawn[0]
     assert codes.bincount(minlength=14).min() > 800
@@ -171,3 +172,13 @@ def test_augment_gives_what_the_network_trains_on(policy, mixing, images):
     torch.testing.assert_close(targets.sum(1), torch.ones(len(images)))
     own = targets.gather(1, labels[:, None]).squeeze(1)
     assert len(own.unique()) > len(images) / 2  # each image has drawn its own share
+
+
+def test_the_share_of_mixed_images_is_what_was_asked_for(images):
+    many = images.repeat(100, 1, 1, 1)
+    labels = torch.arange(len(many)) % 10
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    inputs, targets = Augment("none", mean, std, 10, mixup=0.8, cutmix=1.0, mix_prob=0.3)(many, labels)
+    whole = targets.amax(dim=1) == 1
+    assert whole.float().mean().item() == pytest.approx(0.7, abs=0.05)
+    torch.testing.assert_close(inputs[whole], normalize(many[whole], mean, std))

@@ -71,13 +71,14 @@ def test_the_cnn_learns_shapes(tmp_path, capsys):
 
 
 EVERYTHING = (
-    "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --label_smoothing 0.1 --drop_path 0.1"
+    "--augment randaugment --mixup 0.8 --cutmix 1 --mix_prob 0.8 --random_erasing 0.25 --label_smoothing 0.1 --drop_path 0.1"
     " --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
 )
 
 
-def test_one_seed_gives_one_network_also_across_an_interruption(tmp_path, monkeypatch, capsys):
-    flags = f"{SMALL_VIT} {EVERYTHING}"
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_seed_gives_one_network_also_across_an_interruption(optimizer, tmp_path, monkeypatch, capsys):
+    flags = f"{SMALL_VIT} {EVERYTHING} --optimizer {optimizer}"
     run_training(tmp_path, f"--run_name whole {flags}")
     run_training(tmp_path, f"--run_name again {flags}")
     run_training(tmp_path, f"--run_name other {flags} --seed 1")

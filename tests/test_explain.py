@@ -11,7 +11,6 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from explain import attention_maps, attention_rollout, attention_to_patches, grad_cam, gradient_rollout
 from model import build_model
 
-
 # how the network pools, and the number of its class tokens
 POOLS = [("token", 1), ("avg", 1), ("avg", 0)]
 
