@@ -10,8 +10,7 @@ from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, 
 
 import augment
 from augment import OPERATIONS, Augment, apply_operations
-from dataset import normalize
-from dataset import draw_shapes
+from dataset import draw_shapes, normalize
 
 MAGNITUDES = {
     "Identity": [0],

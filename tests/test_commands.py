@@ -71,8 +71,8 @@ def test_the_cnn_learns_shapes(tmp_path, capsys):
 
 
 EVERYTHING = (
-    "--augment randaugment --mixup 0.8 --cutmix 1 --mix_prob 0.8 --random_erasing 0.25 --label_smoothing 0.1 --drop_path 0.1"
-    " --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
+    "--augment randaugment --mixup 0.8 --cutmix 1 --mix_prob 0.8 --random_erasing 0.25 --label_smoothing 0.1"
+    " --drop_path 0.1 --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
 )
 
 
