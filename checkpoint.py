@@ -5,7 +5,7 @@ it and nothing in it can run. `model/<run>/best.pt` holds all that inference nee
 
     format          1
     model_config    what `build_model` takes; the architecture comes from here, never from flags
-    weights         the network's state dict, float32 on the CPU
+    weights         the network's state dict on the CPU, float32; float16 in the checkpoints that come with the project
     classes         names of the classes, in the order of the logits
     mean, std       normalisation of the images, three numbers each
     dataset         name of the data set it was trained on

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import checkpoint
 import dataset
+import train
 from evaluate import predict, scores
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
@@ -54,6 +55,7 @@ SHIPPED = {  # the runs whose weights are in git, and the recipes they can come 
     "cnn-32-cifar10": ("cnn-fast", "cnn-12ep"),
     "vit-best-32-cifar10": ("vit-best",),
 }
+PATHS = ("data_path", "model_path", "output_path")
 TRY = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 1000 --num_test_images 500 --num_workers 0")
 
 
@@ -159,7 +161,8 @@ def shipped_name(recipe, results):
 def ship(recipe, name, args):
     """Put the weights of a recipe's first seed, in half precision, and its figures where git keeps them.
 
-    What is shipped is what is measured: the accuracy inside is that of the halved weights.
+    What is shipped is what is measured: the accuracy inside is that of the halved weights. Paths of this machine stay
+    behind.
     """
     run_name = f"{recipe}-seed0"
     state = checkpoint.load(Path(args.model_path) / run_name)
@@ -173,8 +176,14 @@ def ship(recipe, name, args):
     test = network.adopt(dataset.load_test(state["dataset"], args.data_path, image_size=network.image_size))
     measured = scores(predict(network.model, test), test.labels)
     state["metrics"] |= {f"test_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
+    for flag in PATHS:
+        state["recipe"][flag] = train.build_parser().get_default(flag)
     checkpoint.save(folder / "best.pt", state)
-    shutil.copytree(Path(args.output_path) / run_name, ROOT / "output" / name, dirs_exist_ok=True)
+    figures = ROOT / "output" / name
+    shutil.copytree(Path(args.output_path) / run_name, figures, dirs_exist_ok=True)
+    config = json.loads((figures / "config.json").read_text())
+    config |= {"flags": state["recipe"], "machine": config["machine"].split("-")[0]}
+    (figures / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     size = (folder / "best.pt").stat().st_size / 1e6
     print(f"{folder}: test accuracy {100 * measured['accuracy']:.2f} %, {size:.1f} MB")
 

@@ -1,0 +1,42 @@
+"""The weights that come with the project: small, whole, and at work without the data set."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import dataset
+import reproduce
+import test as test_command
+from evaluate import predict, scores
+
+SHIPPED = sorted(
+    path.parent for path in (reproduce.ROOT / "model").glob("*/best.pt") if path.parent.name in reproduce.SHIPPED
+)
+
+
+def test_they_are_50_megabytes_at_most():
+    assert sum(file.stat().st_size for folder in SHIPPED for file in folder.iterdir()) <= 50e6
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_they_classify_an_image_after_cloning(folder, tmp_path, monkeypatch, capsys):
+    saved = checkpoint.load(folder)
+    assert {value.dtype for value in saved["weights"].values()} <= {torch.float16, torch.int64}
+    assert not any(text in str(saved["recipe"]) for text in (str(Path.home()), str(reproduce.ROOT)))
+    image = shutil.copy(reproduce.ROOT / "examples" / "cat.png", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    test_command.main(["--mode", "custom", "--image_path", str(image), "--model_path", str(folder), "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert f"test accuracy {100 * saved['metrics']['test_accuracy']:.2f} %" in printed
+    assert (tmp_path / "attention_map_gif" / "cat.gif").exists()
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_they_are_as_accurate_as_they_say(folder, cifar10_root):
+    network = checkpoint.load_network(folder, torch.device("cpu"))
+    test = network.adopt(dataset.load_test("cifar10", cifar10_root, num_images=1000))
+    measured = scores(predict(network.model, test), test.labels)
+    assert measured["accuracy"] == pytest.approx(network.saved["metrics"]["test_accuracy"], abs=0.03)
