@@ -93,6 +93,45 @@ def save_confusion_matrix(matrix, classes, path, title=""):
     save_figure(figure, path)
 
 
+def save_reliability(calibration, path, title=""):
+    """How often the network is right when it is so sure, and how often it is so sure.
+
+    Args:
+        calibration: `error`, and for bins of equal width over [0, 1] `confidence` and `accuracy`, None where empty, and
+            `images`.
+    """
+    images = np.array(calibration["images"])
+    full = images > 0
+    confidence, accuracy = (100 * np.array(calibration[name], dtype=float)[full] for name in ("confidence", "accuracy"))
+    edges, width = np.linspace(0, 100, len(images), endpoint=False), 100 / len(images)
+    bars = {"width": width, "align": "edge", "edgecolor": "white"}
+    figure = Figure(figsize=(6, 7), layout="constrained")
+    upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
+    upper.bar(edges[full], accuracy, color=COLORS["train"], label="accuracy", **bars)
+    upper.plot(confidence, confidence, "o--", color=COLORS["val"], label="what it should be: the mean confidence")
+    upper.set(ylabel="accuracy of these images (%)", ylim=(0, 100), xlim=(0, 100), title=title)
+    upper.legend(loc="upper left", title=f"expected calibration error {100 * calibration['error']:.2f} %")
+    lower.bar(edges, 100 * images / images.sum(), color=GREY, **bars)
+    lower.set(xlabel="confidence in the predicted class (%)", ylabel="images (%)")
+    save_figure(figure, path)
+
+
+def save_mistakes(images, captions, path, title=""):
+    """Up to 25 images, uint8 (K, H, W, 3), with a caption under each."""
+    columns = 5
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(10, 2.3 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(images) :]:
+        axis.set_axis_off()
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel(caption, fontsize=10)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
 # Explanations
 #
 # Maps are shown as multiples of their kind's largest value over all frames, on one scale: a patch that is twice as

@@ -19,6 +19,7 @@ import torch
 import torchvision
 
 import checkpoint
+import results
 from figures import save_curves
 from runtime import UserError, device_label, make_folder, replacing
 
@@ -56,7 +57,7 @@ class Record:
     """
 
     FILES = ("best.pt", "last.pt", "config.json", "metrics.csv", "curves.png")
-    TEST_FILES = ("test_results.json", "confusion_matrix.png", "faithfulness.csv", "faithfulness.png")
+    TEST_FILES = (*results.FILES, "faithfulness.csv", "faithfulness.png")
 
     def __init__(self, model_folder, output_folder, mode):
         self.name = model_folder.name

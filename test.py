@@ -6,14 +6,13 @@
     python test.py --mode faithfulness --num_images 500          # how far its explanations can be trusted
 
 The architecture comes from the checkpoint: --model_path takes a run's folder, or a checkpoint in it. The full test
-writes test_results.json and confusion_matrix.png under output/RUN/. The other two write a GIF and a still under
+writes its numbers and pictures under output/RUN/. cifar-single and custom write a GIF and a still under
 attention_map_gif/, of a Vision Transformer's way through its layers or a CNN's Grad-CAM for its likeliest classes, and
 show it in a window where there is a display.
 """
 
 import csv
 import functools
-import json
 import time
 from pathlib import Path
 
@@ -24,12 +23,13 @@ import checkpoint
 import dataset
 import faithfulness
 import figures
-from evaluate import class_scores, confusion_matrix, predict, scores
+import results
 from explain import explain_layers, grad_cam
 from model import VisionTransformer
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
 MODEL_PATH = "model/vit-layer12-32-cifar10"
+SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
 
 def build_parser():
@@ -56,6 +56,9 @@ def build_parser():
     parser.add_argument("--no_gif", action="store_true", help="write no GIF")
     parser.add_argument(
         "--no_image", action="store_true", help="open no window; without a display none is opened anyway"
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="cifar: also average each image with its mirror image, and report it beside"
     )
     parser.add_argument(
         "--num_images", type=count, default=500, help="faithfulness: test images, alike from each class"
@@ -101,37 +104,44 @@ def load_test_images(network, args):
 
 
 def full_test(network, args):
-    """Measure the whole test set; print, and write test_results.json and confusion_matrix.png."""
+    """Measure the whole test set; print, and write results and pictures under output/RUN/."""
     test = load_test_images(network, args)
-    logits = predict(network.model, test, args.batch_size)
-    totals = scores(logits, test.labels)
-    matrix = confusion_matrix(logits, test.labels)
-    by_class = {name: values.tolist() for name, values in class_scores(matrix).items()}
-    width = max(map(len, network.classes))
-    print(f"\n{'class':<{width}}  precision  recall     F1  images")
-    for i, name in enumerate(network.classes):
-        precision, recall, f1 = (100 * by_class[key][i] for key in ("precision", "recall", "f1"))
-        print(f"{name:<{width}}  {precision:7.1f} %  {recall:5.1f} %  {f1:4.1f} %  {by_class['support'][i]:>5}")
-    print(
-        f"\ntest accuracy {100 * totals['accuracy']:.2f} %, top-5 {100 * totals['top5']:.2f} %,"
-        f" loss {totals['loss']:.4f}, {len(test)} images"
-    )
     folder = Path(args.output_path) / network.name
-    results = {
-        "checkpoint": str(args.model_path),
-        "dataset": network.saved["dataset"],
-        "epoch": network.saved["epoch"],
-        **totals,
-        "images": len(test),
-        "classes": network.classes,
-        "by_class": by_class,
-        "confusion_matrix": matrix.tolist(),
-    }
-    with replacing(folder / "test_results.json") as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-    title = f"{network.name}: test accuracy {100 * totals['accuracy']:.2f} %"
-    figures.save_confusion_matrix(matrix.numpy(), network.classes, folder / "confusion_matrix.png", title)
-    print(f"wrote {folder / 'test_results.json'} and {folder / 'confusion_matrix.png'}")
+    measured, _ = results.measure_network(network, args.model_path, test, folder, args.batch_size, args.tta)
+    print_class_scores(measured)
+    print_confusion_matrix(measured)
+    low, high = (100 * end for end in measured["accuracy_interval"])
+    print(
+        f"\ntest accuracy {100 * measured['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
+        f" top-5 {100 * measured['top5']:.2f} %, loss {measured['loss']:.4f},"
+        f" calibration error {100 * measured['calibration']['error']:.2f} %, {measured['images']} images"
+    )
+    if args.tta:
+        flip = measured["flip"]
+        print(f"averaged with the mirror images: test accuracy {100 * flip['accuracy']:.2f} %, loss {flip['loss']:.4f}")
+    print(f"wrote {', '.join(results.FILES)} to {folder}")
+
+
+def print_class_scores(measured):
+    """Precision, recall, F1 and number of images, a line a class, and their means."""
+    by_class, classes = measured["by_class"], measured["classes"]
+    width = max(map(len, [*classes, "weighted mean"]))
+    rows = [(name, *(by_class[key][i] for key in SCORES), by_class["support"][i]) for i, name in enumerate(classes)]
+    rows += [(f"{kind} mean", *(measured[kind][key] for key in SCORES), measured["images"]) for kind in MEANS]
+    print(f"\n{'class':<{width}}  precision   recall       F1  images")
+    for name, precision, recall, f1, images in rows:
+        print(f"{name:<{width}}   {100 * precision:6.2f} % {100 * recall:6.2f} % {100 * f1:6.2f} %  {images:>6}")
+
+
+def print_confusion_matrix(measured):
+    """Counts, a row a true class, a column a predicted one; with many classes it is left to the picture."""
+    classes = measured["classes"]
+    if len(classes) > 12:
+        return
+    width = max(4, *(len(name) for name in classes)) + 1
+    print(f"\ntrue class, and how many were taken for\n{'':<{width}}" + "".join(f"{name[:7]:>8}" for name in classes))
+    for name, counts in zip(classes, measured["confusion_matrix"], strict=True):
+        print(f"{name:<{width}}" + "".join(f"{count:>8}" for count in counts))
 
 
 def single_test(network, args):

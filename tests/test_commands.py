@@ -193,7 +193,28 @@ def test_full_test_agrees_with_training_and_with_itself(runs, run, monkeypatch, 
     assert results["accuracy"] == pytest.approx(matrix.trace() / 1000)
     assert results["accuracy"] == pytest.approx(checkpoint.load(runs / "model" / run)["metrics"]["test_accuracy"])
     assert f"test accuracy {100 * results['accuracy']:.2f} %" in capsys.readouterr().out
-    assert Image.open(runs / "output" / run / "confusion_matrix.png").width > 500
+    for picture in ("confusion_matrix", "reliability", "mistakes"):
+        assert Image.open(runs / "output" / run / f"{picture}.png").width > 500
+
+
+def test_printed_scores_are_the_written_ones_and_flipping_stands_beside_them(runs, monkeypatch, capsys):
+    run_test(runs, "--model_path model/cnn --output_path tta --tta", monkeypatch)
+    printed = capsys.readouterr().out
+    results = json.loads((runs / "tta" / "cnn" / "test_results.json").read_text())
+    for place, name in enumerate(results["classes"]):
+        scores = [100 * results["by_class"][key][place] for key in ("precision", "recall", "f1")]
+        line = re.search(rf"^{name} +([\d.]+) % +([\d.]+) % +([\d.]+) % +100$", printed, re.MULTILINE)
+        assert [float(text) for text in line.groups()] == pytest.approx(scores, abs=0.006)
+        counts = re.search(rf"^{name} +((?: *\d+){{10}})$", printed, re.MULTILINE)[1].split()
+        assert list(map(int, counts)) == results["confusion_matrix"][place]
+    low, high = (100 * end for end in results["accuracy_interval"])
+    assert f"test accuracy {100 * results['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f})" in printed
+    assert f"calibration error {100 * results['calibration']['error']:.2f} %" in printed
+    assert f"mirror images: test accuracy {100 * results['flip']['accuracy']:.2f} %" in printed
+    logits = torch.load(runs / "tta" / "cnn" / "test_logits.pt", weights_only=True)
+    right = logits["logits"].argmax(1) == logits["labels"]
+    assert right.float().mean().item() == pytest.approx(results["accuracy"])
+    assert results["flip"]["accuracy"] != results["accuracy"]
 
 
 def test_one_image_of_the_test_set_gives_classes_and_a_frame_a_layer(runs, monkeypatch, capsys):

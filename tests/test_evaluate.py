@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics
 
 from dataset import Split
-from evaluate import class_scores, confusion_matrix, predict, scores
+from evaluate import calibration, mcnemar, predict, predict_with_flip, report, wilson_interval
 from model import SimpleCNN
 
 
@@ -17,27 +18,63 @@ def measured():
     return logits, labels
 
 
-def test_scores_are_scikit_learns(measured):
+def test_a_report_is_scikit_learns(measured):
     logits, labels = measured
-    ours = scores(logits, labels)
+    ours = report(logits, labels)
     probabilities = logits.double().softmax(1).numpy()
-    assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(labels, logits.argmax(1)))
-    assert ours["top5"] == pytest.approx(metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=range(7)))
-    expected = -np.log(probabilities[np.arange(500), labels]).mean()
-    assert ours["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_confusion_matrix_and_class_scores_are_scikit_learns(measured):
-    logits, labels = measured
-    matrix = confusion_matrix(logits, labels)
     predicted = logits.argmax(1)
-    assert (matrix.numpy() == metrics.confusion_matrix(labels, predicted, labels=range(7))).all()
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=range(7), zero_division=0
-    )
-    ours = class_scores(matrix)
-    for name, theirs in {"precision": precision, "recall": recall, "f1": f1, "support": support}.items():
-        np.testing.assert_allclose(ours[name].numpy(), theirs)
+    assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
+    assert ours["top5"] == pytest.approx(metrics.top_k_accuracy_score(labels, probabilities, k=5, labels=range(7)))
+    assert ours["loss"] == pytest.approx(-np.log(probabilities[np.arange(500), labels]).mean(), rel=1e-5)
+    assert ours["confusion_matrix"] == metrics.confusion_matrix(labels, predicted, labels=range(7)).tolist()
+    theirs = metrics.classification_report(labels, predicted, labels=range(7), zero_division=0, output_dict=True)
+    names = {"precision": "precision", "recall": "recall", "f1": "f1-score", "support": "support"}
+    for ours_name, name in names.items():
+        expected = [theirs[str(label)][name] for label in range(7)]
+        assert ours["by_class"][ours_name] == pytest.approx(expected)
+    for mean in ("macro", "weighted"):
+        for ours_name in ("precision", "recall", "f1"):
+            assert ours[mean][ours_name] == pytest.approx(theirs[f"{mean} avg"][names[ours_name]])
+    assert ours["images"] == 500
+
+
+def test_calibration_is_the_slow_one(measured):
+    logits, labels = measured
+    ours = calibration(logits, labels)
+    probabilities = logits.double().softmax(1).numpy()
+    expected, seen = 0.0, 0
+    for place in range(15):
+        inside = [
+            (row.max(), row.argmax() == label)
+            for row, label in zip(probabilities, labels.tolist(), strict=True)
+            if place / 15 < row.max() <= (place + 1) / 15
+        ]
+        seen += len(inside)
+        assert ours["images"][place] == len(inside)
+        if inside:
+            confidence, accuracy = np.mean(inside, axis=0)
+            assert (ours["confidence"][place], ours["accuracy"][place]) == pytest.approx((confidence, accuracy))
+            expected += abs(confidence - accuracy) * len(inside) / 500
+        else:
+            assert ours["confidence"][place] is ours["accuracy"][place] is None
+    assert seen == 500
+    assert ours["error"] == pytest.approx(expected)
+    assert 0.01 < expected < 0.5
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (7, 10), (9123, 10000)])
+def test_the_interval_is_scipys(right, count):
+    theirs = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert wilson_interval(right / count, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(3, 12), (12, 3), (7, 7), (0, 0), (0, 5), (400, 520)])
+def test_mcnemar_is_scipys_binomial_test(counts):
+    right = torch.tensor([[True, False]] * counts[0] + [[False, True]] * counts[1] + [[True, True], [False, False]] * 9)
+    only_one, only_other, p = mcnemar(*right.T)
+    assert (only_one, only_other) == counts
+    expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
+    assert p == pytest.approx(expected, rel=1e-9)
 
 
 def test_predict_covers_every_image_in_order_and_leaves_the_mode():
@@ -49,3 +86,14 @@ def test_predict_covers_every_image_in_order_and_leaves_the_mode():
     model.eval()
     one_by_one = torch.cat([model((image[None] / 255 - 0.5) / 0.25) for image in images])
     torch.testing.assert_close(logits, one_by_one, atol=1e-5, rtol=1e-4)
+
+
+def test_flipping_averages_the_probabilities_of_both_sides():
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    split = Split(images, torch.zeros(5, dtype=torch.int64), (), torch.full((3,), 0.5), torch.full((3,), 0.25))
+    model = SimpleCNN().eval()
+    logits, averaged = predict_with_flip(model, split)
+    torch.testing.assert_close(logits, predict(model, split))
+    sides = [model((side / 255 - 0.5) / 0.25).softmax(1) for side in (images, images.flip(3))]
+    torch.testing.assert_close(averaged.exp(), (sides[0] + sides[1]) / 2, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(averaged.exp(), sides[0], atol=1e-4)

@@ -1,0 +1,89 @@
+"""What a full test leaves: its numbers, its pictures, and every image's logits, for a later comparison.
+
+output/<run>/  test_results.json, test_logits.pt, confusion_matrix.png, reliability.png, mistakes.png
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+import figures
+from evaluate import predict, predict_with_flip, report, scores
+from runtime import UserError, replacing
+
+FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
+MISTAKES = 25
+
+
+def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta=False):
+    """Measure a network on a test split, write all of `FILES` to `folder`, and return the results and the logits.
+
+    With `tta`, the scores of images averaged with their mirror images stand beside the others, under "flip".
+    """
+    if tta:
+        logits, averaged = predict_with_flip(network.model, test, batch_size)
+    else:
+        logits = predict(network.model, test, batch_size)
+    results = {
+        "checkpoint": str(checkpoint_path),
+        "checkpoint_sha256": fingerprint(checkpoint_path),
+        "dataset": network.saved["dataset"],
+        "epoch": network.saved["epoch"],
+        "classes": network.classes,
+        **report(logits, test.labels),
+    }
+    if tta:
+        results["flip"] = scores(averaged, test.labels)
+    logits = logits.cpu()
+    with replacing(folder / "test_results.json") as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+    with replacing(folder / "test_logits.pt") as partial:
+        torch.save({"logits": logits, "labels": test.labels.cpu()}, partial)
+    draw(network, results, logits, test, folder)
+    return results, logits
+
+
+def draw(network, results, logits, test, folder):
+    title = f"{network.name}: test accuracy {100 * results['accuracy']:.2f} %"
+    classes = network.classes
+    figures.save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
+    figures.save_reliability(results["calibration"], folder / "reliability.png", title)
+    chosen = surest_mistakes(logits, test.labels.cpu())
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    captions = [
+        f"label: {classes[test.labels[index]]}\ntaken for {classes[predicted[index]]}, {100 * confidence[index]:.0f} %"
+        for index in chosen
+    ]
+    images = test.images[chosen].permute(0, 2, 3, 1).cpu().numpy()
+    figures.save_mistakes(images, captions, folder / "mistakes.png", f"{network.name}: the mistakes it is surest of")
+
+
+def surest_mistakes(logits, labels):
+    """Indices of up to `MISTAKES` images that are named wrong, the most confident first."""
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
+
+
+def load_results(folder, checkpoint_path):
+    """Results and logits of an earlier full test of this very checkpoint, or None."""
+    try:
+        results = json.loads((folder / "test_results.json").read_text())
+        logits = torch.load(folder / "test_logits.pt", weights_only=True)["logits"]
+        if results["checkpoint_sha256"] != fingerprint(checkpoint_path) or len(logits) != results["images"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    return results, logits
+
+
+def fingerprint(checkpoint_path):
+    """SHA-256 of a checkpoint, or of the best one in a run's folder."""
+    path = Path(checkpoint_path)
+    path = path / "best.pt" if path.is_dir() else path
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
