@@ -131,5 +131,5 @@ def load_network(path, device):
 
 
 def cpu_weights(model):
-    """A network's state dict on the CPU."""
-    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    """A copy of a network's state dict on the CPU."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}

@@ -1,7 +1,7 @@
 """What a run leaves behind: its two folders, and the history of its epochs in them.
 
 model/<run>/   best.pt, last.pt
-output/<run>/  config.json, metrics.csv, curves.png
+output/<run>/  config.json, metrics.csv, curves.png, and history.pt, which is the first two as a PyTorch file
 """
 
 import csv
@@ -22,6 +22,7 @@ import checkpoint
 import results
 from figures import save_curves
 from runtime import UserError, device_label, make_folder, replacing
+from tracking import Tracker
 
 
 def open_record(args, resumed):
@@ -56,7 +57,7 @@ class Record:
     images are held out.
     """
 
-    FILES = ("best.pt", "last.pt", "config.json", "metrics.csv", "curves.png")
+    FILES = ("best.pt", "last.pt", "config.json", "metrics.csv", "curves.png", "history.pt")
     TEST_FILES = (*results.FILES, "faithfulness.csv", "faithfulness.png")
 
     def __init__(self, model_folder, output_folder, mode):
@@ -67,8 +68,10 @@ class Record:
         self.may_rename = False
         self.rows = []
         self.best = None
-        self.save_last = Paced(self.write_last)
-        self.draw = Paced(self.draw_curves)
+        self.best_state = None  # not yet written
+        self.config = None
+        self.tracker = Tracker()
+        self.save = Paced(self.write)
 
     @property
     def folders(self):
@@ -102,26 +105,43 @@ class Record:
         remove_empty(self.made)
 
     def add(self, trainer, row, is_last):
-        """Append an epoch to metrics.csv, keep the weights if they are the best, and save and draw what is due."""
+        """Append an epoch to metrics.csv, remember the weights if they are the best, and write the rest when due."""
         self.rows.append(row)
         if len(self.rows) == 1:
             self.write_metrics()
         else:
             self.append_metrics(row)
+        self.tracker.log(row)
         if row["val_accuracy"] is None:
             self.best = row
         elif self.best is None or row["val_accuracy"] > self.best["val_accuracy"]:
-            self.best = row
-            checkpoint.save(self.model_folder / "best.pt", trainer.inference_state(row))
-        self.save_last(trainer, now=is_last)
-        self.draw(now=is_last)
+            self.best, self.best_state = row, trainer.inference_state(row)
+        self.save(trainer, now=is_last)
+        if is_last:
+            self.tracker.finish({"curves": self.output_folder / "curves.png"})
 
-    def write_last(self, trainer):
+    def write(self, trainer):
+        """All files but metrics.csv, as of the last epoch."""
         state = trainer.inference_state(self.rows[-1])
         if self.rows[-1]["val_accuracy"] is None:  # nothing selects: the last weights are those to keep
-            checkpoint.save(self.model_folder / "best.pt", state)
-        state["training"] = {**trainer.training_state(), "rows": self.rows, "best": self.best}
-        checkpoint.save(self.model_folder / "last.pt", state)
+            self.best_state = state
+        self.write_best()
+        training = {**trainer.training_state(), "rows": self.rows, "best": self.best}
+        checkpoint.save(self.model_folder / "last.pt", {**state, "training": training})
+        with replacing(self.output_folder / "history.pt") as partial:
+            torch.save({"config": self.config, "rows": self.rows}, partial)
+        self.draw_curves()
+
+    def write_best(self):
+        """best.pt, if it is due."""
+        if self.best_state:
+            checkpoint.save(self.model_folder / "best.pt", self.best_state)
+            self.best_state = None
+
+    def close(self):
+        """Write the best weights if a run ends before its time, and close what is open."""
+        self.write_best()
+        self.tracker.close()
 
     def append_metrics(self, row):
         path = self.output_folder / "metrics.csv"
@@ -166,12 +186,12 @@ def remove_empty(folders):
 
 
 class Paced:
-    """Calls an action at once, and then as often as costs no more than a fiftieth of the time.
+    """Calls an action at once, and then as often as costs no more than a hundredth of the time.
 
     So checkpoints and pictures of epochs that take a second do not slow the run down.
     """
 
-    def __init__(self, action, share=0.02):
+    def __init__(self, action, share=0.01):
         self.action = action
         self.share = share
         self.due = 0.0
@@ -190,9 +210,11 @@ def write_config(record, trainer):
 
     A resumed run keeps the one it began with.
     """
-    if record.mode == "resume" and (record.output_folder / "config.json").exists():
+    path = record.output_folder / "config.json"
+    if record.mode == "resume" and path.exists():
+        record.config = json.loads(path.read_text())
         return
-    config = {
+    record.config = {
         "flags": vars(trainer.args),
         "model_config": trainer.config,
         "parameters": count_parameters(trainer.model),
@@ -213,8 +235,8 @@ def write_config(record, trainer):
         "test_images": len(trainer.test_split),
         "started": datetime.now().isoformat(timespec="seconds"),
     }
-    with replacing(record.output_folder / "config.json") as partial:
-        partial.write_text(json.dumps(config, indent=2) + "\n")
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record.config, indent=2) + "\n")
 
 
 def git_commit():

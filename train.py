@@ -41,9 +41,10 @@ from runtime import (
     seed_everything,
     synchronize,
 )
+from tracking import PACKAGES, check_package, open_tracker
 
 # What may differ when a run is resumed; everything else is the run's own.
-RESUME_FLAGS = {"resume", "epochs", "device", "data_path", "num_workers", "model_path", "output_path", "compile"}
+RESUME_FLAGS = {"resume", "epochs", "device", "data_path", "num_workers", "model_path", "output_path", "compile", "log"}
 
 LONG_RUN = 50  # epochs from which stronger augmentation pays
 
@@ -270,6 +271,12 @@ def add_run_flags(parser):
         metavar="RUN",
         help=("go on with the run whose folder under model/ this is; all its flags are kept, --epochs may be raised"),
     )
+    run.add_argument(
+        "--log",
+        choices=tuple(PACKAGES),
+        default="none",
+        help="also send metrics, flags and curves to TensorBoard (under --output_path) or Weights & Biases",
+    )
     run.add_argument("--model_path", default="./model", help="folder for the runs' checkpoints")
     run.add_argument("--output_path", default="./output", help="folder for the runs' metrics and figures")
 
@@ -298,6 +305,7 @@ def parse(argv):
         if args.epochs <= resumed["epoch"]:
             raise UserError(f"{args.resume} has its {resumed['epoch']} epochs; raise --epochs to train on")
     fill_in(args)
+    check_package(args.log)
     if args.warmup_epochs >= args.epochs:
         raise UserError(f"--warmup_epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}; lower it")
     if args.schedule == "plateau" and args.val_images == 0:
@@ -628,6 +636,7 @@ def main(argv=None):
         f" {device_label(device)}, {trainer.precision}",
         flush=True,
     )
+    record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, first_epoch)
     try:
         fit(trainer, record, first_epoch)
     except KeyboardInterrupt:
@@ -637,6 +646,8 @@ def main(argv=None):
         else:
             print(f"\ninterrupted; go on with: python train.py --resume {shlex.quote(str(record.model_folder))}")
         raise
+    finally:
+        record.close()
     best = record.best
     chosen = (
         "the last, none chosen"

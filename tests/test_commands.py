@@ -88,7 +88,7 @@ def test_one_seed_gives_one_network_also_across_an_interruption(optimizer, tmp_p
     def add_and_stop(self, trainer, row, is_last):
         add(self, trainer, row, is_last)
         if row["epoch"] == 2:
-            self.save_last(trainer, now=True)
+            self.save(trainer, now=True)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(record.Record, "add", add_and_stop)

@@ -1,0 +1,80 @@
+"""TensorBoard's event files read back, and W&B run offline and its files read."""
+
+import importlib.util
+import re
+import struct
+
+import pytest
+from conftest import SMALL_VIT, run_training
+from test_commands import read_metrics
+
+FLAGS = f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 50"
+SCALARS = {"loss/train": "train_loss", "accuracy/val": "val_accuracy", "accuracy/test": "test_accuracy"}
+SCALARS |= {"learning_rate": "learning_rate", "images_per_second": "images_per_second"}
+
+
+def test_tensorboard_gets_what_metrics_csv_gets(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_training(tmp_path, f"{FLAGS} --log tensorboard")
+    events = EventAccumulator(str(tmp_path / "output" / "run" / "tensorboard"))
+    events.Reload()
+    rows = read_metrics(tmp_path, "run")
+    for tag, column in SCALARS.items():
+        scalars = events.Scalars(tag)
+        assert [scalar.step for scalar in scalars] == [1, 2]
+        assert [scalar.value for scalar in scalars] == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
+    assert events.Images("curves")[0].width == 1200
+    text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| embed_dim | 32 |" in text
+
+
+def read_log(data):
+    """The records of a W&B file: after a header of 7 bytes, LevelDB's log format, in blocks of 32 KiB."""
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if left < 7 or kind == 0:
+            place += left
+            continue
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the record is whole, or this was its last part
+            yield whole
+            whole = b""
+
+
+def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_training(tmp_path, f"{FLAGS} --log wandb")
+    (file,) = (tmp_path / "output" / "run" / "wandb").glob("offline-run-*/*.wandb")
+    history, config = [], {}
+    for data in read_log(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+            history.append(items)
+        if record.WhichOneof("record_type") == "run":
+            config |= {item.key: item.value_json for item in record.run.config.update}
+    rows = read_metrics(tmp_path, "run")
+    for tag, column in SCALARS.items():
+        sent = [float(items[tag]) for items in history if tag in items]
+        assert sent == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
+    assert any("curves/path" in items for items in history), history
+    assert '"embed_dim":32' in re.sub(r"\s", "", config["flags"])
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_a_missing_package_is_said_before_anything_is_made(package, tmp_path, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    with pytest.raises(SystemExit) as stopped:
+        run_training(tmp_path, f"{FLAGS} --log {package}")
+    assert stopped.value.code == 2
+    assert f"pip install {package}" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
