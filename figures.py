@@ -3,6 +3,7 @@
 Colours tell apart for colour-blind eyes too: lines are Okabe and Ito's, maps are viridis. Files are written whole.
 """
 
+import itertools
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from runtime import replacing
@@ -129,6 +131,113 @@ def save_mistakes(images, captions, path, title=""):
         axis.set(xticks=[], yticks=[])
         axis.set_xlabel(caption, fontsize=10)
     figure.suptitle(title)
+    save_figure(figure, path)
+
+
+# Comparisons
+
+
+def save_comparison(curves, path):
+    """Loss and accuracy of several runs over their epochs, in one frame each: test solid, training dashed.
+
+    Args:
+        curves: names, and for each the histories of one or more seeds, as `rows` of `save_curves`; of several, the mean
+            is drawn, and from the lowest to the highest as a band.
+    """
+    figure = Figure(figsize=(12, 5.4), layout="constrained")
+    for axis, (quantity, scale, unit) in zip(
+        figure.subplots(1, 2), (("loss", 1, "nats"), ("accuracy", 100, "%")), strict=True
+    ):
+        for (_, histories), style in zip(curves, _styles(), strict=False):
+            for split in ("test", "train"):
+                _draw_seeds(axis, histories, f"{split}_{quantity}", scale, split == "test", *style)
+        axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    handles = [
+        Line2D([], [], color=color, marker=marker, label=name)
+        for (name, _), (color, marker) in zip(curves, _styles(), strict=False)
+    ]
+    title = "test solid, training dashed; accuracy of the weights that were kept"
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), title=title)
+    save_figure(figure, path)
+
+
+def _draw_seeds(axis, histories, key, scale, is_main, color, marker):
+    """One curve over the epochs that all seeds have, if it was measured in all of them."""
+    count = min(map(len, histories))
+    values = [[row.get(key) for row in rows[:count]] for rows in histories]
+    if any(None in seed for seed in values):
+        return
+    values, epochs = scale * np.array(values), range(1, count + 1)
+    line = {"color": color, "linestyle": "-" if is_main else "--", "alpha": 1 if is_main else 0.6}
+    axis.plot(epochs, values.mean(axis=0), marker=marker if is_main and count < 30 else None, **line)
+    if len(histories) > 1:
+        axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+
+
+def _styles():
+    """Colours and markers without end, told apart by either."""
+    return zip(itertools.cycle(METHOD_COLORS), itertools.cycle("osD^vPX*"), strict=False)
+
+
+def save_class_accuracy(recalls, classes, path):
+    """How many images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
+    values = 100 * np.array(list(recalls.values()))
+    order = values.mean(axis=0).argsort()
+    figure = Figure(figsize=(9, 0.42 * len(classes) + 1.6), layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(classes))
+    axis.hlines(places, values.min(axis=0)[order], values.max(axis=0)[order], color=GREY, linewidth=1, zorder=1)
+    for (name, row), (color, marker) in zip(zip(recalls, values, strict=True), _styles(), strict=False):
+        axis.scatter(row[order], places, color=color, marker=marker, s=55, label=name, zorder=2)
+    axis.set_yticks(places, [classes[index] for index in order])
+    axis.set_xlabel("test images of the class that are named right (%)")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=min(3, len(recalls)))
+    save_figure(figure, path)
+
+
+def save_sample_sizes(sizes, path):
+    """Test accuracy against the number of training images: {network: {images: [share, ...]}}, a dot a run."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axis = figure.subplots()
+    for (name, by_size), (color, marker) in zip(sizes.items(), _styles(), strict=False):
+        counts = sorted(by_size)
+        axis.plot(counts, [100 * np.mean(by_size[count]) for count in counts], color=color, label=name)
+        for count in counts:
+            axis.scatter(
+                [count] * len(by_size[count]), 100 * np.array(by_size[count]), color=color, marker=marker, s=45
+            )
+    axis.set(xscale="log", xlabel="training images", ylabel="test accuracy (%)")
+    counts = sorted({count for by_size in sizes.values() for count in by_size})
+    axis.set_xticks(counts, [f"{count:,}" for count in counts])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend()
+    save_figure(figure, path)
+
+
+def save_disagreements(panels, path, note):
+    """Images that one network gets right and the other wrong, with what speaks for the class each of them names.
+
+    Args:
+        panels: titles, and for each image (uint8 (H, W, 3), label, [(map (h, w), caption), ...]).
+        note: a line below, on what the maps are.
+    """
+    columns = max(len(images) for _, images in panels)
+    figure = Figure(figsize=(2.05 * columns, 6.2 * len(panels) + 0.4), layout="constrained")
+    for part, (title, images) in zip(figure.subfigures(len(panels), 1, squeeze=False).ravel(), panels, strict=True):
+        part.suptitle(title)
+        axes = part.subplots(3, columns, squeeze=False)
+        for axis in axes.ravel():
+            axis.set_axis_off()
+        for column, (image, label, maps) in enumerate(images):
+            axes[0, column].imshow(image, interpolation="nearest")
+            axes[0, column].set_title(f"label: {label}", fontsize=10, pad=4)
+            for axis, (relevance, caption) in zip(axes[1:, column], maps, strict=True):
+                _Panel(axis, image).fill(_relative(relevance), caption)
+    figure.supxlabel(note, fontsize=9)
     save_figure(figure, path)
 
 

@@ -1,0 +1,282 @@
+"""Compare trained runs: numbers, curves, the images they disagree on, and whether the difference may be chance.
+
+    python compare.py model/VIT_RUN model/CNN_RUN                # two runs; any number will do
+    python compare.py model/vit-seed* model/cnn-seed*            # seeds of one recipe become mean and deviation
+    python compare.py model/cnn-500 model/cnn-5000 model/cnn     # accuracy against the number of training images
+
+Takes folders under model/ or output/, checkpoints, or names. A run whose full test has not been made, or not with
+these weights, is tested first. Writes model_comparison.png, class_accuracy.png, disagreements.png, and the tables as
+comparison.md, .csv and .json to --compare_path.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import dataset
+import figures
+from comparison import (
+    compare_pairs,
+    disagreements,
+    group_seeds,
+    load_run,
+    measure,
+    most_unlike,
+    summarize,
+    summarize_group,
+)
+from explain import grad_cam, gradient_rollout
+from model import VisionTransformer
+from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
+
+COLUMNS = {  # of the table: heading, and how a number is shown
+    "run": ("run", str),
+    "network": ("network", str),
+    "parameters": ("parameters", "{:,}".format),
+    "flops": ("MFLOP an image", lambda value: f"{value / 1e6:,.1f}"),
+    "train_images": ("training images", "{:,}".format),
+    "epochs": ("epochs", str),
+    "train_seconds": ("training (s)", "{:,.0f}".format),
+    "images_per_second": ("images/s", "{:,.0f}".format),
+    "accuracy": ("test accuracy", lambda value: f"{100 * value:.2f} %"),
+    "interval": ("95 % interval", lambda ends: f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"),
+    "final_accuracy": ("at the last epoch", lambda value: f"{100 * value:.2f} %"),
+    "weighted_f1": ("weighted F1", lambda value: f"{100 * value:.2f} %"),
+    "calibration_error": ("calibration error", lambda value: f"{100 * value:.2f} %"),
+}
+MAPS_NOTE = "what speaks for the named class: Grad-CAM of a CNN, gradient rollout of a ViT"
+GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
+
+
+def build_parser():
+    parser = ArgumentParser(prog="compare.py", description="Compare trained runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, or a run's name")
+    parser.add_argument("--model_path", default="./model", help="folder of the runs' checkpoints")
+    parser.add_argument("--output_path", default="./output", help="folder of the runs' metrics and test results")
+    parser.add_argument("--compare_path", default="./output/comparison", help="folder for tables and pictures")
+    parser.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    parser.add_argument("--batch_size", type=number(int, at_least=1), default=1000, help="test images at once")
+    parser.add_argument(
+        "--num_workers", type=number(int, at_least=0), default=2, help="processes that decode a folder of images"
+    )
+    return parser
+
+
+def load_runs(args, device):
+    """The runs that can be read, each once; the others, and what is missing, are said on standard error.
+
+    Raises:
+        UserError: none can be.
+    """
+    runs, errors = [], []
+    for path in args.runs:
+        try:
+            run = load_run(path, args.model_path, args.output_path, device)
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        if all(run.checkpoint_path.resolve() != other.checkpoint_path.resolve() for other in runs):
+            runs.append(run)
+    for note in [*errors, *(note for run in runs for note in run.notes)]:
+        warn(note)
+    if not runs:
+        raise UserError("none of these is a run that can be read; name folders under model/ that train.py has written")
+    return runs
+
+
+def warn(message):
+    print(f"compare.py: {message}", file=sys.stderr)
+
+
+def measure_all(runs, args):
+    """Test every run on its data set's images, which are read once; returns them, {data set: Split}."""
+    tests = {}
+    for run in runs:
+        name = run.network.saved["dataset"]
+        try:
+            if name not in tests:
+                size, workers = run.network.image_size, args.num_workers
+                tests[name] = dataset.load_test(name, args.data_path, image_size=size, num_workers=workers)
+            test = tests[name]
+            if list(test.classes) != run.network.classes or test.images.shape[-1] != run.network.image_size:
+                raise UserError(f"{run.name} was trained on other classes or sizes of images than the runs before it")
+            measure(run, test, args.batch_size)
+        except UserError as error:
+            warn(f"{run.name} cannot be tested: {error}")
+    names = {run.network.saved["dataset"] for run in runs}
+    if len(names) > 1:
+        warn(f"these runs are of different data sets ({', '.join(sorted(names))}); only those of one are paired")
+    return tests
+
+
+def cells(row):
+    """A row of `summarize` as text, {column: text}; empty where nothing is known."""
+    ends = (row["accuracy_low"], row["accuracy_high"])
+    values = {**row, "interval": None if None in ends else ends}
+    return {column: "" if values[column] is None else show(values[column]) for column, (_, show) in COLUMNS.items()}
+
+
+def as_markdown(headings, rows):
+    """A Markdown table, its columns as wide as their longest cell."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    lines = [headings, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def runs_table(rows):
+    shown = [list(cells(row).values()) for row in rows]
+    return as_markdown([heading for heading, _ in COLUMNS.values()], shown)
+
+
+def groups_table(groups):
+    """Mean and deviation of runs that differ in their seeds alone."""
+    rows = []
+    for runs in groups:
+        means = summarize_group(runs)
+        name = f"{runs[0].name} and {len(runs) - 1} more"
+        shown = []
+        for column in GROUP_COLUMNS:
+            show = COLUMNS[column][1]
+            shown.append(" ± ".join(map(show, means[column])).replace(" % ±", " ±") if column in means else "")
+        rows.append([name, str(len(runs)), *shown])
+    return as_markdown(["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)], rows)
+
+
+def pairs_table(pairs):
+    rows = [
+        [pair["one"], pair["other"], str(pair["only_one"]), str(pair["only_other"]), f"{pair['p']:.2g}"]
+        for pair in pairs
+    ]
+    return as_markdown(["A", "B", "only A right", "only B right", "McNemar's p"], rows)
+
+
+def classes_table(runs):
+    """Each class's recall by every run; of two runs also the difference."""
+    names = [run.name for run in runs]
+    recalls = [run.results["by_class"]["recall"] for run in runs]
+    rows = []
+    for place, name in enumerate(runs[0].network.classes):
+        values = [recall[place] for recall in recalls]
+        difference = [f"{100 * (values[0] - values[1]):+.1f}"] if len(runs) == 2 else []
+        rows.append([name, *(f"{100 * value:.1f} %" for value in values), *difference])
+    return as_markdown(["class", *names, *(["difference"] if len(runs) == 2 else [])], rows)
+
+
+def report(runs, rows, pairs):
+    """All tables with their headings, as Markdown."""
+    parts = ["## Runs", runs_table(rows)]
+    groups = [group for group in group_seeds(runs) if len(group) > 1]
+    if groups:
+        parts += ["## Seeds", "Mean ± deviation of runs that differ in their seed alone.", groups_table(groups)]
+    if pairs:
+        text = "How many test images only one of two networks gets right, and the probability that two equally good"
+        parts += ["## Pairs", f"{text}\nones differ as much (McNemar's exact test).", pairs_table(pairs)]
+    for comparable in by_classes(runs):
+        parts += ["## Classes", "Share of each class's test images that is named right.", classes_table(comparable)]
+    return "\n\n".join(parts) + "\n"
+
+
+def by_classes(runs):
+    """The measured runs, those of one data set together, where there are two or more."""
+    groups = {}
+    for run in runs:
+        if run.results:
+            groups.setdefault((run.network.saved["dataset"], *run.network.classes), []).append(run)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def write_tables(folder, runs, rows, pairs):
+    """comparison.md, .csv and .json."""
+    with replacing(folder / "comparison.md") as partial:
+        partial.write_text(f"# Comparison\n\n{report(runs, rows, pairs)}")
+    with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    groups = [
+        {"runs": [run.name for run in group], **summarize_group(group)} for group in group_seeds(runs) if len(group) > 1
+    ]
+    with replacing(folder / "comparison.json") as partial:
+        partial.write_text(json.dumps({"runs": rows, "pairs": pairs, "seeds": groups}, indent=2) + "\n")
+
+
+def draw(folder, runs, tests):
+    """Curves, classes, sizes of the training set, and disagreements; yields the names of the pictures."""
+    groups = group_seeds(runs)
+    curves = [(label(group), [run.rows for run in group if run.rows]) for group in groups]
+    curves = [(name, histories) for name, histories in curves if histories]
+    if curves:
+        figures.save_comparison(curves, folder / "model_comparison.png")
+        yield "model_comparison.png"
+    for comparable in by_classes(runs)[:1]:
+        recalls = {run.name: run.results["by_class"]["recall"] for run in comparable}
+        figures.save_class_accuracy(recalls, comparable[0].network.classes, folder / "class_accuracy.png")
+        yield "class_accuracy.png"
+    sizes = sample_sizes(runs)
+    if any(len(points) > 1 for points in sizes.values()):
+        figures.save_sample_sizes(sizes, folder / "accuracy_by_images.png")
+        yield "accuracy_by_images.png"
+    pair = most_unlike(runs)
+    if pair:
+        test = tests[pair[0].network.saved["dataset"]]
+        panels = [
+            (f"{one.name} is right, {other.name} is wrong", disagreements(one, other))
+            for one, other in (pair, pair[::-1])
+        ]
+        shown = [(title, [explained(index, pair, test) for index in indices]) for title, indices in panels]
+        if any(images for _, images in shown):
+            figures.save_disagreements(shown, folder / "disagreements.png", MAPS_NOTE)
+            yield "disagreements.png"
+
+
+def label(group):
+    """A name for runs of several seeds, or for one."""
+    accuracies = [run.results["accuracy"] for run in group if run.results]
+    mean = f": {100 * sum(accuracies) / len(accuracies):.2f} %" if accuracies else ""
+    return f"{group[0].name}{f' and {len(group) - 1} more' if len(group) > 1 else ''}{mean}"
+
+
+def sample_sizes(runs):
+    """Test accuracies by network and number of training images: {network: {images: [accuracy, ...]}}."""
+    sizes = {}
+    for run in runs:
+        if run.results and run.config.get("train_images"):
+            by_size = sizes.setdefault(f"{run.kind}, {run.network.saved['dataset']}", {})
+            by_size.setdefault(run.config["train_images"], []).append(run.results["accuracy"])
+    return sizes
+
+
+def explained(index, pair, test):
+    """One test image, and for both networks what speaks for the class they name: (image, label, [(map, caption)])."""
+    maps = []
+    for run in pair:
+        explain = gradient_rollout if isinstance(run.network.model, VisionTransformer) else grad_cam
+        inputs = run.network.prepare(test.images[index : index + 1])
+        relevance = explain(run.network.model, inputs)[0].cpu().numpy()
+        probabilities = run.logits[index].softmax(dim=0)
+        name = run.network.classes[probabilities.argmax()]
+        maps.append((relevance, f"{run.kind.split(' ')[0]}: {name} {100 * probabilities.max():.0f} %"))
+    image = test.images[index].permute(1, 2, 0).cpu().numpy()
+    return image, f"{test.classes[test.labels[index]]}", maps
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    runs = load_runs(args, pick_device(args.device))
+    tests = measure_all(runs, args)
+    rows = [summarize(run) for run in runs]
+    pairs = compare_pairs(runs)
+    folder = Path(args.compare_path)
+    print(report(runs, rows, pairs))
+    write_tables(folder, runs, rows, pairs)
+    pictures = draw(folder, runs, tests)
+    print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
+
+
+if __name__ == "__main__":
+    main()

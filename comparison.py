@@ -1,0 +1,219 @@
+"""Several runs side by side: their records, what was measured on the same test images, and how sure the difference is.
+
+runs = [load_run(path, "model", "output") for path in paths]
+table = [summarize(run) for run in runs]            # a dict of plain numbers a run
+pairs = compare_pairs(runs)                         # McNemar's test of each two
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import checkpoint
+from evaluate import mcnemar
+from model import VisionTransformer, build_model
+from record import count_parameters
+from results import load_results, measure_network
+from runtime import UserError
+
+# What may differ between runs that are one recipe with several seeds.
+NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "resume", "device", "num_workers", "compile", "log"}
+NOT_THE_RECIPE |= {"data_path", "model_path", "output_path"}
+
+
+@dataclasses.dataclass
+class Run:
+    """One trained network with its record; `logits` and `results` are those of its full test, once it is measured.
+
+    `notes` says what is missing, a line each.
+    """
+
+    name: str
+    checkpoint_path: Path
+    output_folder: Path
+    network: checkpoint.Network
+    rows: list
+    config: dict
+    notes: list
+    results: dict = None
+    logits: torch.Tensor = None
+    labels: torch.Tensor = None
+
+    @property
+    def recipe(self):
+        """What runs of several seeds have in common, as a string."""
+        saved = self.network.saved
+        flags = {key: value for key, value in saved["recipe"].items() if key not in NOT_THE_RECIPE}
+        return json.dumps([saved["model_config"], saved["dataset"], flags], sort_keys=True, default=str)
+
+    @property
+    def kind(self):
+        """The network as one would say it."""
+        config = self.network.saved["model_config"]
+        if config["model"] == "cnn":
+            return "CNN"
+        return f"ViT {config.get('depth', 12)} x {config.get('embed_dim', 192)}, patch {config.get('patch_size', 4)}"
+
+
+def load_run(path, model_path, output_path, device):
+    """A run from its folder under model/ or output/, a checkpoint in it, or its bare name.
+
+    Raises:
+        UserError: there is no checkpoint to be found, or it is damaged.
+    """
+    place = find_checkpoint(Path(path), Path(model_path))
+    network = checkpoint.load_network(place, device)
+    output_folder = Path(output_path) / network.name
+    notes, rows, config = [], [], {}
+    try:
+        rows, cut = read_metrics(output_folder / "metrics.csv")
+        if cut:
+            notes.append(f"the last line of {output_folder / 'metrics.csv'} is cut off and left out")
+    except (OSError, ValueError, KeyError) as error:
+        notes.append(f"{output_folder / 'metrics.csv'} cannot be read ({error}); it has no curves")
+    if not rows and not notes:
+        notes.append(f"{output_folder / 'metrics.csv'} is empty; it has no curves")
+    try:
+        config = json.loads((output_folder / "config.json").read_text())
+    except (OSError, ValueError):
+        notes.append(f"{output_folder / 'config.json'} cannot be read; the number of training images is not known")
+    return Run(network.name, place, output_folder, network, rows, config, notes)
+
+
+def find_checkpoint(path, model_path):
+    """The checkpoint file or run folder that a user means by `path`."""
+    if path.is_file() or (path / "best.pt").is_file():
+        return path
+    same_name = model_path / path.name
+    if (same_name / "best.pt").is_file():
+        return same_name
+    if path.is_dir():
+        raise UserError(f"{path} is no run: it holds no best.pt, and there is no {same_name / 'best.pt'}")
+    raise UserError(f"there is no run {path}; name its folder under {model_path}, or a checkpoint")
+
+
+def read_metrics(path):
+    """The rows of a metrics.csv, numbers or None, and whether its last line was cut off, as by a crash."""
+    text = path.read_text()
+    lines = text.splitlines()
+    cut = bool(lines) and not text.endswith("\n")
+    rows = list(csv.DictReader(lines[:-1] if cut else lines))
+    numbers = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+    for row in numbers:
+        row["epoch"] = int(row["epoch"])
+    return numbers, cut
+
+
+def measure(run, test, batch_size):
+    """Fill in a run's results and logits: those of an earlier full test of this checkpoint, or of one now."""
+    run.labels = test.labels.cpu()
+    found = load_results(run.output_folder, run.checkpoint_path)
+    if found and len(found[1]) == len(test):
+        run.results, run.logits = found
+    else:
+        adopted = run.network.adopt(test)
+        run.results, run.logits = measure_network(
+            run.network, run.checkpoint_path, adopted, run.output_folder, batch_size
+        )
+
+
+def forward_flops(config):
+    """Floating-point operations of matrix products and convolutions for one image."""
+    with torch.device("meta"):
+        model = build_model(config)
+        images = torch.empty(1, config.get("in_chans", 3), config["img_size"], config["img_size"])
+    if isinstance(model, VisionTransformer):
+        for block in model.blocks:
+            block.attn.fused_attn = False  # the counter does not know every fused kernel
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(images)
+    return counter.get_total_flops()
+
+
+def summarize(run):
+    """A run as plain numbers, None where they are not known. Shares are of 1."""
+    saved, rows, results = run.network.saved, run.rows, run.results or {}
+    seconds = [row.get("train_seconds") for row in rows]
+    rates = [row["images_per_second"] for row in rows]
+    return {
+        "run": run.name,
+        "network": run.kind,
+        "dataset": saved["dataset"],
+        "parameters": count_parameters(run.network.model),
+        "flops": forward_flops(saved["model_config"]),
+        "train_images": run.config.get("train_images"),
+        "epochs": rows[-1]["epoch"] if rows else None,
+        "train_seconds": sum(seconds) if seconds and None not in seconds else None,
+        "images_per_second": statistics.median(rates) if rates else None,
+        "accuracy": results.get("accuracy"),
+        "accuracy_low": results.get("accuracy_interval", [None])[0],
+        "accuracy_high": results.get("accuracy_interval", [None])[-1],
+        "final_accuracy": rows[-1].get("test_accuracy") if rows else None,
+        "loss": results.get("loss"),
+        "weighted_f1": results.get("weighted", {}).get("f1"),
+        "calibration_error": results.get("calibration", {}).get("error"),
+    }
+
+
+def compare_pairs(runs):
+    """McNemar's test of each two measured runs with the same test images: dicts of plain values."""
+    pairs = []
+    for one, other in itertools.combinations([run for run in runs if run.logits is not None], 2):
+        if same_images(one, other):
+            right = [run.logits.argmax(dim=1) == run.labels for run in (one, other)]
+            only_one, only_other, p_value = mcnemar(*right)
+            pairs.append(
+                {"one": one.name, "other": other.name, "only_one": only_one, "only_other": only_other, "p": p_value}
+            )
+    return pairs
+
+
+def same_images(one, other):
+    """Whether two measured runs saw the same test images."""
+    return one.network.saved["dataset"] == other.network.saved["dataset"] and torch.equal(one.labels, other.labels)
+
+
+def group_seeds(runs):
+    """Runs that differ in their seed alone, together: lists of runs, in the order of their first."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(run.recipe, []).append(run)
+    return list(groups.values())
+
+
+def summarize_group(runs):
+    """Mean and deviation over several seeds: {column: (mean, deviation)} where all runs know the number."""
+    columns = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
+    rows = [summarize(run) for run in runs]
+    known = {column: [row[column] for row in rows] for column in columns}
+    return {
+        column: (statistics.mean(values), statistics.stdev(values))
+        for column, values in known.items()
+        if None not in values
+    }
+
+
+def most_unlike(runs):
+    """The two runs whose disagreements are worth a look: the best ViT and the best CNN, or else the best two.
+
+    None where fewer than two have been measured on the same images.
+    """
+    measured = sorted((run for run in runs if run.logits is not None), key=lambda run: -run.results["accuracy"])
+    pairs = [pair for pair in itertools.combinations(measured, 2) if same_images(*pair)]
+    mixed = [pair for pair in pairs if pair[0].kind[:3] != pair[1].kind[:3]]
+    return next(iter([*mixed, *pairs]), None)
+
+
+def disagreements(one, other, count=4):
+    """Indices of images that `one` gets right and `other` wrong, where both are surest of it, the surest first."""
+    confidence, predicted = zip(*(run.logits.softmax(dim=1).max(dim=1) for run in (one, other)), strict=True)
+    chosen = (predicted[0] == one.labels) & (predicted[1] != one.labels)
+    indices = chosen.nonzero().flatten()
+    together = (confidence[0] + confidence[1])[indices]
+    return indices[together.argsort(descending=True, stable=True)][:count].tolist()

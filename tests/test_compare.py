@@ -1,0 +1,174 @@
+"""compare.py by its front door: that its tables agree, and that it compares what can be compared."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+from unittest import mock
+
+import pytest
+import torch
+from conftest import SMALL_VIT, run_training
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import checkpoint
+import compare
+from model import build_model
+
+PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
+
+
+def run_compare(folder, runs, extra=""):
+    """Runs compare.py below `folder`; returns what it printed and complained, and comparison.json."""
+    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        compare.main([*runs, *places, f"--compare_path={folder / 'comparison'}", "--device=cpu", *extra.split()])
+    found = json.loads((folder / "comparison" / "comparison.json").read_text())
+    return out.getvalue(), err.getvalue(), found
+
+
+def copy_runs(runs, folder):
+    for name in ("model", "output"):
+        shutil.copytree(runs / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    """The two trained runs, to do with as one likes."""
+    return copy_runs(runs, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def compared(runs, tmp_path_factory):
+    """The two runs compared: their folder, what was printed, comparison.json, and the curves that were drawn."""
+    folder = copy_runs(runs, tmp_path_factory.mktemp("compared"))
+    with mock.patch.object(compare.figures, "save_comparison", wraps=compare.figures.save_comparison) as drawn:
+        printed, _, found = run_compare(folder, [str(folder / "model" / "vit"), "cnn"])
+    return folder, printed, found, drawn.call_args.args[0]
+
+
+def test_screen_markdown_csv_and_json_agree(compared):
+    folder, printed, found, _ = compared
+    assert printed.split("\nwrote ")[0].strip() in (folder / "comparison" / "comparison.md").read_text()
+    with open(folder / "comparison" / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["vit", "cnn"]
+    for row, ours in zip(rows, found["runs"], strict=True):
+        assert {key: str("" if value is None else value) for key, value in ours.items()} == row
+        line = next(line for line in printed.splitlines() if line.startswith(f"| {ours['run']} "))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[2] == f"{ours['parameters']:,}"
+        assert cells[8] == f"{100 * ours['accuracy']:.2f} %"
+        assert cells[11:] == [f"{100 * ours[key]:.2f} %" for key in ("weighted_f1", "calibration_error")]
+        results, config = (
+            json.loads((folder / "output" / ours["run"] / f"{name}.json").read_text())
+            for name in ("test_results", "config")
+        )
+        assert ours["accuracy"] == results["accuracy"]
+        assert ours["weighted_f1"] == results["weighted"]["f1"]
+        assert ours["calibration_error"] == results["calibration"]["error"]
+        assert ours["parameters"] == config["parameters"]
+    for picture in PICTURES:
+        assert Image.open(folder / "comparison" / picture).width > 500
+
+
+def test_pairs_count_what_only_one_gets_right(compared):
+    folder, _, found, _ = compared
+    right = {}
+    for name in ("vit", "cnn"):
+        saved = torch.load(folder / "output" / name / "test_logits.pt", weights_only=True)
+        right[name] = saved["logits"].argmax(1) == saved["labels"]
+    (pair,) = found["pairs"]
+    assert pair["only_one"] == (right["vit"] & ~right["cnn"]).sum().item()
+    assert pair["only_other"] == (right["cnn"] & ~right["vit"]).sum().item()
+    accuracies = [row["accuracy"] for row in found["runs"]]
+    assert (pair["only_one"] - pair["only_other"]) / 1000 == pytest.approx(accuracies[0] - accuracies[1], abs=1e-6)
+
+
+def test_the_picture_shows_the_numbers_of_the_table(compared):
+    _, _, found, drawn = compared
+    assert [name for name, _ in drawn] == [f"{row['run']}: {100 * row['accuracy']:.2f} %" for row in found["runs"]]
+    for (_, (history,)), row in zip(drawn, found["runs"], strict=True):
+        assert history[-1]["test_accuracy"] == row["final_accuracy"]
+
+
+def test_operations_are_those_of_the_network_on_an_image(compared):
+    folder, _, found, _ = compared
+    for row in found["runs"]:
+        model = build_model(checkpoint.load(folder / "model" / row["run"])["model_config"]).eval()
+        for block in getattr(model, "blocks", ()):
+            block.attn.fused_attn = False
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(2, 3, 32, 32))
+        assert row["flops"] == counter.get_total_flops() / 2
+    assert found["runs"][1]["flops"] == pytest.approx(2 * 15.5e6, rel=0.01)  # multiplications and additions
+
+
+def test_earlier_test_results_are_used_only_if_they_are_of_these_weights(copied):
+    run_compare(copied, ["cnn"])
+    file = copied / "output" / "cnn" / "test_results.json"
+    made = file.stat().st_mtime_ns
+    run_compare(copied, ["cnn"])
+    assert file.stat().st_mtime_ns == made
+    state = checkpoint.load(copied / "model" / "cnn")
+    state["weights"]["classifier.4.bias"][3] += 100
+    checkpoint.save(copied / "model" / "cnn" / "best.pt", state)
+    _, _, found = run_compare(copied, ["cnn"])
+    assert found["runs"][0]["accuracy"] == pytest.approx(0.1)
+
+
+def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
+    for name, flags in {"a": "--seed 0", "b": "--seed 1", "few": "--num_train_images 200"}.items():
+        run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
+    printed, _, found = run_compare(tmp_path, ["a", "b", "few"])
+    (group,) = found["seeds"]
+    assert group["runs"] == ["a", "b"]
+    values = torch.tensor([row["accuracy"] for row in found["runs"][:2]], dtype=torch.float64)
+    assert group["accuracy"] == pytest.approx([values.mean().item(), values.std().item()])
+    assert f"{100 * values.mean():.2f} ± {100 * values.std():.2f} %" in printed
+    assert Image.open(tmp_path / "comparison" / "accuracy_by_images.png").width == 700
+
+
+def test_bad_runs_are_named_and_the_others_compared(copied):
+    (copied / "empty").mkdir()
+    output = copied / "output"
+    cut = (output / "vit" / "metrics.csv").read_text()[:-9]
+    (output / "vit" / "metrics.csv").write_text(cut)
+    (output / "cnn" / "metrics.csv").write_text("")
+    (output / "cnn" / "config.json").unlink()
+    _, complaints, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing"])
+    assert [row["run"] for row in found["runs"]] == ["vit", "cnn"]
+    assert [row["epochs"] for row in found["runs"]] == [1, None]
+    assert len(found["pairs"]) == 1
+    for pattern in (
+        r"last line of .*metrics\.csv is cut off",
+        r"cnn/metrics\.csv is empty",
+        r"config\.json cannot be read",
+        r"empty is no run",
+        r"no run nothing",
+    ):
+        assert len(re.findall(pattern, complaints)) == 1, pattern
+    assert len(complaints.splitlines()) == 5
+
+
+def test_runs_of_other_data_are_not_paired(copied):
+    run_training(copied, f"--run_name large --epochs 1 --image_size 16 {SMALL_VIT} --num_train_images 100")
+    state = checkpoint.load(copied / "model" / "cnn")
+    checkpoint.save(copied / "model" / "other" / "best.pt", {**state, "dataset": "cifar100"})
+    _, complaints, found = run_compare(copied, ["vit", "cnn", "large", "other"])
+    assert [pair["one"] + pair["other"] for pair in found["pairs"]] == ["vitcnn"]
+    assert "only those of one are paired" in complaints
+    assert "other cannot be tested: cifar100 is neither" in complaints
+    assert len(found["runs"]) == 4
+
+
+def test_nothing_to_compare_is_an_error(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        run_compare(tmp_path, ["nothing"])
+    assert stopped.value.code == 2
+    assert not any(tmp_path.iterdir())
