@@ -141,12 +141,17 @@ def collect(recipe, seed, model_folder, output_folder):
         train_seconds=round(sum(row["train_seconds"] for row in rows), 1),
         total_seconds=round(sum(row["seconds"] for row in rows), 1),
         gpu_memory_gb=rows[-1]["gpu_memory_gb"] and round(rows[-1]["gpu_memory_gb"], 2),
-        device=f"{config['threads']} CPU threads" if config["device"] == "cpu" else config["device"],
+        device=cpu_label(config["threads"]) if config["device"] == "cpu" else config["device"],
         precision=config["precision"],
         torch=config["versions"]["torch"].split("+")[0],
         commit=(config["git_commit"] or "unknown")[:12],
         date=date.today().isoformat(),
     )
+
+
+def cpu_label(threads):
+    """A processor as the table names it."""
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def shipped_name(recipe, results):

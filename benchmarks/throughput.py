@@ -4,6 +4,7 @@
     python benchmarks/throughput.py training --model cnn
     python benchmarks/throughput.py step                         # what a training step spends its time on
     python benchmarks/throughput.py inference                    # images a second, and seconds from start to answer
+    python benchmarks/throughput.py recording --model cnn        # share of a run's time that its records take
 
 The peers are timm's and vit-pytorch's ViT of the same size, once in our loop and once in the usual one: a torchvision
 DataLoader with PIL augmentation, autocast on a GPU, PyTorch's AdamW as it comes. Rounds go through all contenders in
@@ -37,6 +38,7 @@ import dataset
 import train
 from evaluate import predict
 from model import VisionTransformer, build_model
+from record import Record
 from runtime import ArgumentParser, autocast, command, device_label, number, pick_device, synchronize
 
 
@@ -276,6 +278,22 @@ def step(args, device):
     print(f"\n{100 * share:.1f} % of the {limit / 1e12:.2f} TFLOP/s that matrix products reach in {trainer.precision}")
 
 
+def recording(args, device):
+    """Share of a run's time that checkpoints, metrics and curves take."""
+    add, spent = Record.add, []
+
+    def timed_add(*arguments, **options):
+        timed(spent, device, lambda: add(*arguments, **options))
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Record, "add", timed_add):
+        places = ["--model_path", f"{folder}/model", "--output_path", f"{folder}/output"]
+        data = ["--dataset", args.dataset, "--data_path", args.data_path]
+        start = time.perf_counter()
+        train.main([*training_flags(args), *places, *data, "--run_name", "run", "--epochs", str(args.rounds)])
+        whole = time.perf_counter() - start
+    print(f"\n{args.rounds} epochs: records took {sum(spent):.2f} s of {whole:.0f} s, {100 * sum(spent) / whole:.2f} %")
+
+
 def timed(seconds, device, action):
     """The action's result; its time until the device is done goes to `seconds`."""
     synchronize(device)
@@ -327,10 +345,13 @@ def flops_per_image(trainer):
     return counter.get_total_flops() / 8
 
 
+MEASUREMENTS = {"training": training, "step": step, "inference": inference, "recording": recording}
+
+
 def build_parser():
     parser = ArgumentParser(prog="throughput.py", description="Measure speed beside what one would otherwise write.")
     positive = number(int, at_least=1)
-    parser.add_argument("what", choices=("training", "step", "inference"), help="what to measure")
+    parser.add_argument("what", choices=tuple(MEASUREMENTS), help="what to measure")
     parser.add_argument("--model", choices=("vit", "cnn"), default="vit", help="which network")
     parser.add_argument("--patch_size", type=positive, default=4, help="as in train.py")
     parser.add_argument("--embed_dim", type=positive, default=192, help="as in train.py")
@@ -355,7 +376,7 @@ def main(argv=None):
     device = pick_device(args.device)
     threads, version = torch.get_num_threads(), torch.__version__
     print(f"{device_label(device)}, {threads} CPU threads, torch {version}, batch {args.batch_size}")
-    {"training": training, "step": step, "inference": inference}[args.what](args, device)
+    MEASUREMENTS[args.what](args, device)
 
 
 if __name__ == "__main__":
