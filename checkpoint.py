@@ -16,7 +16,9 @@ it and nothing in it can run. `model/<run>/best.pt` holds all that inference nee
 """
 
 import dataclasses
+import math
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ from model import build_model
 from runtime import UserError, replacing
 
 FORMAT = 1
+DICTS = ("model_config", "weights", "metrics", "recipe")
+LARGEST = {"depth": 1_000}  # of a size in a model_config, else 100,000: more than any network, yet quickly tried out
 KEYS = {
     "format": int,
     "model_config": dict,
@@ -52,6 +56,8 @@ def save(path, checkpoint):
 def load(path, name="best.pt"):
     """Read a checkpoint from a file, or from `name` in a run's folder, on the CPU.
 
+    The file may come from a stranger: nothing in it is run, and it takes no more memory than its own size.
+
     Raises:
         UserError: there is none, it is damaged, or it is not one of this project's.
     """
@@ -60,6 +66,7 @@ def load(path, name="best.pt"):
         path = path / name
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train one with train.py or check the path")
+    check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -73,7 +80,55 @@ def load(path, name="best.pt"):
     for key, kind in KEYS.items():
         if not isinstance(checkpoint[key], kind):
             raise UserError(f"{path} is damaged: its {key} is no {kind.__name__}; train it again")
+    check_values(path, checkpoint)
     return checkpoint
+
+
+def check_archive(path):
+    """Raises `UserError` unless a file is whole, as PyTorch writes it, and unpacks to no more than its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            is_packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise UserError(f"{path} is refused: it is packed in a way that PyTorch does not write")
+            damaged = archive.testzip()
+    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
+    if damaged:
+        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
+
+
+def check_values(path, checkpoint):
+    """Raises `UserError` for values that the program could not use, or that claim memory they do not bring."""
+    classes, weights, config = (checkpoint[key] for key in ("classes", "weights", "model_config"))
+    mean_and_std = [*checkpoint["mean"], *checkpoint["std"]]
+    is_right = {
+        "names": lambda: all(isinstance(name, str) for key in ("classes", *DICTS) for name in checkpoint[key]),
+        "normalisation": lambda: (
+            len(checkpoint["mean"]) == len(checkpoint["std"]) == 3
+            and all(isinstance(value, int | float) and math.isfinite(value) for value in mean_and_std)
+        ),
+        "weights": lambda: all(
+            isinstance(value, torch.Tensor) and brings_its_memory(value) and value.isfinite().all()
+            for value in weights.values()
+        ),
+        "model_config": lambda: all(
+            isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= LARGEST.get(key, 100_000))
+            for key, value in config.items()
+        ),
+        "number of classes": lambda: config.get("num_classes", len(classes)) == len(classes),
+        "metrics": lambda: all(isinstance(value, int | float | None) for value in checkpoint["metrics"].values()),
+    }
+    for what, check in is_right.items():
+        if not check():
+            raise UserError(f"{path} is refused: its {what} cannot be right; train it again")
+
+
+def brings_its_memory(tensor):
+    """Whether a tensor is a plain one on the CPU that is no larger than what was stored of it."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return is_plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +168,8 @@ def load_network(path, device):
     saved = load(path)
     weights = saved.pop("weights")
     try:
+        with torch.device("meta"):  # allocates nothing: what does not fit the weights is never built
+            build_model(saved["model_config"]).load_state_dict(weights, assign=True)
         model = build_model(saved["model_config"])
         model.load_state_dict(weights)
     except Exception as error:  # the file says what to build, so anything can be wrong with it

@@ -44,6 +44,8 @@ CIFAR = {  # torchvision's class, the folder in the archive, and mean and deviat
 }
 DATASETS = (*CIFAR, "folder", "shapes")
 
+MOST_PIXELS = 100_000_000  # of an image file, some 400 MB decoded: more than cameras make, less than a trap would take
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -183,6 +185,8 @@ def read_image(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
             with Image.open(path) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"its {image.width} x {image.height} pixels are too many")
                 return _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
         raise UserError(f"{path} cannot be read as an image ({error}); try to save it again as PNG or JPEG") from error

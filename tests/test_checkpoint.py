@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +18,14 @@ CONFIG = {"model": "cnn", "num_classes": 3}
 def contents(**changes):
     saved = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
     weights = SimpleCNN(num_classes=3).state_dict()
-    return {**saved, "mean": [0.5] * 3, "std": [0.2] * 3, "model_config": CONFIG, "weights": weights, **changes}
+    fixed = {
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "classes": ["a", "b", "c"],
+        "model_config": CONFIG,
+        "weights": weights,
+    }
+    return {**saved, **fixed, **changes}
 
 
 class Attack:
@@ -43,17 +52,50 @@ def write_truncated(path):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def write_packed(path):
+    """The same archive with its entries compressed, which could unpack to anything."""
+    checkpoint.save(path, contents())
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def write_claim(path, **config):
+    """A checkpoint that claims a network which its weights are not those of."""
+    checkpoint.save(path, contents(model_config={**CONFIG, **config}))
+
+
+def with_weight(value):
+    weights = SimpleCNN(num_classes=3).state_dict()
+    return contents(weights={**weights, "classifier.4.bias": value})
+
+
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
         (write_attack, "refused"),
         (write_truncated, "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: path.write_text("hello"), "refused"),
+        (lambda path: path.write_text("hello"), "cannot be read"),
+        (write_packed, "packed"),
+        (lambda path: write_claim(path, model="vit", embed_dim=99_999, num_heads=1), "do not fit"),
+        (lambda path: write_claim(path, model="vit", embed_dim=10_000_000, num_heads=1), "model_config"),
+        (lambda path: write_claim(path, model="vit", depth=99_999), "model_config"),
+        (lambda path: write_claim(path, width=99_999), "do not fit"),
+        (lambda path: write_claim(path, img_size=[1, 2]), "model_config"),
+        (lambda path: checkpoint.save(path, with_weight(torch.zeros(1).expand(10**9))), "weights"),
+        (lambda path: checkpoint.save(path, with_weight(torch.full((3,), torch.nan))), "weights"),
+        (lambda path: checkpoint.save(path, with_weight("no tensor")), "weights"),
+        (lambda path: checkpoint.save(path, contents(std=[0.2, 0.2])), "normalisation"),
+        (lambda path: checkpoint.save(path, contents(classes=["a", 2, "c"])), "names"),
+        (lambda path: checkpoint.save(path, contents(classes=["a"])), "number of classes"),
+        (lambda path: checkpoint.save(path, contents(metrics={"test_accuracy": "99 %"})), "metrics"),
         (lambda path: torch.save(SimpleCNN().state_dict(), path), "not a checkpoint of this project"),
         (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
         (lambda path: torch.save({**contents(), "format": 9}, path), "format 9"),
-        (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "num_classes": 4})), "do not fit"),
+        (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "width": 4})), "do not fit"),
         (lambda path: checkpoint.save(path, contents(model_config={"model": "resnet"})), "resnet"),
         (lambda path: checkpoint.save(path, contents(model_config=None)), "model_config is no dict"),
         (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "img_size": "big"})), "do not fit"),
@@ -96,3 +138,28 @@ def test_a_full_disk_is_said_in_a_line(tmp_path):
     )
     assert ended.stderr.splitlines()[-1].startswith("runtime.UserError: cannot write")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_200_damaged_checkpoints_are_refused_or_harmless(tmp_path):
+    checkpoint.save(tmp_path / "whole.pt", contents())
+    whole = (tmp_path / "whole.pt").read_bytes()
+    random = np.random.RandomState(0)
+    path, refusals = tmp_path / "best.pt", []
+    for number in range(200):
+        data = bytearray(whole)
+        if number % 4 == 0:  # cut short
+            data = data[: random.randint(len(data))]
+        elif number % 4 == 1:  # a stretch of noise anywhere
+            start = random.randint(len(data))
+            data[start : start + 200] = random.bytes(min(200, len(data) - start))
+        else:  # flipped bits: in the values' description at the front, or in the index at the end
+            first = 0 if number % 4 == 2 else len(data) - 4000
+            for _ in range(3):
+                data[first + random.randint(4000)] ^= 1 << random.randint(8)
+        path.write_bytes(data)
+        try:
+            checkpoint.load_network(path, "cpu")
+        except UserError as error:
+            refusals.append(str(error))
+    assert all(str(path) in refusal for refusal in refusals)
+    assert len(refusals) > 150  # the others met padding

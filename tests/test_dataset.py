@@ -1,5 +1,7 @@
 import hashlib
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -294,3 +296,39 @@ def test_folders_that_are_no_data_set(prepare, reason, tmp_path):
     prepare(root)
     with pytest.raises(UserError, match=reason):
         dataset.load("folder", root)
+
+
+def write_bomb(path):
+    """A PNG of a few hundred bytes that claims 60,000 x 60,000 pixels."""
+    Image.new("1", (8, 8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    write_bomb(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb\.png"):
+        dataset.open_image(tmp_path / "bomb.png", 32)
+
+
+def test_200_damaged_images_are_images_or_named(tmp_path):
+    random = np.random.RandomState(0)
+    pixels = random.randint(0, 256, (40, 50, 3), dtype=np.uint8)
+    named = 0
+    for number in range(200):
+        path = tmp_path / f"image{number}.{('png', 'jpg', 'gif', 'webp', 'bmp')[number % 5]}"
+        Image.fromarray(pixels).save(path)
+        data = bytearray(path.read_bytes())
+        if number % 2:
+            data = data[: random.randint(len(data))]
+        else:
+            for _ in range(20):
+                data[random.randint(len(data))] = random.randint(256)
+        path.write_bytes(data)
+        try:
+            assert dataset.open_image(path, 32).shape == (3, 32, 32)
+        except UserError as error:
+            named += path.name in str(error)
+    assert named > 50
