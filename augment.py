@@ -56,7 +56,6 @@ class Augment:
         random_erasing: probability that a rectangle of an image is set to the mean (Zhong et al., 2020).
         mix_prob: probability that an image is mixed at all.
         compile: compile the operations of RandAugment and TrivialAugment.
-        compile: compile the operations of RandAugment and TrivialAugment.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ import torch
 
 from dataset import normalize
 from model import build_model
-from runtime import UserError, replacing
+from runtime import UserError, save_tensors
 
 FORMAT = 1
 DICTS = ("model_config", "weights", "metrics", "recipe")
@@ -46,11 +46,7 @@ KEYS = {
 
 def save(path, checkpoint):
     """Write a checkpoint whole or not at all. Raises `UserError` if it cannot be written."""
-    try:
-        with replacing(path) as partial:
-            torch.save({"format": FORMAT, **checkpoint}, partial)
-    except RuntimeError as error:  # how PyTorch's writer says that the disk is full
-        raise UserError(f"cannot write {path}; is the disk full?") from error
+    save_tensors(path, {"format": FORMAT, **checkpoint})
 
 
 def load(path, name="best.pt"):

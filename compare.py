@@ -17,12 +17,14 @@ from pathlib import Path
 import dataset
 import figures
 from comparison import (
+    GROUP_COLUMNS,
     compare_pairs,
     disagreements,
     group_seeds,
     load_run,
     measure,
     most_unlike,
+    sample_sizes,
     summarize,
     summarize_group,
 )
@@ -45,8 +47,10 @@ COLUMNS = {  # of the table: heading, and how a number is shown
     "weighted_f1": ("weighted F1", lambda value: f"{100 * value:.2f} %"),
     "calibration_error": ("calibration error", lambda value: f"{100 * value:.2f} %"),
 }
+PAIRS_NOTE = """How many test images only one of two networks gets right, and the probability that two equally good
+networks differ as much (McNemar's exact test). It is about these two networks, not about others trained alike; of
+twenty pairs that do not differ, one is below 0.05."""
 MAPS_NOTE = "what speaks for the named class: Grad-CAM of a CNN, gradient rollout of a ViT"
-GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
 def build_parser():
@@ -77,7 +81,10 @@ def load_runs(args, device):
         except UserError as error:
             errors.append(str(error))
             continue
-        if all(run.checkpoint_path.resolve() != other.checkpoint_path.resolve() for other in runs):
+        same_name = [other for other in runs if other.name == run.name]
+        if any(run.checkpoint_path.resolve() != other.checkpoint_path.resolve() for other in same_name):
+            errors.append(f"{path} is left out: a run of the name {run.name} is compared already; rename its folder")
+        elif not same_name:
             runs.append(run)
     for note in [*errors, *(note for run in runs for note in run.notes)]:
         warn(note)
@@ -91,17 +98,17 @@ def warn(message):
 
 
 def measure_all(runs, args):
-    """Test every run on its data set's images, which are read once; returns them, {data set: Split}."""
+    """Test every run on its data set's images, which are read once; returns them, {(data set, size): Split}."""
     tests = {}
     for run in runs:
-        name = run.network.saved["dataset"]
+        name, size = key = test_key(run)
         try:
-            if name not in tests:
-                size, workers = run.network.image_size, args.num_workers
-                tests[name] = dataset.load_test(name, args.data_path, image_size=size, num_workers=workers)
-            test = tests[name]
-            if list(test.classes) != run.network.classes or test.images.shape[-1] != run.network.image_size:
-                raise UserError(f"{run.name} was trained on other classes or sizes of images than the runs before it")
+            if key not in tests:
+                workers = args.num_workers
+                tests[key] = dataset.load_test(name, args.data_path, image_size=size, num_workers=workers)
+            test = tests[key]
+            if list(test.classes) != run.network.classes:
+                raise UserError(f"the classes in {args.data_path} are not those it was trained for; check --data_path")
             measure(run, test, args.batch_size)
         except UserError as error:
             warn(f"{run.name} cannot be tested: {error}")
@@ -109,6 +116,11 @@ def measure_all(runs, args):
     if len(names) > 1:
         warn(f"these runs are of different data sets ({', '.join(sorted(names))}); only those of one are paired")
     return tests
+
+
+def test_key(run):
+    """Which test images a run takes: the data set, and the side in pixels."""
+    return run.network.saved["dataset"], run.network.image_size
 
 
 def cells(row):
@@ -132,25 +144,31 @@ def runs_table(rows):
     return as_markdown([heading for heading, _ in COLUMNS.values()], shown)
 
 
+def seed_groups(runs, rows):
+    """Runs of several seeds: [{"runs": names, column: (mean, deviation), ...}]."""
+    by_name = {row["run"]: row for row in rows}
+    groups = [[run.name for run in group] for group in group_seeds(runs) if len(group) > 1]
+    return [{"runs": names, **summarize_group([by_name[name] for name in names])} for names in groups]
+
+
 def groups_table(groups):
     """Mean and deviation of runs that differ in their seeds alone."""
     rows = []
-    for runs in groups:
-        means = summarize_group(runs)
-        name = f"{runs[0].name} and {len(runs) - 1} more"
+    for means in groups:
+        name = f"{means['runs'][0]} and {len(means['runs']) - 1} more"
         shown = []
         for column in GROUP_COLUMNS:
             show = COLUMNS[column][1]
             shown.append(" ± ".join(map(show, means[column])).replace(" % ±", " ±") if column in means else "")
-        rows.append([name, str(len(runs)), *shown])
+        rows.append([name, str(len(means["runs"])), *shown])
     return as_markdown(["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)], rows)
 
 
 def pairs_table(pairs):
-    rows = [
-        [pair["one"], pair["other"], str(pair["only_one"]), str(pair["only_other"]), f"{pair['p']:.2g}"]
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        p_value = f"{pair['p']:.2g}" if pair["p"] else "<1e-300"
+        rows.append([pair["one"], pair["other"], str(pair["only_one"]), str(pair["only_other"]), p_value])
     return as_markdown(["A", "B", "only A right", "only B right", "McNemar's p"], rows)
 
 
@@ -166,15 +184,13 @@ def classes_table(runs):
     return as_markdown(["class", *names, *(["difference"] if len(runs) == 2 else [])], rows)
 
 
-def report(runs, rows, pairs):
+def report(runs, rows, groups, pairs):
     """All tables with their headings, as Markdown."""
     parts = ["## Runs", runs_table(rows)]
-    groups = [group for group in group_seeds(runs) if len(group) > 1]
     if groups:
-        parts += ["## Seeds", "Mean ± deviation of runs that differ in their seed alone.", groups_table(groups)]
+        parts += ["## Seeds", "Mean ± sample deviation of runs that differ in their seed alone.", groups_table(groups)]
     if pairs:
-        text = "How many test images only one of two networks gets right, and the probability that two equally good"
-        parts += ["## Pairs", f"{text}\nones differ as much (McNemar's exact test).", pairs_table(pairs)]
+        parts += ["## Pairs", PAIRS_NOTE, pairs_table(pairs)]
     for comparable in by_classes(runs):
         parts += ["## Classes", "Share of each class's test images that is named right.", classes_table(comparable)]
     return "\n\n".join(parts) + "\n"
@@ -189,17 +205,14 @@ def by_classes(runs):
     return [group for group in groups.values() if len(group) > 1]
 
 
-def write_tables(folder, runs, rows, pairs):
+def write_tables(folder, text, rows, groups, pairs):
     """comparison.md, .csv and .json."""
     with replacing(folder / "comparison.md") as partial:
-        partial.write_text(f"# Comparison\n\n{report(runs, rows, pairs)}")
+        partial.write_text(f"# Comparison\n\n{text}")
     with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    groups = [
-        {"runs": [run.name for run in group], **summarize_group(group)} for group in group_seeds(runs) if len(group) > 1
-    ]
     with replacing(folder / "comparison.json") as partial:
         partial.write_text(json.dumps({"runs": rows, "pairs": pairs, "seeds": groups}, indent=2) + "\n")
 
@@ -222,12 +235,12 @@ def draw(folder, runs, tests):
         yield "accuracy_by_images.png"
     pair = most_unlike(runs)
     if pair:
-        test = tests[pair[0].network.saved["dataset"]]
+        tests = [tests[test_key(run)] for run in pair]
         panels = [
             (f"{one.name} is right, {other.name} is wrong", disagreements(one, other))
             for one, other in (pair, pair[::-1])
         ]
-        shown = [(title, [explained(index, pair, test) for index in indices]) for title, indices in panels]
+        shown = [(title, [explained(index, pair, tests) for index in indices]) for title, indices in panels]
         if any(images for _, images in shown):
             figures.save_disagreements(shown, folder / "disagreements.png", MAPS_NOTE)
             yield "disagreements.png"
@@ -240,28 +253,18 @@ def label(group):
     return f"{group[0].name}{f' and {len(group) - 1} more' if len(group) > 1 else ''}{mean}"
 
 
-def sample_sizes(runs):
-    """Test accuracies by network and number of training images: {network: {images: [accuracy, ...]}}."""
-    sizes = {}
-    for run in runs:
-        if run.results and run.config.get("train_images"):
-            by_size = sizes.setdefault(f"{run.kind}, {run.network.saved['dataset']}", {})
-            by_size.setdefault(run.config["train_images"], []).append(run.results["accuracy"])
-    return sizes
-
-
-def explained(index, pair, test):
+def explained(index, pair, tests):
     """One test image, and for both networks what speaks for the class they name: (image, label, [(map, caption)])."""
     maps = []
-    for run in pair:
+    for run, test in zip(pair, tests, strict=True):
         explain = gradient_rollout if isinstance(run.network.model, VisionTransformer) else grad_cam
         inputs = run.network.prepare(test.images[index : index + 1])
         relevance = explain(run.network.model, inputs)[0].cpu().numpy()
         probabilities = run.logits[index].softmax(dim=0)
         name = run.network.classes[probabilities.argmax()]
         maps.append((relevance, f"{run.kind.split(' ')[0]}: {name} {100 * probabilities.max():.0f} %"))
-    image = test.images[index].permute(1, 2, 0).cpu().numpy()
-    return image, f"{test.classes[test.labels[index]]}", maps
+    image = tests[0].images[index].permute(1, 2, 0).cpu().numpy()
+    return image, tests[0].classes[tests[0].labels[index]], maps
 
 
 @command
@@ -272,8 +275,10 @@ def main(argv=None):
     rows = [summarize(run) for run in runs]
     pairs = compare_pairs(runs)
     folder = Path(args.compare_path)
-    print(report(runs, rows, pairs))
-    write_tables(folder, runs, rows, pairs)
+    groups = seed_groups(runs, rows)
+    text = report(runs, rows, groups, pairs)
+    print(text)
+    write_tables(folder, text, rows, groups, pairs)
     pictures = draw(folder, runs, tests)
     print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
 

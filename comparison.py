@@ -24,6 +24,7 @@ from runtime import UserError
 
 # What may differ between runs that are one recipe with several seeds.
 NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "resume", "device", "num_workers", "compile", "log"}
+GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 NOT_THE_RECIPE |= {"data_path", "model_path", "output_path"}
 
 
@@ -45,11 +46,10 @@ class Run:
     logits: torch.Tensor = None
     labels: torch.Tensor = None
 
-    @property
-    def recipe(self):
-        """What runs of several seeds have in common, as a string."""
+    def recipe(self, but=()):
+        """What runs of several seeds have in common, as a string, without the flags in `but`."""
         saved = self.network.saved
-        flags = {key: value for key, value in saved["recipe"].items() if key not in NOT_THE_RECIPE}
+        flags = {key: value for key, value in saved["recipe"].items() if key not in NOT_THE_RECIPE | set(but)}
         return json.dumps([saved["model_config"], saved["dataset"], flags], sort_keys=True, default=str)
 
     @property
@@ -75,7 +75,7 @@ def load_run(path, model_path, output_path, device):
         rows, cut = read_metrics(output_folder / "metrics.csv")
         if cut:
             notes.append(f"the last line of {output_folder / 'metrics.csv'} is cut off and left out")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         notes.append(f"{output_folder / 'metrics.csv'} cannot be read ({error}); it has no curves")
     if not rows and not notes:
         notes.append(f"{output_folder / 'metrics.csv'} is empty; it has no curves")
@@ -87,12 +87,11 @@ def load_run(path, model_path, output_path, device):
 
 
 def find_checkpoint(path, model_path):
-    """The checkpoint file or run folder that a user means by `path`."""
-    if path.is_file() or (path / "best.pt").is_file():
-        return path
+    """The checkpoint that a user means by `path`."""
     same_name = model_path / path.name
-    if (same_name / "best.pt").is_file():
-        return same_name
+    for file in (path, path / "best.pt", same_name / "best.pt"):
+        if file.is_file():
+            return file
     if path.is_dir():
         raise UserError(f"{path} is no run: it holds no best.pt, and there is no {same_name / 'best.pt'}")
     raise UserError(f"there is no run {path}; name its folder under {model_path}, or a checkpoint")
@@ -113,8 +112,8 @@ def read_metrics(path):
 def measure(run, test, batch_size):
     """Fill in a run's results and logits: those of an earlier full test of this checkpoint, or of one now."""
     run.labels = test.labels.cpu()
-    found = load_results(run.output_folder, run.checkpoint_path)
-    if found and len(found[1]) == len(test):
+    found = load_results(run.output_folder, run.checkpoint_path, run.labels)
+    if found:
         run.results, run.logits = found
     else:
         adopted = run.network.adopt(test)
@@ -140,7 +139,7 @@ def summarize(run):
     """A run as plain numbers, None where they are not known. Shares are of 1."""
     saved, rows, results = run.network.saved, run.rows, run.results or {}
     seconds = [row.get("train_seconds") for row in rows]
-    rates = [row["images_per_second"] for row in rows]
+    rates = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     return {
         "run": run.name,
         "network": run.kind,
@@ -183,15 +182,19 @@ def group_seeds(runs):
     """Runs that differ in their seed alone, together: lists of runs, in the order of their first."""
     groups = {}
     for run in runs:
-        groups.setdefault(run.recipe, []).append(run)
+        key = (run.recipe(), run.network.saved["dataset"])
+        seed = run.network.saved["recipe"].get("seed")
+        others = groups.setdefault(key, [])
+        if any(other.network.saved["recipe"].get("seed") == seed for other in others):
+            groups[run.name] = [run]  # the same seed again says nothing of others
+        else:
+            others.append(run)
     return list(groups.values())
 
 
-def summarize_group(runs):
-    """Mean and deviation over several seeds: {column: (mean, deviation)} where all runs know the number."""
-    columns = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
-    rows = [summarize(run) for run in runs]
-    known = {column: [row[column] for row in rows] for column in columns}
+def summarize_group(rows):
+    """Mean and sample deviation over several seeds' rows, {column: (mean, deviation)}, of what all of them know."""
+    known = {column: [row[column] for row in rows] for column in GROUP_COLUMNS}
     return {
         column: (statistics.mean(values), statistics.stdev(values))
         for column, values in known.items()
@@ -217,3 +220,22 @@ def disagreements(one, other, count=4):
     indices = chosen.nonzero().flatten()
     together = (confidence[0] + confidence[1])[indices]
     return indices[together.argsort(descending=True, stable=True)][:count].tolist()
+
+
+def sample_sizes(runs):
+    """Test accuracies of runs that differ in their number of training images: {network: {images: [accuracy, ...]}}.
+
+    Runs that differ in anything else but the seed are another curve.
+    """
+    curves = {}
+    for run in runs:
+        if run.results and run.config.get("train_images"):
+            curves.setdefault(run.recipe(but={"num_train_images"}), []).append(run)
+    sizes = {}
+    for members in curves.values():
+        by_size = {}
+        for run in members:
+            by_size.setdefault(run.config["train_images"], []).append(run.results["accuracy"])
+        name = members[0].kind
+        sizes[name if name not in sizes else f"{name} ({members[0].name})"] = by_size
+    return sizes

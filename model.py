@@ -49,8 +49,8 @@ def dropout(x, p):
         return F.dropout(x, p)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = bits >= round(p * 2**16) - 2**15
-    return x * keep.to(x.dtype).div_(1 - p)
+    zeroed = min(round(p * 2**16), 2**16 - 1)  # of the 65,536 values that the bits can have
+    return x * (bits >= zeroed - 2**15).to(x.dtype).div_(1 - zeroed / 2**16)
 
 
 class Dropout(nn.Dropout):

@@ -1,12 +1,11 @@
 """How weights move: parameter groups, AdamW and Muon, learning-rate schedules and averaged weights.
 
-optimizers = build_optimizers(model, learning_rate=5e-4, weight_decay=0.05)
-schedule = Schedule(optimizers, "cosine", total_steps, warmup_steps)
+optimizer = build_optimizer(model, learning_rate=5e-4, weight_decay=0.05)
+schedule = Schedule(optimizer, "cosine", total_steps, warmup_steps)
 for step in range(total_steps):
     learning_rate = schedule.set(step)      # before the update
     ...
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
 """
 
 import copy
@@ -30,8 +29,8 @@ def split_parameters(model):
     return matrices, rest
 
 
-def build_optimizers(model, learning_rate, weight_decay, muon=None):
-    """A list of AdamW (Loshchilov and Hutter, 2019), and of Muon if `muon` holds its options.
+def build_optimizer(model, learning_rate, weight_decay, muon=None):
+    """AdamW (Loshchilov and Hutter, 2019), together with Muon if `muon` holds its options.
 
     Only matrices and kernels decay. Muon takes the hidden ones: all but the first, which reads pixels, and the last,
     which gives the logits.
@@ -39,8 +38,30 @@ def build_optimizers(model, learning_rate, weight_decay, muon=None):
     matrices, rest = split_parameters(model)
     decayed = matrices if muon is None else [matrices[0], matrices[-1]]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizers = [torch.optim.AdamW(groups, lr=learning_rate, fused=True)]  # one kernel for all weights
-    return optimizers if muon is None else [*optimizers, Muon(matrices[1:-1], **muon)]
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel for all weights
+    return adamw if muon is None else Together(adamw, Muon(matrices[1:-1], **muon))
+
+
+class Together:
+    """Several optimizers, each with weights of its own, as one: they take a step, or skip it, together."""
+
+    def __init__(self, *optimizers):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self):
+        return {"together": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state):
+        for optimizer, saved in zip(self.optimizers, state["together"], strict=True):
+            optimizer.load_state_dict(saved)
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,7 +76,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         device = self.param_groups[0]["params"][0].device
         self.dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
-        self.orthogonalize = torch.compile(orthogonalize) if compile else orthogonalize
+        self.orthogonalize = torch.compile(orthogonalize, dynamic=False) if compile else orthogonalize
 
     @torch.no_grad()
     def step(self):
@@ -130,32 +151,27 @@ def _half_cosine(start, end, progress):
 
 
 class Schedule:
-    """Sets the optimizers' learning rates before every step, as multiples of those they were made with.
+    """Sets an optimizer's learning rates before every step, as multiples of those it was made with.
 
     "plateau" multiplies them by 0.1 when the validation loss has not fallen for more than 10 epochs, by the rules
     of PyTorch's ReduceLROnPlateau: a fall counts from 0.01 % on.
     """
 
-    def __init__(self, optimizers, schedule, total_steps, warmup_steps=0, patience=10):
-        self.optimizers = optimizers
+    def __init__(self, optimizer, schedule, total_steps, warmup_steps=0, patience=10):
+        self.optimizer = optimizer
         self.schedule = schedule
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
         self.patience = patience
-        self.peaks = [group["lr"] for group in self.groups]
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.scale, self.best_loss, self.bad_epochs = 1.0, math.inf, 0
-
-    @property
-    def groups(self):
-        """The optimizers' parameter groups, which are others after `load_state_dict`."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def set(self, step):
         """Set the rates for `step` and return that of the first group."""
         factor = self.scale * schedule_factor(self.schedule, step, self.total_steps, self.warmup_steps)
-        for group, peak in zip(self.groups, self.peaks, strict=True):
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        return self.groups[0]["lr"]
+        return self.optimizer.param_groups[0]["lr"]
 
     def end_epoch(self, val_loss):
         """Tell the plateau schedule how the epoch went; the others do not listen."""

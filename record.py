@@ -7,6 +7,7 @@ output/<run>/  config.json, metrics.csv, curves.png, and history.pt, which is th
 import csv
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -21,8 +22,8 @@ import torchvision
 import checkpoint
 import results
 from figures import save_curves
-from runtime import UserError, device_label, make_folder, replacing
-from tracking import Tracker
+from runtime import UserError, device_label, make_folder, replacing, save_tensors
+from tracking import TRACKING_FOLDERS, Tracker
 
 
 def open_record(args, resumed):
@@ -71,7 +72,9 @@ class Record:
         self.best_state = None  # not yet written
         self.config = None
         self.tracker = Tracker()
+        self.saved_epoch = 0
         self.save = Paced(self.write)
+        self.draw = Paced(self.draw_curves)
 
     @property
     def folders(self):
@@ -98,11 +101,18 @@ class Record:
             for folder in self.folders:
                 for file in (*self.FILES, *self.TEST_FILES):
                     (folder / file).unlink(missing_ok=True)
+            self.remove_tracking()
 
     def abandon(self):
         """Take back the folders of a run that was stopped before it had anything to keep."""
+        self.tracker.close(failed=True)
         (self.output_folder / "config.json").unlink(missing_ok=True)
+        self.remove_tracking()
         remove_empty(self.made)
+
+    def remove_tracking(self):
+        for folder in TRACKING_FOLDERS:
+            shutil.rmtree(self.output_folder / folder, ignore_errors=True)
 
     def add(self, trainer, row, is_last):
         """Append an epoch to metrics.csv, remember the weights if they are the best, and write the rest when due."""
@@ -117,20 +127,21 @@ class Record:
         elif self.best is None or row["val_accuracy"] > self.best["val_accuracy"]:
             self.best, self.best_state = row, trainer.inference_state(row)
         self.save(trainer, now=is_last)
-        if is_last:
-            self.tracker.finish({"curves": self.output_folder / "curves.png"})
+        self.draw(now=is_last)
+        curves = self.output_folder / "curves.png"
+        if is_last and curves.exists():
+            self.tracker.finish({"curves": curves})
 
     def write(self, trainer):
-        """All files but metrics.csv, as of the last epoch."""
+        """best.pt, last.pt and history.pt as of the last epoch."""
         state = trainer.inference_state(self.rows[-1])
         if self.rows[-1]["val_accuracy"] is None:  # nothing selects: the last weights are those to keep
             self.best_state = state
         self.write_best()
         training = {**trainer.training_state(), "rows": self.rows, "best": self.best}
         checkpoint.save(self.model_folder / "last.pt", {**state, "training": training})
-        with replacing(self.output_folder / "history.pt") as partial:
-            torch.save({"config": self.config, "rows": self.rows}, partial)
-        self.draw_curves()
+        self.saved_epoch = self.rows[-1]["epoch"]
+        save_tensors(self.output_folder / "history.pt", {"config": self.config, "rows": self.rows})
 
     def write_best(self):
         """best.pt, if it is due."""
@@ -138,10 +149,13 @@ class Record:
             checkpoint.save(self.model_folder / "best.pt", self.best_state)
             self.best_state = None
 
-    def close(self):
+    def close(self, failed):
         """Write the best weights if a run ends before its time, and close what is open."""
-        self.write_best()
-        self.tracker.close()
+        try:
+            if self.rows:
+                self.write_best()
+        finally:
+            self.tracker.close(failed)
 
     def append_metrics(self, row):
         path = self.output_folder / "metrics.csv"
@@ -171,6 +185,7 @@ class Record:
         best.pt may be from an epoch after that; then it is what a new best has to beat.
         """
         self.rows, self.best = state["rows"], state["best"]
+        self.saved_epoch = self.rows[-1]["epoch"]
         if self.best["val_accuracy"] is not None and (self.model_folder / "best.pt").exists():
             kept = checkpoint.load(self.model_folder)["metrics"]
             if kept["val_accuracy"] > self.best["val_accuracy"]:
@@ -186,14 +201,15 @@ def remove_empty(folders):
 
 
 class Paced:
-    """Calls an action at once, and then as often as costs no more than a hundredth of the time.
+    """Calls an action at once, and then as often as costs no more than a hundredth of the time, or once a minute.
 
     So checkpoints and pictures of epochs that take a second do not slow the run down.
     """
 
-    def __init__(self, action, share=0.01):
+    def __init__(self, action, share=0.01, longest=60.0):
         self.action = action
         self.share = share
+        self.longest = longest
         self.due = 0.0
 
     def __call__(self, *arguments, now=False):
@@ -202,7 +218,7 @@ class Paced:
             return
         self.action(*arguments)
         end = time.monotonic()
-        self.due = end + (end - start) / self.share
+        self.due = end + min((end - start) / self.share, self.longest)
 
 
 def write_config(record, trainer):
@@ -225,8 +241,8 @@ def write_config(record, trainer):
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
             "numpy": np.__version__,
         },
         "git_commit": git_commit(),
@@ -241,7 +257,8 @@ def write_config(record, trainer):
 
 def git_commit():
     """The commit of this code, with "-dirty" if it was changed since, or None where it is no git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    hash_only = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]  # no tags
+    command = ["git", "-C", str(Path(__file__).parent), *hash_only]
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

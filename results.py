@@ -11,7 +11,7 @@ import torch
 
 import figures
 from evaluate import predict, predict_with_flip, report, scores
-from runtime import UserError, replacing
+from runtime import UserError, replacing, save_tensors
 
 FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 MISTAKES = 25
@@ -39,8 +39,8 @@ def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta
     logits = logits.cpu()
     with replacing(folder / "test_results.json") as partial:
         partial.write_text(json.dumps(results, indent=2) + "\n")
-    with replacing(folder / "test_logits.pt") as partial:
-        torch.save({"logits": logits, "labels": test.labels.cpu()}, partial)
+    same = {"checkpoint_sha256": results["checkpoint_sha256"], "labels": test.labels.cpu()}
+    save_tensors(folder / "test_logits.pt", {"logits": logits, **same})
     draw(network, results, logits, test, folder)
     return results, logits
 
@@ -67,16 +67,15 @@ def surest_mistakes(logits, labels):
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
 
 
-def load_results(folder, checkpoint_path):
-    """Results and logits of an earlier full test of this very checkpoint, or None."""
+def load_results(folder, checkpoint_path, labels):
+    """Results and logits of an earlier full test of this very checkpoint on images of these labels, or None."""
     try:
         results = json.loads((folder / "test_results.json").read_text())
-        logits = torch.load(folder / "test_logits.pt", weights_only=True)["logits"]
-        if results["checkpoint_sha256"] != fingerprint(checkpoint_path) or len(logits) != results["images"]:
-            return None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        saved = torch.load(folder / "test_logits.pt", weights_only=True)
+        is_same = results["checkpoint_sha256"] == saved["checkpoint_sha256"] == fingerprint(checkpoint_path)
+        return (results, saved["logits"]) if is_same and torch.equal(saved["labels"], labels) else None
+    except Exception:  # whatever is wrong with what an earlier test has left, it is made anew
         return None
-    return results, logits
 
 
 def fingerprint(checkpoint_path):

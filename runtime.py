@@ -138,6 +138,15 @@ def replacing(path):
         raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
 
 
+def save_tensors(path, value):
+    """`torch.save`, whole or not at all. Raises `UserError` if it cannot be written."""
+    try:
+        with replacing(path) as partial:
+            torch.save(value, partial)
+    except RuntimeError as error:  # how PyTorch's writer says that the disk is full
+        raise UserError(f"cannot write {path}; is the disk full?") from error
+
+
 def make_folder(path, new=False):
     """Make a folder, which must not exist if it is to be `new`, and try it out by writing to it.
 

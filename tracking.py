@@ -8,6 +8,7 @@ import re
 
 from runtime import UserError
 
+TRACKING_FOLDERS = ("tensorboard", "wandb")
 PACKAGES = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
@@ -53,8 +54,8 @@ class Tracker:
     def finish(self, pictures):
         """Send the final pictures, {name: path of a PNG}."""
 
-    def close(self):
-        """Let go of files and connections; more than once does no harm."""
+    def close(self, failed=False):
+        """Let go of files and connections, and say whether the run failed; more than once does no harm."""
 
 
 class TensorBoard(Tracker):
@@ -82,7 +83,7 @@ class TensorBoard(Tracker):
             with Image.open(path) as picture:
                 self.writer.add_image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
 
-    def close(self):
+    def close(self, failed=False):
         self.writer.close()
 
 
@@ -113,5 +114,5 @@ class WandB(Tracker):
     def finish(self, pictures):
         self.run.log({name: self.picture(str(path)) for name, path in pictures.items()})
 
-    def close(self):
-        self.run.finish()
+    def close(self, failed=False):
+        self.run.finish(exit_code=int(failed))

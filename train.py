@@ -26,7 +26,7 @@ import dataset
 from augment import POLICIES, Augment
 from evaluate import predict, scores
 from model import NETWORKS, build_model
-from optimizer import SCHEDULES, AveragedWeights, Schedule, build_optimizers
+from optimizer import SCHEDULES, AveragedWeights, Schedule, build_optimizer
 from record import count_parameters, open_record, write_config
 from runtime import (
     ArgumentParser,
@@ -399,11 +399,11 @@ class Trainer:
         self.batch_size = min(args.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
         muon = {"lr": args.muon_learning_rate, "weight_decay": args.muon_weight_decay, "compile": self.is_compiled}
-        self.optimizers = build_optimizers(
+        self.optimizer = build_optimizer(
             self.model, args.learning_rate, args.weight_decay, muon if args.optimizer == "muon" else None
         )
         self.schedule = Schedule(
-            self.optimizers,
+            self.optimizer,
             args.schedule,
             args.epochs * self.steps_per_epoch,
             round(args.warmup_epochs * self.steps_per_epoch),
@@ -470,11 +470,9 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.args.clip_grad:
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
             self.average.update()
@@ -484,15 +482,16 @@ class Trainer:
     def check_loss(self, loss, split="train"):
         """Raises `UserError` before anything is saved if the loss is not finite."""
         if not math.isfinite(loss):
-            rate = "--learning_rate" if self.args.optimizer == "adamw" else "--muon_learning_rate"
+            flag = "--learning_rate" if self.args.optimizer == "adamw" else "--muon_learning_rate"
+            rate = self.optimizer.param_groups[-1]["lr"]  # Muon's, where it takes part
             raise UserError(
-                f"the {split} loss is not finite any more ({self.position}, learning rate {self.learning_rate:.2e});"
-                f" lower {rate}, lengthen --warmup_epochs, or try --clip_grad 1"
+                f"the {split} loss is not finite any more ({self.position}, learning rate {rate:.2e});"
+                f" lower {flag}, lengthen --warmup_epochs, or try --clip_grad 1"
             )
 
     @property
     def learning_rate(self):
-        return self.optimizers[0].param_groups[0]["lr"]
+        return self.optimizer.param_groups[0]["lr"]
 
     def evaluate(self):
         """Loss and accuracy on the validation and test images, as entries of a row of metrics."""
@@ -524,7 +523,7 @@ class Trainer:
         """What an exact resume needs beside `inference_state`."""
         return {
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -543,8 +542,7 @@ class Trainer:
 
     def load_training_state(self, state):
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"] and self.scaler.is_enabled():  # empty in fp32 and bf16
             self.scaler.load_state_dict(state["scaler"])
@@ -626,7 +624,12 @@ def main(argv=None):
     record.begin()
     first_epoch = 1
     if resumed:
-        trainer.load_training_state(resumed["training"])
+        try:
+            trainer.load_training_state(resumed["training"])
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise UserError(
+                f"the training state in {args.resume} is damaged or of another version ({error})"
+            ) from error
         record.restore(resumed["training"])
         first_epoch = resumed["epoch"] + 1
     write_config(record, trainer)
@@ -636,18 +639,25 @@ def main(argv=None):
         f" {device_label(device)}, {trainer.precision}",
         flush=True,
     )
-    record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, first_epoch)
+    failed = True
     try:
+        record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, first_epoch)
         fit(trainer, record, first_epoch)
+        failed = False
+    except UserError:
+        if not record.rows:
+            record.abandon()
+        raise
     except KeyboardInterrupt:
         if not record.rows:
             record.abandon()
             print("\ninterrupted before the end of the first epoch; nothing is kept")
         else:
-            print(f"\ninterrupted; go on with: python train.py --resume {shlex.quote(str(record.model_folder))}")
+            command_line = f"python train.py --resume {shlex.quote(str(record.model_folder))}"
+            print(f"\ninterrupted; go on from epoch {record.saved_epoch + 1} with: {command_line}")
         raise
     finally:
-        record.close()
+        record.close(failed)
     best = record.best
     chosen = (
         "the last, none chosen"

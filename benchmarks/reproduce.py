@@ -30,6 +30,7 @@ import checkpoint
 import dataset
 import train
 from evaluate import predict, scores
+from record import git_commit
 from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
 
 RECIPES = ROOT / "recipes"
@@ -112,7 +113,7 @@ def write_results(results):
 # Running
 
 
-def run(recipe, seed, args):
+def run(recipe, seed, commit, args):
     """Train a recipe by the front door; returns its `Result`. Its files stay in model/ and output/."""
     name = f"{recipe}-try" if args.try_out else f"{recipe}-seed{seed}"
     flags = [f"@{RECIPES / recipe}.txt", "--seed", str(seed), "--run_name", name, "--overwrite"]
@@ -121,10 +122,10 @@ def run(recipe, seed, args):
     finished = subprocess.run([sys.executable, ROOT / "train.py", *flags, *(TRY if args.try_out else ())], check=False)
     if finished.returncode:
         raise UserError(f"{recipe} ended with status {finished.returncode}; its message stands above")
-    return collect(recipe, seed, Path(args.model_path) / name, Path(args.output_path) / name)
+    return collect(recipe, seed, Path(args.model_path) / name, Path(args.output_path) / name, commit)
 
 
-def collect(recipe, seed, model_folder, output_folder):
+def collect(recipe, seed, model_folder, output_folder, commit):
     """The `Result` of a finished run, from its own records."""
     best = checkpoint.load(model_folder)
     rows = checkpoint.load(model_folder, "last.pt")["training"]["rows"]
@@ -144,7 +145,7 @@ def collect(recipe, seed, model_folder, output_folder):
         device=cpu_label(config["threads"]) if config["device"] == "cpu" else config["device"],
         precision=config["precision"],
         torch=config["versions"]["torch"].split("+")[0],
-        commit=(config["git_commit"] or "unknown")[:12],
+        commit=commit,
         date=date.today().isoformat(),
     )
 
@@ -185,7 +186,9 @@ def ship(recipe, name, args):
         state["recipe"][flag] = train.build_parser().get_default(flag)
     checkpoint.save(folder / "best.pt", state)
     figures = ROOT / "output" / name
-    shutil.copytree(Path(args.output_path) / run_name, figures, dirs_exist_ok=True)
+    figures.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "metrics.csv", "curves.png"):
+        shutil.copy(Path(args.output_path) / run_name / file, figures)
     config = json.loads((figures / "config.json").read_text())
     config |= {"flags": state["recipe"], "machine": config["machine"].split("-")[0]}
     (figures / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -306,10 +309,13 @@ def main(argv=None):
         raise UserError(f"there is no recipe {unknown[0]}; the recipes are {', '.join(ORDER)}")
     if args.dataset != "cifar10" and not args.try_out:
         raise UserError("--dataset goes with --try: the results are CIFAR-10's")
+    if args.ship and args.seeds and 0 not in args.seeds:
+        raise UserError("--ship takes the weights of seed 0; add 0 to --seeds")
+    commit = git_commit() or "unknown"  # before results.csv changes
     for recipe in recipes:
         seeds = args.seeds or ([0, 1, 2] if recipe in THREE_SEEDS and not args.try_out else [0])
         for seed in seeds:
-            result = run(recipe, seed, args)
+            result = run(recipe, seed, commit, args)
             print(result)
             if not args.try_out:
                 others = [

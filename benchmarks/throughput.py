@@ -13,6 +13,7 @@ turn, so that a busy machine is busy for all; figures are medians over the round
 
 import itertools
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def training(args, device):
         contenders["timm's ViT, usual loop"] = UsualLoop(args, splits, device, timms)
         contenders["vit-pytorch's ViT, usual loop"] = UsualLoop(args, splits, device, lucidrains)
     else:
-        plain = build_model({"model": "cnn"}).to(memory_format=torch.contiguous_format)
+        plain = build_model(contenders["ours"].trainer.config).to(memory_format=torch.contiguous_format)
         contenders["the same CNN, usual loop"] = UsualLoop(args, splits, device, plain)
     rates = measure(contenders, args)
     precision = contenders["ours"].trainer.precision
@@ -203,9 +204,10 @@ def inference(args, device):
         contenders["the same CNN, DataLoader"] = Inference(usual_predict(args, device), ours, test, device)
     rates = measure(contenders, args, rounds_of_one=True)
     fastest = statistics.median(rates["ours"])
-    print("\n| | images/s | ours is faster by |\n|---|---|---|")
+    print("\n| | images/s | lowest to highest | ours is faster by |\n|---|---|---|---|")
     for name, values in rates.items():
-        print(f"| {name} | {statistics.median(values):,.0f} | {fastest / statistics.median(values):.2f} |")
+        median = statistics.median(values)
+        print(f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {fastest / median:.2f} |")
     answer, imports = start_to_answer(ours, args)
     print(f"\ntest.py --mode custom, from its start to its answer: {answer:.1f} s")
     print(f"python -c 'import torch, torchvision' alone: {imports:.1f} s")
@@ -256,10 +258,6 @@ def step(args, device):
         with autocast(device, trainer.precision):
             return F.cross_entropy(trainer.forward(inputs), targets)
 
-    def update():
-        for optimizer in trainer.optimizers:
-            optimizer.step()
-
     measure({"whole": loop}, args)  # compiles and warms up
     seconds = {"augment": [], "forward": [], "backward": [], "optimizer": [], "whole step": []}
     for _ in range(10 * args.rounds):
@@ -267,7 +265,7 @@ def step(args, device):
         loss = timed(seconds["forward"], device, lambda inputs=inputs, targets=targets: forward(inputs, targets))
         trainer.model.zero_grad(set_to_none=True)
         timed(seconds["backward"], device, loss.backward)
-        timed(seconds["optimizer"], device, update)
+        timed(seconds["optimizer"], device, trainer.optimizer.step)
         timed(seconds["whole step"], device, loop.step)
     print("\n| part | ms a step | share |\n|---|---|---|")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -360,11 +358,13 @@ def build_parser():
     parser.add_argument("--batch_size", type=positive, default=128, help="images a step")
     parser.add_argument("--augment", choices=("basic", "trivialaugment"), default="trivialaugment", help="of all loops")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of our loop")
-    parser.add_argument("--precision", default="auto", help="of our loop, as in train.py")
-    parser.add_argument("--device", default="auto", help="as in train.py")
+    precisions, devices = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda", "mps")
+    parser.add_argument("--precision", choices=precisions, default="auto", help="of our loop, as in train.py")
+    parser.add_argument("--device", choices=devices, default="auto", help="as in train.py")
     parser.add_argument("--dataset", choices=("cifar10", "shapes"), default="cifar10", help="what to train on")
     parser.add_argument("--data_path", default=str(ROOT / "data"), help="where the data set is")
-    parser.add_argument("--num_workers", type=number(int, at_least=0), default=2, help="of the usual loop's DataLoader")
+    workers, cores = number(int, at_least=0), os.cpu_count()
+    parser.add_argument("--num_workers", type=workers, default=cores, help="of the usual loop's DataLoader")
     parser.add_argument("--rounds", type=positive, default=5, help="how often each contender is timed")
     parser.add_argument("--seconds", type=number(float, above=0), default=5, help="length of each timing")
     return parser

@@ -16,6 +16,7 @@ from conftest import SMALL_VIT, run_training
 from PIL import Image, ImageSequence
 
 import checkpoint
+import compare
 import record
 import test as test_command
 import train
@@ -56,6 +57,9 @@ def test_training_leaves_a_whole_record(runs, run):
     assert config["flags"]["epochs"] == 2
     assert (config["train_images"], config["val_images"], config["test_images"]) == (600, 500, 1000)
     assert Image.open(runs / "output" / run / "curves.png").size == (1200, 400)
+    history = torch.load(runs / "output" / run / "history.pt", weights_only=True)
+    assert history["config"] == config
+    assert [row["train_loss"] for row in history["rows"]] == [float(row["train_loss"]) for row in rows]
     best = checkpoint.load(runs / "model" / run)
     chosen = max(rows, key=lambda row: float(row["val_accuracy"]))
     assert best["metrics"]["val_accuracy"] == pytest.approx(float(chosen["val_accuracy"]))
@@ -329,8 +333,10 @@ MISTAKES = [
     ("train", "--resume {runs}/model/vit", "has its 2 epochs"),
     ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim belongs to the resumed run"),
     ("train", "--resume {runs}/model/vit/best.pt", "no training state"),
+    ("compare", "{tmp}/none", "none of these is a run"),
+    ("compare", "{runs}/model/vit --device {missing}", "not available here"),
     ("test", "--model_path {tmp}/none", "there is no checkpoint .*none"),
-    ("test", "--model_path {tmp}/file", "refused"),
+    ("test", "--model_path {tmp}/file", "cannot be read"),
     ("test", "--model_path {runs}/model/vit --mode cifar-single --index 1000", "the test images are 0 to 999"),
     ("test", "--model_path {runs}/model/vit --mode cifar-single --index -1", "out of range"),
     ("test", "--model_path {runs}/model/vit --mode custom", "needs --image_path"),
@@ -355,7 +361,7 @@ def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     places = {"tmp": tmp_path, "runs": runs, "missing": missing, "cat": ROOT / "examples" / "cat.png"}
     before = sorted(runs.rglob("*"))
-    command = {"train": train, "test": test_command}[script]
+    command = {"train": train, "test": test_command, "compare": compare}[script]
     with pytest.raises(SystemExit) as stopped:
         command.main([flag.format(**places) for flag in flags.split()])
     assert stopped.value.code == 2
@@ -379,11 +385,11 @@ def test_the_scripts_themselves_end_with_status_2():
 
 def test_readme_commands_parse():
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"python (train|test)\.py ([^#`\n]*)", text)
+    commands = re.findall(r"python (train|test|compare)\.py ([^#`\n]*)", text)
     assert len(commands) >= 6
     for script, flags in commands:
         if flags.strip() == "--help":
             continue
-        parser = {"train": train, "test": test_command}[script].build_parser()
+        parser = {"train": train, "test": test_command, "compare": compare}[script].build_parser()
         parser.fromfile_prefix_chars = None
         parser.parse_args([flag for flag in shlex.split(flags) if not flag.startswith("@")])

@@ -123,15 +123,22 @@ def test_earlier_test_results_are_used_only_if_they_are_of_these_weights(copied)
 
 
 def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
-    for name, flags in {"a": "--seed 0", "b": "--seed 1", "few": "--num_train_images 200"}.items():
+    for name, flags in {"a": "", "b": "--seed 1", "few": "--num_train_images 200", "wide": "--width 40"}.items():
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
-    printed, _, found = run_compare(tmp_path, ["a", "b", "few"])
+    shutil.copytree(tmp_path / "model" / "a", tmp_path / "model" / "copy")
+    shutil.copytree(tmp_path / "output" / "a", tmp_path / "output" / "copy")
+    with mock.patch.object(compare.figures, "save_sample_sizes", wraps=compare.figures.save_sample_sizes) as drawn:
+        printed, _, found = run_compare(tmp_path, ["a", "b", "few", "wide", "copy"])
     (group,) = found["seeds"]
     assert group["runs"] == ["a", "b"]
     values = torch.tensor([row["accuracy"] for row in found["runs"][:2]], dtype=torch.float64)
     assert group["accuracy"] == pytest.approx([values.mean().item(), values.std().item()])
     assert f"{100 * values.mean():.2f} ± {100 * values.std():.2f} %" in printed
     assert Image.open(tmp_path / "comparison" / "accuracy_by_images.png").width == 700
+    accuracy = {row["run"]: row["accuracy"] for row in found["runs"]}
+    same, wide = drawn.call_args.args[0].values()
+    assert same == {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
+    assert wide == {600: [accuracy["wide"]]}
 
 
 def test_bad_runs_are_named_and_the_others_compared(copied):
@@ -141,7 +148,9 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
     (output / "vit" / "metrics.csv").write_text(cut)
     (output / "cnn" / "metrics.csv").write_text("")
     (output / "cnn" / "config.json").unlink()
-    _, complaints, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing"])
+    shutil.copytree(copied / "model" / "cnn", copied / "elsewhere" / "cnn")
+    again = [str(copied / "model" / "cnn" / "best.pt"), str(copied / "elsewhere" / "cnn")]
+    _, complaints, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing", *again])
     assert [row["run"] for row in found["runs"]] == ["vit", "cnn"]
     assert [row["epochs"] for row in found["runs"]] == [1, None]
     assert len(found["pairs"]) == 1
@@ -151,9 +160,10 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
         r"config\.json cannot be read",
         r"empty is no run",
         r"no run nothing",
+        r"elsewhere/cnn is left out: a run of the name cnn",
     ):
         assert len(re.findall(pattern, complaints)) == 1, pattern
-    assert len(complaints.splitlines()) == 5
+    assert len(complaints.splitlines()) == 6
 
 
 def test_runs_of_other_data_are_not_paired(copied):
@@ -161,7 +171,8 @@ def test_runs_of_other_data_are_not_paired(copied):
     state = checkpoint.load(copied / "model" / "cnn")
     checkpoint.save(copied / "model" / "other" / "best.pt", {**state, "dataset": "cifar100"})
     _, complaints, found = run_compare(copied, ["vit", "cnn", "large", "other"])
-    assert [pair["one"] + pair["other"] for pair in found["pairs"]] == ["vitcnn"]
+    assert ["vit", "cnn"] in [[pair["one"], pair["other"]] for pair in found["pairs"]]
+    assert not any("other" in pair.values() for pair in found["pairs"])
     assert "only those of one are paired" in complaints
     assert "other cannot be tested: cifar100 is neither" in complaints
     assert len(found["runs"]) == 4

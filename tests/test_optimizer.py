@@ -11,7 +11,7 @@ from optimizer import (
     AveragedWeights,
     Muon,
     Schedule,
-    build_optimizers,
+    build_optimizer,
     orthogonalize,
     schedule_factor,
 )
@@ -66,7 +66,7 @@ def test_one_cycle_is_pytorchs():
 def test_plateau_is_pytorchs():
     losses = [1.0, 0.8, 0.9, *[0.81] * 14, 0.5, *[0.49998] * 25, 0.2]
     optimizer, reference = some_optimizer(), some_optimizer()
-    ours = Schedule([optimizer], "plateau", total_steps=1000)
+    ours = Schedule(optimizer, "plateau", total_steps=1000)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference)
     for step, loss in enumerate(losses):
         assert ours.set(step) == pytest.approx(reference.param_groups[0]["lr"])
@@ -79,13 +79,13 @@ def test_schedule_keeps_the_groups_apart():
     optimizer = torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)], lr=1.0
     )
-    Schedule([optimizer], "linear", TOTAL, WARMUP).set(0)
+    Schedule(optimizer, "linear", TOTAL, WARMUP).set(0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1 / 21, 0.1 / 21])
 
 
 @pytest.mark.parametrize("model", [VisionTransformer(depth=2, embed_dim=12, num_heads=2), SimpleCNN()])
 def test_weights_decay_where_timms_do(model):
-    (ours,) = build_optimizers(model, 1e-3, 0.05)
+    ours = build_optimizer(model, 1e-3, 0.05)
     theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=("cls_token", "pos_embed"))
     assert isinstance(ours, torch.optim.AdamW)
     for decay in (0.0, 0.05):
@@ -101,7 +101,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
         (VisionTransformer(depth=2, embed_dim=12, num_heads=2), "patch_embed.proj.weight", "head.weight", 8),
         (SimpleCNN(), "features.0.0.weight", "classifier.4.weight", 4),
     ):
-        adamw, muon = build_optimizers(model, 1e-3, 0.05, {"lr": 0.01, "weight_decay": 0.5})
+        adamw, muon = build_optimizer(model, 1e-3, 0.05, {"lr": 0.01, "weight_decay": 0.5}).optimizers
         by_muon = {id(weight) for group in muon.param_groups for weight in group["params"]}
         by_adamw = {id(weight) for group in adamw.param_groups for weight in group["params"]}
         assert len(by_muon) == hidden
@@ -109,6 +109,26 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
         assert by_muon | by_adamw == {id(weight) for weight in model.parameters()}
         assert {id(model.get_parameter(first)), id(model.get_parameter(last))} <= by_adamw
         assert {len(weight.shape) for weight in muon.param_groups[0]["params"]} <= {2, 4}
+
+
+def test_both_optimizers_skip_a_step_whose_gradients_overflow():
+    model = SimpleCNN(width=4)
+    optimizer = build_optimizer(model, 1e-3, 0.05, {"lr": 0.01})
+    scaler = torch.amp.GradScaler("cpu")
+    before = [weight.detach().clone() for weight in model.parameters()]
+    for spoilt in (True, False):
+        for weight in model.parameters():
+            weight.grad = torch.ones_like(weight)
+        if spoilt:
+            model.features[0][0].weight.grad[0] = torch.inf
+        scaler.scale(torch.ones(()))
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        moved = [not torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True)]
+        assert any(moved) != spoilt
+        assert all(weight.isfinite().all() for weight in model.parameters())
 
 
 def test_muon_is_pytorchs():

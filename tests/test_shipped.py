@@ -1,7 +1,7 @@
 """The weights that come with the project: small, whole, and at work without the data set."""
 
+import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import reproduce
 import test as test_command
 from evaluate import predict, scores
 
+PATHS = re.compile(r"[\"'](/|[A-Z]:\\)")  # absolute ones
 SHIPPED = sorted(
     path.parent for path in (reproduce.ROOT / "model").glob("*/best.pt") if path.parent.name in reproduce.SHIPPED
 )
@@ -25,13 +26,20 @@ def test_they_are_50_megabytes_at_most():
 def test_they_classify_an_image_after_cloning(folder, tmp_path, monkeypatch, capsys):
     saved = checkpoint.load(folder)
     assert {value.dtype for value in saved["weights"].values()} <= {torch.float16, torch.int64}
-    assert not any(text in str(saved["recipe"]) for text in (str(Path.home()), str(reproduce.ROOT)))
+    assert not PATHS.search(str(saved["recipe"]))
     image = shutil.copy(reproduce.ROOT / "examples" / "cat.png", tmp_path)
     monkeypatch.chdir(tmp_path)
     test_command.main(["--mode", "custom", "--image_path", str(image), "--model_path", str(folder), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert f"test accuracy {100 * saved['metrics']['test_accuracy']:.2f} %" in printed
     assert (tmp_path / "attention_map_gif" / "cat.gif").exists()
+
+
+def test_their_records_name_no_folders_of_the_machine_they_were_made_on():
+    for folder in SHIPPED:
+        figures = reproduce.ROOT / "output" / folder.name
+        assert {path.name for path in figures.iterdir()} >= {"config.json", "metrics.csv", "curves.png"}
+        assert not PATHS.search((figures / "config.json").read_text())
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)

@@ -102,7 +102,7 @@ class Scripted:
 
     def inference_state(self, row):
         state = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
-        return {**state, "epoch": row["epoch"], "metrics": row}
+        return {**state, "mean": [0.0] * 3, "std": [1.0] * 3, "epoch": row["epoch"], "metrics": row}
 
     def training_state(self):
         return {}
