@@ -104,13 +104,13 @@ def grad_cam(model, images, targets=None, layer=None):
 
     Args:
         layer: the module whose output is explained, (B, C, h, w) or tokens (B, N, C); by default the CNN's last
-            convolution or the first norm of the ViT's last block.
+            ReLU (before its BatchNorm, a channel's zero means nothing) or the first norm of the ViT's last block.
 
     Returns:
         (B, h, w), never negative; 0 everywhere if nothing speaks for the class. The ViT's class token is left out.
     """
     if layer is None:
-        layer = model.features[-1][0] if isinstance(model, SimpleCNN) else model.blocks[-1].norm1
+        layer = model.features[-1][2] if isinstance(model, SimpleCNN) else model.blocks[-1].norm1
     outputs = []
     hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:

@@ -136,7 +136,7 @@ def test_grad_cam_is_the_packages(kind):
     model = random_model(kind)
     images, targets = torch.randn(4, 3, 32, 32), [0, 1, 2, 3]
     if kind == "cnn":
-        layer, reshape = model.features[-1][0], None
+        layer, reshape = model.features[-1][2], None
     else:
         layer, reshape = model.blocks[-1].norm1, lambda tokens: tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
     ours = grad_cam(model, images, torch.tensor(targets))
