@@ -385,7 +385,7 @@ def test_the_scripts_themselves_end_with_status_2():
 
 def test_readme_commands_parse():
     text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"python (train|test|compare)\.py ([^#`\n]*)", text)
+    commands = re.findall(r"python (train|test|compare)\.py ([^#`&\n]*)", text)
     assert len(commands) >= 6
     for script, flags in commands:
         if flags.strip() == "--help":
