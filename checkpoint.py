@@ -151,7 +151,13 @@ class Network:
         return normalize(images.to(self.device), self.mean, self.std)
 
     def adopt(self, split):
-        """A split of images on the network's device, to be normalised as its training images were."""
+        """A split of images on the network's device, to be normalised as its training images were.
+
+        Raises:
+            UserError: its classes are not the network's.
+        """
+        if list(split.classes) != self.classes:
+            raise UserError("the classes of these images are not those the network was trained for; check --data_path")
         return dataclasses.replace(split.to(self.device), mean=self.mean, std=self.std)
 
 

@@ -111,12 +111,12 @@ def read_metrics(path):
 
 def measure(run, test, batch_size):
     """Fill in a run's results and logits: those of an earlier full test of this checkpoint, or of one now."""
+    adopted = run.network.adopt(test)
     run.labels = test.labels.cpu()
     found = load_results(run.output_folder, run.checkpoint_path, run.labels)
     if found:
         run.results, run.logits = found
     else:
-        adopted = run.network.adopt(test)
         run.results, run.logits = measure_network(
             run.network, run.checkpoint_path, adopted, run.output_folder, batch_size
         )

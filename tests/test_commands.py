@@ -218,7 +218,7 @@ def test_printed_scores_are_the_written_ones_and_flipping_stands_beside_them(run
     logits = torch.load(runs / "tta" / "cnn" / "test_logits.pt", weights_only=True)
     right = logits["logits"].argmax(1) == logits["labels"]
     assert right.float().mean().item() == pytest.approx(results["accuracy"])
-    assert results["flip"]["accuracy"] != results["accuracy"]
+    assert results["flip"]["loss"] != results["loss"]
 
 
 def test_one_image_of_the_test_set_gives_classes_and_a_frame_a_layer(runs, monkeypatch, capsys):
