@@ -24,8 +24,8 @@ from runtime import UserError
 
 # What may differ between runs that are one recipe with several seeds.
 NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "resume", "device", "num_workers", "compile", "log"}
-GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 NOT_THE_RECIPE |= {"data_path", "model_path", "output_path"}
+GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
 @dataclasses.dataclass

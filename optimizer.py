@@ -202,7 +202,8 @@ class AveragedWeights:
         self.decay = decay
         self.updates = 0
         pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
-        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.averages, self.values = map(list, zip(*floating, strict=True))
         self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
@@ -210,7 +211,7 @@ class AveragedWeights:
         """Move the average towards the network's weights, by 1 - decay; whole numbers are copied."""
         step = 1 - self.decay if self.updates else 1.0
         self.updates += 1
-        torch._foreach_lerp_(*map(list, zip(*self.floating, strict=True)), step)
+        torch._foreach_lerp_(self.averages, self.values, step)
         for average, value in self.counters:
             average.copy_(value)
 

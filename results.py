@@ -46,12 +46,13 @@ def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta
 
 
 def draw(network, results, logits, test, folder):
+    """The pictures of a full test, into `folder`."""
     title = f"{network.name}: test accuracy {100 * results['accuracy']:.2f} %"
     classes = network.classes
     figures.save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
     figures.save_reliability(results["calibration"], folder / "reliability.png", title)
-    chosen = surest_mistakes(logits, test.labels.cpu())
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    chosen = surest_mistakes(confidence, predicted != test.labels.cpu())
     captions = [
         f"label: {classes[test.labels[index]]}\ntaken for {classes[predicted[index]]}, {100 * confidence[index]:.0f} %"
         for index in chosen
@@ -60,10 +61,9 @@ def draw(network, results, logits, test, folder):
     figures.save_mistakes(images, captions, folder / "mistakes.png", f"{network.name}: the mistakes it is surest of")
 
 
-def surest_mistakes(logits, labels):
-    """Indices of up to `MISTAKES` images that are named wrong, the most confident first."""
-    confidence, predicted = logits.softmax(dim=1).max(dim=1)
-    wrong = (predicted != labels).nonzero().flatten()
+def surest_mistakes(confidence, is_wrong):
+    """Indices of up to `MISTAKES` images that are named wrong, the most confident first; (N,) each."""
+    wrong = is_wrong.nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
 
 
