@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import struct
+import time
 
 import pytest
 from conftest import SMALL_VIT, run_training
@@ -45,17 +46,25 @@ def read_log(data):
             whole = b""
 
 
-def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
+def wandb_records(path):
+    """The records of a W&B file; its own process writes the file, and may do so a little after the run has ended."""
     from wandb.proto import wandb_internal_pb2
 
+    end = time.monotonic() + 60
+    while True:
+        records = [wandb_internal_pb2.Record.FromString(data) for data in read_log(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > end:
+            return records
+        time.sleep(0.1)
+
+
+def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_training(tmp_path, f"{FLAGS} --log wandb")
     (file,) = (tmp_path / "output" / "run" / "wandb").glob("offline-run-*/*.wandb")
     history, config = [], {}
-    for data in read_log(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in wandb_records(file):
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             history.append(items)
