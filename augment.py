@@ -1,8 +1,8 @@
 """How training images are disturbed: whole batches at once, on the device they lie on.
 
     augment = Augment("trivialaugment", train.mean, train.std, num_classes=10, mixup=0.8, cutmix=1.0)
-    for images, labels in batches(train, 128, shuffle=True):   # uint8
-        inputs, targets = augment(images, labels)              # float, normalised; class indices or soft targets
+    for images, labels in batches(train, 128):         # uint8
+        inputs, targets = augment(images, labels)      # float, normalised; class indices or soft targets
 
 Every image draws its own parameters, from PyTorch's generator of its device (shares for mixing from NumPy's), and no
 step waits for the device. The 14 operations of RandAugment and TrivialAugment need three passes over a batch, whichever

@@ -9,25 +9,28 @@ it and nothing in it can run. `model/<run>/best.pt` holds all that inference nee
     classes         names of the classes, in the order of the logits
     mean, std       normalisation of the images, three numbers each
     dataset         name of the data set it was trained on
-    epoch, metrics  the epoch the weights are from, and that epoch's row of metrics.csv
+    epoch, metrics  how many whole epochs the weights have seen, and the last one's row of metrics.csv
     recipe          every flag of the run
 
-`model/<run>/last.pt` holds the same of the last epoch, and under `training` all that an exact resume needs.
+`model/<run>/last.pt` holds the same as of the last save, which may be within an epoch, and under `training` all that an
+exact resume needs; `model/<run>/previous.pt` is the one before, should last.pt be damaged.
 """
 
 import dataclasses
 import math
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
 import torch
 
-from dataset import normalize
+from dataset import DATASETS, normalize
 from model import build_model
 from runtime import UserError, save_tensors
 
 FORMAT = 1
+BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
 DICTS = ("model_config", "weights", "metrics", "recipe")
 LARGEST = {"depth": 1_000}  # of a size in a model_config, else 100,000: more than any network, yet quickly tried out
 KEYS = {
@@ -44,12 +47,41 @@ KEYS = {
 }
 
 
-def save(path, checkpoint):
-    """Write a checkpoint whole or not at all. Raises `UserError` if it cannot be written."""
-    save_tensors(path, {"format": FORMAT, **checkpoint})
+def save(path, checkpoint, previous=None):
+    """Write a checkpoint whole or not at all; what was there stays as `previous`, if that is given.
+
+    Raises:
+        UserError: it cannot be written. What was there is still there.
+    """
+    save_tensors(path, {"format": FORMAT, **checkpoint}, previous)
 
 
-def load(path, name="best.pt"):
+def load_last(path):
+    """What a run is resumed from: last.pt in its folder, or where that is damaged, the one before, with a warning.
+
+    Under "is_older" it says whether it is the one before.
+
+    Raises:
+        UserError: neither can be read, or the file that `path` names holds no training state.
+    """
+    path = Path(path)
+    path = path / LAST if path.is_dir() else path
+    previous = path.with_name(PREVIOUS)
+    try:
+        checkpoint = load(path)
+        checkpoint["is_older"] = False
+    except UserError as error:
+        if path.name != LAST or not previous.exists():
+            raise
+        checkpoint = load(previous)
+        checkpoint["is_older"] = True
+        print(f"warning: {error}; going on from {previous.name} beside it, which is older", file=sys.stderr)
+    if not isinstance(checkpoint.get("training"), dict):
+        raise UserError(f"{path} holds no training state; name the run's folder or its {LAST}")
+    return checkpoint
+
+
+def load(path, name=BEST):
     """Read a checkpoint from a file, or from `name` in a run's folder, on the CPU.
 
     The file may come from a stranger: nothing in it is run, and it takes no more memory than its own size.
@@ -100,7 +132,10 @@ def check_values(path, checkpoint):
     classes, weights, config = (checkpoint[key] for key in ("classes", "weights", "model_config"))
     mean_and_std = [*checkpoint["mean"], *checkpoint["std"]]
     is_right = {
-        "names": lambda: all(isinstance(name, str) for key in ("classes", *DICTS) for name in checkpoint[key]),
+        "names": lambda: all(
+            isinstance(name, str) and name.isprintable() for key in ("classes", *DICTS) for name in checkpoint[key]
+        ),
+        "data set": lambda: checkpoint["dataset"] in DATASETS,
         "normalisation": lambda: (
             len(checkpoint["mean"]) == len(checkpoint["std"]) == 3
             and all(isinstance(value, int | float) and math.isfinite(value) for value in mean_and_std)

@@ -2,7 +2,7 @@
 
     splits = load("cifar10", "./data")                     # splits.train, splits.val, splits.test
     train = splits.train.to(device)                        # CIFAR-10 is 184 MB as uint8
-    for images, labels in batches(train, 128, shuffle=True):
+    for images, labels in batches(train, 128, order=torch.randperm(len(train))):
         x = normalize(images, train.mean, train.std)       # float (B, 3, H, W)
 
 An image file given by a user takes the same way: `open_image(path, 32)` is uint8 (3, 32, 32), like a test image.
@@ -23,7 +23,7 @@ import torchvision
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tvf
 
-from runtime import UserError
+from runtime import UserError, printable
 
 # Fixed for good: they decide which images are held out, whatever the seed of a run.
 VALIDATION_SEED = 20_210_322
@@ -44,6 +44,10 @@ CIFAR = {  # torchvision's class, the folder in the archive, and mean and deviat
 }
 DATASETS = (*CIFAR, "folder", "shapes")
 
+FORMATS = (  # pictures alone: Pillow also reads PostScript, which is a program, and guesses at much else
+    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
+    *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
 MOST_PIXELS = 100_000_000  # of an image file, some 400 MB decoded: more than cameras make, less than a trap would take
 
 
@@ -144,15 +148,17 @@ def stratified_sample(labels, count, seed):
     return torch.from_numpy(np.sort(np.argsort(place, kind="stable")[:count]))
 
 
-def batches(split, batch_size, shuffle=False, drop_last=False):
+def batches(split, batch_size, order=None):
     """Yield `(images, labels)` batches that lie on the split's device.
 
-    A shuffled order comes from PyTorch's CPU generator, so that it is the same whatever the device.
+    `order`, int64 (n,), says which images come in which order; None is all of them as they lie.
     """
-    order = torch.randperm(len(split)).to(split.labels.device) if shuffle else None
-    stop = len(split) // batch_size * batch_size if drop_last else len(split)
-    for start in range(0, stop, batch_size):
-        chosen = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+    if order is not None:
+        order = order.to(split.labels.device)
+    for start in range(0, len(split) if order is None else len(order), batch_size):
+        chosen = slice(start, start + batch_size)
+        if order is not None:
+            chosen = order[chosen]
         yield split.images[chosen], split.labels[chosen]
 
 
@@ -181,10 +187,13 @@ def read_image(path):
         raise UserError(f"{path} is a folder, not an image; name one image file")
     if not path.exists():
         raise UserError(f"there is no image {path}; check the path")
+    if not path.is_file():  # a pipe could keep one waiting for ever
+        raise UserError(f"{path} is no ordinary file; name an image file")
+    Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-            with Image.open(path) as image:
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise ValueError(f"its {image.width} x {image.height} pixels are too many")
                 return _to_rgb(ImageOps.exif_transpose(image))
@@ -257,8 +266,10 @@ def _read_cifar(name, data_path, is_train, image_size):
     except (OSError, RuntimeError, EOFError) as error:
         if not existed and Path(data_path).is_dir() and not any(Path(data_path).iterdir()):
             Path(data_path).rmdir()  # torchvision has made it
+        is_there = (Path(data_path) / folder).exists()
+        found = f"is damaged in {data_path} and could not" if is_there else f"is neither in {data_path} nor could it"
         raise UserError(
-            f"{name} is neither in {data_path} nor could it be downloaded ({error}). Fetch {reader.url} on a machine"
+            f"{name} {found} be downloaded ({error}). Fetch {reader.url} on a machine"
             f" with a network and unpack it so that {Path(data_path) / folder} exists, point --data_path at the folder"
             f" that holds {folder}, or try --dataset shapes, which needs no download"
         ) from error
@@ -274,14 +285,16 @@ def _read_folder(data_path, is_train, image_size, num_workers):
     """Images under `train/CLASS/` and `test/CLASS/` or `val/CLASS/`; of plain `CLASS/` folders a fifth is for tests."""
     root = Path(data_path)
     test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and test_folder:
-        files, labels, classes = _list_images(root / "train")
+    train_folder = root / "train" if (root / "train").is_dir() else root
+    by_class = _list_images(train_folder, root)
+    if train_folder != root and test_folder:
         if not is_train:
-            files, labels, test_classes = _list_images(test_folder)
-            if test_classes != classes:
-                raise UserError(f"{root / 'train'} and {test_folder} do not have the same class folders; rename them")
+            of_train, by_class = by_class, _list_images(test_folder, root)
+            if by_class.keys() != of_train.keys():
+                raise UserError(f"{train_folder} and {test_folder} do not have the same class folders; rename them")
+        files, labels = _flatten(by_class)
     else:
-        files, labels, classes = _list_images(root / "train" if (root / "train").is_dir() else root)
+        files, labels = _flatten(by_class)
         test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
         chosen = [i for i in range(len(files)) if (i in test) != is_train]
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
@@ -289,37 +302,68 @@ def _read_folder(data_path, is_train, image_size, num_workers):
     kept = []
     for image, label in zip(_decode(files, image_size, num_workers), labels, strict=True):
         if isinstance(image, str):
-            print(f"skipped: {image}", file=sys.stderr)
+            _skip(image)
         else:
             images[len(kept)] = torch.from_numpy(image)
             kept.append(label)
     if not kept:
         raise UserError(f"none of the {len(files)} files under {root} is an image that can be read; check --data_path")
-    return images[: len(kept)], torch.tensor(kept), classes
+    return images[: len(kept)], torch.tensor(kept), tuple(map(printable, by_class))
 
 
-def _list_images(root):
-    """Files, their labels, and the class names: every folder in `root` is a class, every file in it an image."""
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}; --data_path takes a folder with one sub-folder a class")
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:
+def _list_images(folder, root):
+    """{class: its files}: every folder in `folder` is a class, every file in it an image.
+
+    What cannot be used is named: a class without images, folders that cannot be read, links out of `root`.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; --data_path takes a folder with one sub-folder a class")
+    by_class = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith(".") and _stays_inside(entry, root):
+            by_class[entry.name] = _list_files(entry, root)
+            if not by_class[entry.name]:
+                _skip(f"the class folder {entry} holds no files")
+    filled = sum(map(bool, by_class.values()))
+    if filled < 2:
         raise UserError(
-            f"{root} has {len(classes)} class folders, at least 2 are needed: one sub-folder of images a class"
+            f"{folder} has {filled} class folders with images, at least 2 are needed: one sub-folder of images a class"
         )
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        members = sorted(
-            os.path.join(folder, file)
-            for folder, _, names in os.walk(root / name)
-            for file in names
-            if not file.startswith(".")
-        )
-        if not members:
-            raise UserError(f"the class folder {root / name} is empty; fill or remove it")
-        files += members
-        labels += [label] * len(members)
-    return files, labels, tuple(classes)
+    return by_class
+
+
+def _list_files(folder, root):
+    """The files in a folder and those below it, sorted."""
+    files = []
+    for place, folders, names in os.walk(folder, onerror=lambda error: _skip(f"{error.filename}: {error.strerror}")):
+        for name in folders:
+            if os.path.islink(os.path.join(place, name)):
+                _skip(f"{os.path.join(place, name)} is a link to a folder")
+        paths = (os.path.join(place, name) for name in names if not name.startswith("."))
+        files += [path for path in paths if _stays_inside(path, root)]
+    return sorted(files)
+
+
+def _stays_inside(path, root):
+    """Whether a path is what lies in `root`, and no link to something elsewhere."""
+    if not os.path.islink(path):
+        return True
+    is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    if not is_inside:
+        _skip(f"{path} is a link that leads out of {root}; put the image itself there")
+    return is_inside
+
+
+@functools.cache
+def _skip(reason):
+    """Say what is left out, once: training and test images are listed apart."""
+    print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
+
+
+def _flatten(by_class):
+    """All files, and their labels."""
+    files = [file for members in by_class.values() for file in members]
+    return files, [label for label, members in enumerate(by_class.values()) for _ in members]
 
 
 def _decode(files, image_size, num_workers):

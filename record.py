@@ -1,11 +1,13 @@
 """What a run leaves behind: its two folders, and the history of its epochs in them.
 
-model/<run>/   best.pt, last.pt
+model/<run>/   best.pt, last.pt, and previous.pt, the last.pt before
 output/<run>/  config.json, metrics.csv, curves.png, and history.pt, which is the first two as a PyTorch file
 """
 
+import contextlib
 import csv
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -22,7 +24,16 @@ import torchvision
 import checkpoint
 import results
 from figures import save_curves
-from runtime import UserError, device_label, make_folder, replacing, save_tensors
+from runtime import (
+    UserError,
+    also_as,
+    device_label,
+    lock_folder,
+    make_folder,
+    remove_partial,
+    replacing,
+    save_tensors,
+)
 from tracking import TRACKING_FOLDERS, Tracker
 
 
@@ -32,17 +43,23 @@ def open_record(args, resumed):
     Raises:
         UserError: a run of that name exists already.
     """
+    pace = {"save_every": args.save_every, "save_minutes": args.save_minutes}
     if resumed:
-        folder = Path(args.resume)
-        folder = (folder if folder.is_dir() else folder.parent).resolve()
-        return Record(folder, Path(args.output_path) / folder.name, "resume")
+        folder = run_folder(args.resume)
+        return Record(folder, Path(args.output_path) / folder.name, "resume", **pace)
+    mode = "replace" if args.overwrite else "new" if args.run_name else "unnamed"
     name = args.run_name or default_name(args)
-    record = Record(Path(args.model_path) / name, Path(args.output_path) / name, "replace" if args.overwrite else "new")
-    record.may_rename = not args.run_name
+    record = Record(Path(args.model_path) / name, Path(args.output_path) / name, mode, **pace)
     for folder in record.folders:
-        if folder.exists() and args.run_name and not args.overwrite:
+        if folder.exists() and mode == "new":
             raise UserError(f"{folder} exists already; choose another --run_name, or add --overwrite to replace it")
     return record
+
+
+def run_folder(path):
+    """The folder under model/ of a run that is named by it, or by a checkpoint in it."""
+    path = Path(path)
+    return (path if path.is_dir() else path.parent).resolve()
 
 
 def default_name(args):
@@ -56,23 +73,31 @@ class Record:
 
     `rows` are the epochs' metrics; `best` is the row of the highest validation accuracy, or of the last epoch if no
     images are held out.
+
+    Args:
+        mode: "new", "unnamed" (new, and of another name if that is taken), "replace" or "resume".
+        save_every: write last.pt after so many epochs; None is as often as costs little.
+        save_minutes: write it at least so often, also within an epoch.
     """
 
-    FILES = ("best.pt", "last.pt", "config.json", "metrics.csv", "curves.png", "history.pt")
+    FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
     TEST_FILES = (*results.FILES, "faithfulness.csv", "faithfulness.png")
 
-    def __init__(self, model_folder, output_folder, mode):
+    def __init__(self, model_folder, output_folder, mode, save_every=None, save_minutes=5.0):
         self.name = model_folder.name
         self.model_folder = model_folder
         self.output_folder = output_folder
         self.mode = mode
-        self.may_rename = False
+        self.save_every = save_every
+        self.save_seconds = 60 * save_minutes
         self.rows = []
         self.best = None
         self.best_state = None  # not yet written
         self.config = None
         self.tracker = Tracker()
-        self.saved_epoch = 0
+        self.made = []
+        self.lock = None
+        self.written_at = time.monotonic()
         self.save = Paced(self.write)
         self.draw = Paced(self.draw_curves)
 
@@ -81,18 +106,22 @@ class Record:
         return self.model_folder, self.output_folder
 
     def begin(self):
-        """Make both folders, for this run alone if it is new; a run that is replaced loses all its files.
+        """Make both folders, or take them over, and keep other trainings out until `close`.
+
+        A new run's folders are its alone; one that is replaced loses all its files; one that is resumed, what a crash
+        has left half-written.
 
         Raises:
-            UserError: they cannot be written to, or another run has taken the name meanwhile. No new folder is left.
+            UserError: they cannot be written to, or another run has them. No new folder is left.
         """
-        if self.may_rename and any(folder.exists() for folder in self.folders):  # two runs within a second
+        if self.mode == "unnamed" and any(folder.exists() for folder in self.folders):  # two runs within a second
             self.name += f"-{uuid.uuid4().hex[:6]}"
             self.model_folder, self.output_folder = (folder.with_name(self.name) for folder in self.folders)
         missing = [place for folder in self.folders for place in (folder, *folder.parents) if not place.exists()]
         try:
             for folder in self.folders:
-                make_folder(folder, new=self.mode == "new")
+                make_folder(folder, new=self.mode in ("new", "unnamed"))
+            self.lock = lock_folder(self.model_folder)
         except UserError:
             remove_empty(missing)
             raise
@@ -102,9 +131,14 @@ class Record:
                 for file in (*self.FILES, *self.TEST_FILES):
                     (folder / file).unlink(missing_ok=True)
             self.remove_tracking()
+        for folder in self.folders:
+            remove_partial(folder, self.FILES)
+        self.written_at = time.monotonic()
 
     def abandon(self):
         """Take back the folders of a run that was stopped before it had anything to keep."""
+        if self.rows or (self.model_folder / checkpoint.LAST).exists():
+            return
         self.tracker.close(failed=True)
         (self.output_folder / "config.json").unlink(missing_ok=True)
         self.remove_tracking()
@@ -122,40 +156,45 @@ class Record:
         else:
             self.append_metrics(row)
         self.tracker.log(row)
-        if row["val_accuracy"] is None:
-            self.best = row
-        elif self.best is None or row["val_accuracy"] > self.best["val_accuracy"]:
+        if row["val_accuracy"] is None or self.best is None or row["val_accuracy"] > self.best["val_accuracy"]:
             self.best, self.best_state = row, trainer.inference_state(row)
-        self.save(trainer, now=is_last)
+        is_due = is_last or self.is_due() or (self.save_every and row["epoch"] % self.save_every == 0)
+        if is_due or not self.save_every:
+            self.save(trainer, now=is_due)
         self.draw(now=is_last)
         curves = self.output_folder / "curves.png"
         if is_last and curves.exists():
             self.tracker.finish({"curves": curves})
 
+    def is_due(self):
+        """Whether the last save is so old that the next should not wait for the end of the epoch."""
+        return time.monotonic() >= self.written_at + self.save_seconds
+
     def write(self, trainer):
-        """best.pt, last.pt and history.pt as of the last epoch."""
-        state = trainer.inference_state(self.rows[-1])
-        if self.rows[-1]["val_accuracy"] is None:  # nothing selects: the last weights are those to keep
-            self.best_state = state
+        """best.pt and history.pt as of the last whole epoch, and last.pt as of the last step."""
+        state = trainer.inference_state(self.rows[-1] if self.rows else {})
         self.write_best()
         training = {**trainer.training_state(), "rows": self.rows, "best": self.best}
-        checkpoint.save(self.model_folder / "last.pt", {**state, "training": training})
-        self.saved_epoch = self.rows[-1]["epoch"]
+        checkpoint.save(self.model_folder / checkpoint.LAST, {**state, "training": training}, checkpoint.PREVIOUS)
         save_tensors(self.output_folder / "history.pt", {"config": self.config, "rows": self.rows})
+        self.written_at = time.monotonic()
 
     def write_best(self):
         """best.pt, if it is due."""
         if self.best_state:
-            checkpoint.save(self.model_folder / "best.pt", self.best_state)
+            checkpoint.save(self.model_folder / checkpoint.BEST, self.best_state)
             self.best_state = None
 
     def close(self, failed):
-        """Write the best weights if a run ends before its time, and close what is open."""
+        """Write the best weights if a run ends before its time, and let go of what is held."""
         try:
             if self.rows:
                 self.write_best()
         finally:
             self.tracker.close(failed)
+            if self.lock is not None:
+                os.close(self.lock)
+                self.lock = None
 
     def append_metrics(self, row):
         path = self.output_folder / "metrics.csv"
@@ -167,7 +206,11 @@ class Record:
 
     def write_metrics(self):
         """metrics.csv anew, with all the rows there are."""
-        with replacing(self.output_folder / "metrics.csv") as partial, open(partial, "w", newline="") as file:
+        path = self.output_folder / "metrics.csv"
+        if not self.rows:
+            path.unlink(missing_ok=True)
+            return
+        with replacing(path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)
@@ -179,17 +222,21 @@ class Record:
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
 
-    def restore(self, state):
+    def restore(self, resumed):
         """Take over the history up to the epoch that is resumed from.
 
-        best.pt may be from an epoch after that; then it is what a new best has to beat.
+        best.pt may be from an epoch after that; then it is what a new best has to beat. Without it the next epoch is.
         """
-        self.rows, self.best = state["rows"], state["best"]
-        self.saved_epoch = self.rows[-1]["epoch"]
-        if self.best["val_accuracy"] is not None and (self.model_folder / "best.pt").exists():
-            kept = checkpoint.load(self.model_folder)["metrics"]
-            if kept["val_accuracy"] > self.best["val_accuracy"]:
-                self.best = kept
+        if resumed["is_older"]:  # or the damaged last.pt would become the previous one
+            also_as(self.model_folder / checkpoint.PREVIOUS, self.model_folder / checkpoint.LAST)
+        self.rows, self.best = resumed["training"]["rows"], resumed["training"]["best"]
+        if self.best and self.best["val_accuracy"] is not None:
+            try:
+                kept = checkpoint.load(self.model_folder)["metrics"]
+                self.best = max(self.best, kept, key=lambda row: row["val_accuracy"])
+            except UserError as error:
+                print(f"warning: {error}; the best epoch from here on takes its place", file=sys.stderr)
+                self.best = None
         self.write_metrics()
 
 
@@ -228,15 +275,17 @@ def write_config(record, trainer):
     """
     path = record.output_folder / "config.json"
     if record.mode == "resume" and path.exists():
-        record.config = json.loads(path.read_text())
-        return
+        with contextlib.suppress(ValueError):  # damaged: written anew
+            record.config = json.loads(path.read_text())
+            return
     record.config = {
         "flags": vars(trainer.args),
         "model_config": trainer.config,
         "parameters": count_parameters(trainer.model),
         "precision": trainer.precision,
-        "compiled": trainer.forward is not trainer.model,
+        "compiled": trainer.is_compiled,
         "device": device_label(trainer.device),
+        "processes": trainer.job.size,
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
         "versions": {

@@ -17,6 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,25 +29,67 @@ class UserError(Exception):
     """Something the user can put right: one line that says what is wrong and what to do."""
 
 
+class LocalError(UserError):
+    """One that befalls one process of several, which says so itself; others befall all, and the first speaks."""
+
+
 def command(main):
     """Decorate a script's `main(argv)`: a `UserError` ends it with one line on standard error and exit status 2.
 
-    Ctrl-C ends it with status 130. Everything else is a bug and keeps its traceback.
+    So does a file that the system refuses. Ctrl-C ends it with status 130, a reader that is gone (`| head`) with 141.
+    Everything else is a bug and keeps its traceback.
     """
 
     @functools.wraps(main)
     def run(argv=None):
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # of names that the terminal's encoding does not know
         try:
             return main(argv)
-        except UserError as error:
-            script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
-            line = " ".join(str(error).split())
-            print(f"{script}: error: {line}", file=sys.stderr)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said there
+            sys.exit(141)
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:
+                raise
+            if isinstance(error, LocalError) or not is_later_process():
+                script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
+                line = " ".join(str(error).split())
+                print(f"{script}: error: {line}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
 
     return run
+
+
+def printable(text):
+    """A name that may come from anywhere, fit for a terminal and a picture: nothing in it but printable characters."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def is_later_process():
+    """Whether torchrun has started this process, and it is not the job's first."""
+    return torch.distributed.is_torchelastic_launched() and os.environ["RANK"] != "0"
+
+
+@contextlib.contextmanager
+def explaining_memory(advice):
+    """Turns running out of memory, on whatever device, into a `LocalError` that ends in `advice`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # PyTorch's OutOfMemoryError is a RuntimeError
+        if not (isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error), re.I)):
+            raise
+        raise LocalError(f"out of memory; {advice}") from error
+
+
+def physical_memory():
+    """Bytes of memory this machine has; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return math.inf
 
 
 def pick_device(name):
@@ -103,6 +150,19 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
+def seed_step(seed, device):
+    """Seed the generators that a training step draws from: PyTorch's of the CPU and of a device, and NumPy's.
+
+    `torch.manual_seed` seeds those of all devices, which takes longer than the draws of a step.
+    """
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 def synchronize(device):
     """Wait for the device to finish, so that a clock read next counts work that is done."""
     if device.type == "cuda":
@@ -117,8 +177,11 @@ def device_label(device):
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, previous=None):
     """Yield a path to write instead of `path`; the file takes its place only when it is written whole.
+
+    At every moment, also of a crash or a power cut, `path` is the old file or the new one. The old one stays under the
+    name `previous`, if one is given.
 
     Raises:
         UserError: it cannot be written there. What was there before is kept, and nothing else is left behind.
@@ -131,17 +194,73 @@ def replacing(path):
             yield partial
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
+            if previous and path.exists():
+                also_as(path, path.with_name(previous))
             os.replace(partial, path)
+            _sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
 
 
-def save_tensors(path, value):
-    """`torch.save`, whole or not at all. Raises `UserError` if it cannot be written."""
+def also_as(path, other):
+    """Make `other` another name of a file, or a copy where there are no second names, whole at every moment."""
+    partial = other.with_name(f".{other.stem}.{os.getpid()}{other.suffix}")
+    partial.unlink(missing_ok=True)
     try:
-        with replacing(path) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:
+            shutil.copyfile(path, partial)
+        os.replace(partial, other)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder):
+    """Have a folder's new names on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_partial(folder, names):
+    """Remove what writing files of these names has left in a folder when it was killed."""
+    for name in map(Path, names):
+        for file in folder.glob(f".{name.stem}.*{name.suffix}"):
+            file.unlink(missing_ok=True)
+
+
+def lock_folder(folder):
+    """Keep others from locking a folder until this process ends or closes the descriptor that is returned.
+
+    None where the system or the file system knows no such locks.
+
+    Raises:
+        UserError: another process has locked it.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(f"another training is at work in {folder}; wait for its end or choose another name") from error
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def save_tensors(path, value, previous=None):
+    """`torch.save`, whole or not at all, as `replacing` does it. Raises `UserError` if it cannot be written."""
+    try:
+        with replacing(path, previous) as partial:
             torch.save(value, partial)
     except RuntimeError as error:  # how PyTorch's writer says that the disk is full
         raise UserError(f"cannot write {path}; is the disk full?") from error
@@ -174,6 +293,11 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
 
     def convert_arg_line_to_args(self, line):
+        line = line.removeprefix("\ufeff").replace("\t", " ")  # editors on Windows begin a text with that mark
+        if not line.isprintable():
+            raise UserError(
+                f"a recipe is a text file of flags, but here is {line[:20]!r}; name another file after the @"
+            )
         lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
         lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""  # a backslash is a Windows path's
         return list(lexer)

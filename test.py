@@ -26,7 +26,16 @@ import figures
 import results
 from explain import explain_layers, grad_cam
 from model import VisionTransformer
-from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
+from runtime import (
+    ArgumentParser,
+    UserError,
+    command,
+    explaining_memory,
+    number,
+    pick_device,
+    printable,
+    replacing,
+)
 
 MODEL_PATH = "model/vit-layer12-32-cifar10"
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
@@ -159,7 +168,7 @@ def custom_test(network, args):
         raise UserError("--mode custom needs --image_path, the image file to classify")
     image = dataset.open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
-    classify(network, image, path.stem, f"image: {shorten(path.name)}", args)
+    classify(network, image, path.stem, f"image: {shorten(printable(path.name))}", args)
 
 
 def shorten(name, longest=40):
@@ -279,9 +288,10 @@ def main(argv=None):
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
     device = pick_device(args.device)
     args.model_path = find_checkpoint(args.model_path)
-    network = checkpoint.load_network(args.model_path, device)
-    print(f"{args.model_path}: {describe(network)}")
-    MODES[args.mode](network, args)
+    with explaining_memory("lower --batch_size, or use --device cpu"):
+        network = checkpoint.load_network(args.model_path, device)
+        print(f"{args.model_path}: {describe(network)}")
+        MODES[args.mode](network, args)
 
 
 if __name__ == "__main__":

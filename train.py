@@ -5,46 +5,56 @@
     python train.py --dataset shapes --epochs 3                  # a first try that downloads nothing
     python train.py @recipes/NAME.txt --seed 1                   # flags from a file; later ones win
     python train.py --resume model/RUN                           # go on where a run stopped
+    torchrun --nproc_per_node=4 train.py ...                     # on four GPUs; --batch_size is that of all together
 
 Writes model/RUN/best.pt (for test.py) and last.pt (for --resume), and metrics.csv, curves.png and config.json under
 output/RUN/. The validation images, held out of the training images, choose the best epoch; the test images never do.
 """
 
-import hashlib
-import math
+import contextlib
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
-from tqdm import tqdm
 
 import checkpoint
 import dataset
-from augment import POLICIES, Augment
-from evaluate import predict, scores
+from augment import POLICIES
 from model import NETWORKS, build_model
-from optimizer import SCHEDULES, AveragedWeights, Schedule, build_optimizer
-from record import count_parameters, open_record, write_config
+from optimizer import SCHEDULES
+from processes import Interrupted, StopSignals, join_job
+from record import count_parameters, open_record, run_folder, write_config
 from runtime import (
     ArgumentParser,
     UserError,
-    autocast,
     command,
     device_label,
+    explaining_memory,
     number,
-    pick_compile,
+    physical_memory,
     pick_device,
-    pick_precision,
-    seed_everything,
-    synchronize,
 )
 from tracking import PACKAGES, check_package, open_tracker
+from trainer import Trainer, fit, model_config
 
 # What may differ when a run is resumed; everything else is the run's own.
-RESUME_FLAGS = {"resume", "epochs", "device", "data_path", "num_workers", "model_path", "output_path", "compile", "log"}
+RESUME_FLAGS = {
+    "resume",
+    "epochs",
+    "device",
+    "data_path",
+    "num_workers",
+    "model_path",
+    "output_path",
+    "compile",
+    "log",
+    "save_every",
+    "save_minutes",
+}
+MEMORY_FLAGS = ("--batch_size", "--embed_dim", "--n_layers", "--image_size")
+BYTES_PER_PARAMETER = 16  # the weight, its gradient and two moments
+SIGPIPE = 13  # also where the system has none
 
 LONG_RUN = 50  # epochs from which stronger augmentation pays
 
@@ -272,6 +282,20 @@ def add_run_flags(parser):
         help=("go on with the run whose folder under model/ this is; all its flags are kept, --epochs may be raised"),
     )
     run.add_argument(
+        "--save_every",
+        type=POSITIVE,
+        help=(
+            "write last.pt, to resume from, after so many epochs; default: as often as takes a hundredth of the time,"
+            " and at least once a minute"
+        ),
+    )
+    run.add_argument(
+        "--save_minutes",
+        type=number(float, above=0),
+        default=5.0,
+        help="write last.pt at least so often, also in the middle of an epoch",
+    )
+    run.add_argument(
         "--log",
         choices=tuple(PACKAGES),
         default="none",
@@ -291,19 +315,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     resumed = None
     if args.resume:
-        if not Path(args.resume).exists() and (Path(args.model_path) / args.resume).exists():
-            args.resume = str(Path(args.model_path) / args.resume)  # the bare name of a run
-        resumed = checkpoint.load(args.resume, "last.pt")
-        if "training" not in resumed:
-            raise UserError(f"{args.resume} holds no training state; name the run's folder or its last.pt")
-        parser.set_defaults(**resumed["recipe"])
-        resume, args = args.resume, parser.parse_args(argv)
-        args.resume = resume
-        for flag, value in vars(args).items():
-            if flag not in RESUME_FLAGS and value != resumed["recipe"].get(flag, value):
-                raise UserError(f"--{flag} belongs to the resumed run and cannot change; leave it out")
-        if args.epochs <= resumed["epoch"]:
-            raise UserError(f"{args.resume} has its {resumed['epoch']} epochs; raise --epochs to train on")
+        args, resumed = parse_resume(parser, args, argv)
     fill_in(args)
     check_package(args.log)
     if args.warmup_epochs >= args.epochs:
@@ -314,10 +326,65 @@ def parse(argv):
         raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, no path")
     try:
         with torch.device("meta"):  # allocates nothing; finds sizes that do not fit before any data is read
-            build_model(model_config(args, num_classes=2))
+            model = build_model(model_config(args, num_classes=2))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{error} (see --image_size, --patch_size, --embed_dim, --n_attention_heads)") from error
+    needed, there = BYTES_PER_PARAMETER * count_parameters(model), physical_memory()
+    if needed > there:
+        raise UserError(
+            f"a network of {count_parameters(model):,} parameters takes {needed / 1e9:,.0f} GB to train, this machine"
+            f" has {there / 1e9:,.0f} GB; lower --embed_dim, --n_layers or --width"
+        )
     return args, resumed
+
+
+def parse_resume(parser, args, argv):
+    """The resumed run's own flags with those of `RESUME_FLAGS` that are given now, and its checkpoint.
+
+    The checkpoint may come from a stranger, so its flags are read as if they were typed.
+
+    Raises:
+        UserError: there is no such run, its flags are none, others are given, or it has all its epochs.
+    """
+    if not Path(args.resume).exists() and (Path(args.model_path) / args.resume).exists():
+        args.resume = str(Path(args.model_path) / args.resume)  # the bare name of a run
+    path = args.resume
+    resumed = checkpoint.load_last(path)
+    own = resumed["recipe"]
+    try:
+        unknown = own.keys() - vars(args).keys()
+        if unknown:
+            raise UserError(f"unknown: {', '.join(sorted(unknown))}")
+        typed = [f"--{flag}" for flag, value in own.items() if value is True]
+        typed += [f"--{flag}={value}" for flag, value in own.items() if not isinstance(value, bool | None)]
+        parser.set_defaults(**vars(parser.parse_args(typed)))
+    except UserError as error:
+        raise UserError(f"the flags in {path} are not those of a run ({error})") from error
+    folder = run_folder(path)
+    home = find_home(folder, parser.get_default("model_path"))
+    data_path, output_path = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
+    if data_path.exists():
+        parser.set_defaults(data_path=str(data_path))
+    if not (output_path / folder.name).is_dir():  # the run comes from another machine
+        output_path = build_parser().get_default("output_path")
+    parser.set_defaults(output_path=str(output_path))
+    args = parser.parse_args(argv)
+    args.resume = path
+    for flag, value in vars(args).items():
+        if flag not in RESUME_FLAGS and value != own.get(flag, value):
+            raise UserError(f"--{flag} belongs to the resumed run and cannot change; leave it out")
+    if args.epochs <= resumed["epoch"]:
+        raise UserError(f"{path} has its {resumed['epoch']} epochs; raise --epochs to train on")
+    return args, resumed
+
+
+def find_home(folder, model_path):
+    """The folder that a run was started in, relative to which its paths are, as far as one can tell."""
+    home = folder.parent
+    for _ in Path(model_path).parts:
+        home = home.parent
+    is_home = (home / model_path / folder.name).resolve() == folder
+    return home if is_home and home != Path.cwd() else Path()
 
 
 def is_folder_name(name):
@@ -336,261 +403,6 @@ def fill_in(args):
         args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
 
 
-def model_config(args, num_classes):
-    """What `build_model` takes, from the flags."""
-    if args.model == "cnn":
-        return {
-            "model": "cnn",
-            "img_size": args.image_size,
-            "num_classes": num_classes,
-            "width": args.width,
-            "drop_rate": args.dropout,
-        }
-    return {
-        "model": "vit",
-        "img_size": args.image_size,
-        "patch_size": args.patch_size,
-        "num_classes": num_classes,
-        "global_pool": args.pool,
-        "class_token": args.pool == "token",
-        "embed_dim": args.embed_dim,
-        "depth": args.n_layers,
-        "num_heads": args.n_attention_heads,
-        "mlp_ratio": args.forward_mul,
-        "drop_rate": args.dropout,
-        "drop_path_rate": args.drop_path,
-    }
-
-
-class Trainer:
-    """One run: the network, what moves its weights, and the passes over the images.
-
-    Every epoch starts from a seed of its own, made from the run's and its number. So an epoch's draws (data order,
-    augmentation, dropout) do not depend on what came before, and a resumed run draws what it would have drawn.
-    """
-
-    def __init__(self, args, splits, device):
-        self.args = args
-        self.device = device
-        self.train_split, self.val_split, self.test_split = (
-            None if split is None else split.to(device) for split in splits
-        )
-        self.num_classes = len(splits.train.classes)
-        self.config = model_config(args, self.num_classes)
-        seed_everything(args.seed)
-        self.model = build_model(self.config).to(device)
-        self.is_compiled = pick_compile(args.compile, device)
-        self.is_warm = False
-        self.forward = torch.compile(self.model) if self.is_compiled else self.model
-        self.average = AveragedWeights(self.model, args.ema) if args.ema else None
-        self.precision = pick_precision(args.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.augment = Augment(
-            args.augment,
-            self.train_split.mean,
-            self.train_split.std,
-            self.num_classes,
-            args.mixup,
-            args.cutmix,
-            args.random_erasing,
-            args.mix_prob,
-            self.is_compiled,
-        )
-        self.batch_size = min(args.batch_size, len(self.train_split))
-        self.steps_per_epoch = len(self.train_split) // self.batch_size
-        muon = {"lr": args.muon_learning_rate, "weight_decay": args.muon_weight_decay, "compile": self.is_compiled}
-        self.optimizer = build_optimizer(
-            self.model, args.learning_rate, args.weight_decay, muon if args.optimizer == "muon" else None
-        )
-        self.schedule = Schedule(
-            self.optimizer,
-            args.schedule,
-            args.epochs * self.steps_per_epoch,
-            round(args.warmup_epochs * self.steps_per_epoch),
-        )
-
-    @property
-    def evaluated_model(self):
-        """The network that is measured and kept: the averaged one where there is one."""
-        return self.average.module if self.average else self.model
-
-    def images_per_epoch(self):
-        return self.steps_per_epoch * self.batch_size
-
-    def train_epoch(self, epoch, bar):
-        """One pass over the training images, the incomplete last batch left out; returns a row of metrics.
-
-        Sums stay on the device, which is waited for only when the bar is redrawn.
-        """
-        seed_everything(self.args.seed + 1_000_003 * epoch)
-        self.model.train()
-        loss_sum, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        start = shown = time.perf_counter()
-        seen, untimed, step = 0, 0, (epoch - 1) * self.steps_per_epoch
-        for images, labels in dataset.batches(self.train_split, self.batch_size, shuffle=True, drop_last=True):
-            self.schedule.set(step)
-            loss, hits = self.train_step(images, labels)
-            loss_sum += loss * len(labels)
-            correct += hits
-            seen += len(labels)
-            step += 1
-            if not self.is_warm:  # the process's first step compiles and allocates; it does not count
-                self.is_warm = True
-                if seen < self.images_per_epoch():
-                    synchronize(self.device)
-                    start, untimed = time.perf_counter(), seen
-            bar.update(len(labels))
-            if time.perf_counter() - shown > 0.5 or seen == self.images_per_epoch():
-                mean_loss = loss_sum.item() / seen
-                self.position = f"epoch {epoch}, by step {step}"
-                self.check_loss(mean_loss)
-                accuracy = 100 * correct.item() / seen
-                bar.set_postfix_str(
-                    f"loss {mean_loss:.3f}, acc {accuracy:.1f} %, lr {self.learning_rate:.1e}", refresh=False
-                )
-                shown = time.perf_counter()
-        synchronize(self.device)
-        images_per_second = (seen - untimed) / (time.perf_counter() - start)
-        return {
-            "epoch": epoch,
-            "train_loss": mean_loss,
-            "train_accuracy": correct.item() / seen,
-            "learning_rate": self.learning_rate,
-            "images_per_second": images_per_second,
-            "train_seconds": seen / images_per_second,
-            "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
-        }
-
-    def train_step(self, images, labels):
-        """One update of the weights; returns the loss and the number of images put right, both on the device."""
-        inputs, targets = self.augment(images, labels)
-        with autocast(self.device, self.precision):
-            logits = self.forward(inputs)
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
-        self.model.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if self.args.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average:
-            self.average.update()
-        likeliest = targets if targets.ndim == 1 else targets.argmax(dim=1)
-        return loss.detach(), (logits.argmax(dim=1) == likeliest).sum()
-
-    def check_loss(self, loss, split="train"):
-        """Raises `UserError` before anything is saved if the loss is not finite."""
-        if not math.isfinite(loss):
-            flag = "--learning_rate" if self.args.optimizer == "adamw" else "--muon_learning_rate"
-            rate = self.optimizer.param_groups[-1]["lr"]  # Muon's, where it takes part
-            raise UserError(
-                f"the {split} loss is not finite any more ({self.position}, learning rate {rate:.2e});"
-                f" lower {flag}, lengthen --warmup_epochs, or try --clip_grad 1"
-            )
-
-    @property
-    def learning_rate(self):
-        return self.optimizer.param_groups[0]["lr"]
-
-    def evaluate(self):
-        """Loss and accuracy on the validation and test images, as entries of a row of metrics."""
-        row = {"val_loss": None, "val_accuracy": None}
-        for name, split in (("val", self.val_split), ("test", self.test_split)):
-            if split is not None:
-                batch_size = min(1000, 4 * self.batch_size)
-                logits = predict(self.evaluated_model, split, batch_size, self.precision)
-                measured = scores(logits, split.labels)
-                self.check_loss(measured["loss"], name)
-                row |= {f"{name}_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
-        return row
-
-    def inference_state(self, row):
-        """The contents of best.pt for the weights as they are."""
-        return {
-            "model_config": self.config,
-            "weights": checkpoint.cpu_weights(self.evaluated_model),
-            "classes": list(self.train_split.classes),
-            "mean": self.train_split.mean.tolist(),
-            "std": self.train_split.std.tolist(),
-            "dataset": self.args.dataset,
-            "epoch": row["epoch"],
-            "metrics": row,
-            "recipe": vars(self.args),
-        }
-
-    def training_state(self):
-        """What an exact resume needs beside `inference_state`."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "data": self.fingerprint(),
-        }
-
-    def fingerprint(self):
-        """What a resumed run must find again: the labels, and so the classes and images, of each split in order."""
-        splits = (self.train_split, self.val_split, self.test_split)
-        digest = hashlib.sha256(repr(self.train_split.classes).encode())
-        for split in splits:
-            if split is not None:
-                digest.update(split.labels.cpu().numpy().tobytes())
-                digest.update(str(split.images.sum().item()).encode())
-        return digest.hexdigest()
-
-    def load_training_state(self, state):
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if state["scaler"] and self.scaler.is_enabled():  # empty in fp32 and bf16
-            self.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-
-
-def check_same_data(trainer, resumed):
-    """Raises `UserError` if the images are not those that the resumed run began with."""
-    if trainer.fingerprint() != resumed["training"]["data"]:
-        raise UserError(f"{trainer.args.data_path} does not hold the images this run began with; check --data_path")
-
-
-def describe(row, epochs, seconds_left):
-    """An epoch as a line of text."""
-    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
-    for split in ("train", "val", "test"):
-        if row[f"{split}_loss"] is not None:
-            parts.append(f"{split} {row[f'{split}_loss']:.3f} {100 * row[f'{split}_accuracy']:5.2f} %")
-    parts += [f"lr {row['learning_rate']:.1e}", f"{row['images_per_second']:,.0f} img/s"]
-    return "  ".join(parts) + f"  left {tqdm.format_interval(seconds_left)}"
-
-
-def fit(trainer, record, first_epoch):
-    """Train to the last epoch, measuring and keeping as it goes."""
-    epochs, start = trainer.args.epochs, time.perf_counter()
-    size = trainer.images_per_epoch()
-    with tqdm(
-        total=epochs * size,
-        initial=(first_epoch - 1) * size,
-        unit="img",
-        unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 60,  # a log file gets a line a minute
-    ) as bar:
-        for epoch in range(first_epoch, epochs + 1):
-            bar.set_description(f"epoch {epoch}/{epochs}")
-            epoch_start = time.perf_counter()
-            row = trainer.train_epoch(epoch, bar)
-            row |= trainer.evaluate()
-            row["seconds"] = time.perf_counter() - epoch_start
-            if row["val_loss"] is not None:
-                trainer.schedule.end_epoch(row["val_loss"])
-            record.add(trainer, row, is_last=epoch == epochs)
-            done = epoch - first_epoch + 1
-            seconds_left = (time.perf_counter() - start) / done * (epochs - epoch)
-            tqdm.write(describe(row, epochs, seconds_left))
-
-
 def test_flags(args, record):
     """Flags of test.py that show this run on a test image; the defaults are left out."""
     flags = ["--model_path", str(record.model_folder), "--mode", "cifar-single", "--index", "5"]
@@ -602,9 +414,23 @@ def test_flags(args, record):
 
 @command
 def main(argv=None):
-    args, resumed = parse(argv)
-    device = pick_device(args.device)
-    record = open_record(args, resumed)
+    with join_job() as job, explaining_memory(f"lower {', '.join(MEMORY_FLAGS)}, or raise --patch_size"):
+        args, resumed = job.from_first(lambda: parse(argv))
+        device = job.device(pick_device(args.device))
+        record = job.on_first(lambda: open_record(args, resumed))
+        splits = job.from_first(lambda: load_splits(args))
+        trainer = Trainer(args, splits, device, job)
+        if resumed:
+            trainer.resume(resumed)
+        with StopSignals(job) as signals:
+            job.on_first(lambda: begin(record, trainer, resumed))
+            train(trainer, record, signals)
+        if job.is_first:
+            report(record, args)
+
+
+def load_splits(args):
+    """The images, as the flags say. Raises `UserError` if they are not there, or not as many or as many kinds."""
     splits = dataset.load(
         args.dataset,
         args.data_path,
@@ -618,46 +444,68 @@ def main(argv=None):
         raise UserError(
             f"--n_classes {args.n_classes}: {args.dataset} has {len(splits.train.classes)} classes; leave it out"
         )
-    trainer = Trainer(args, splits, device)
-    if resumed:
-        check_same_data(trainer, resumed)
+    return splits
+
+
+def begin(record, trainer, resumed):
+    """Open the run's folders and trackers, and say what is about to happen."""
+    args = trainer.args
     record.begin()
-    first_epoch = 1
     if resumed:
-        try:
-            trainer.load_training_state(resumed["training"])
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise UserError(
-                f"the training state in {args.resume} is damaged or of another version ({error})"
-            ) from error
-        record.restore(resumed["training"])
-        first_epoch = resumed["epoch"] + 1
+        record.restore(resumed)
     write_config(record, trainer)
+    processes = f" in {trainer.job.size} processes" if trainer.job.size > 1 else ""
     print(
         f"{record.name}: {count_parameters(trainer.model):,} parameters, {len(trainer.train_split):,} training,"
         f" {len(trainer.val_split or ()):,} validation and {len(trainer.test_split):,} test images,"
-        f" {device_label(device)}, {trainer.precision}",
+        f" {device_label(trainer.device)}{processes}, {trainer.precision}",
         flush=True,
     )
+    if resumed:
+        print(f"going on after {trainer.epoch} of {args.epochs} epochs, at step {trainer.step + 1}", flush=True)
+        before = resumed["recipe"].get("epochs")
+        if args.epochs != before:
+            print(
+                f"--epochs {args.epochs} instead of {before}: the learning rates are those of the new length",
+                flush=True,
+            )
+    try:
+        record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, trainer.epoch + 1)
+    except UserError:
+        record.abandon()
+        raise
+
+
+def train(trainer, record, signals):
+    """`fit`, and whatever ends it, leave the files such that the run can go on from them."""
     failed = True
     try:
-        record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, first_epoch)
-        fit(trainer, record, first_epoch)
+        fit(trainer, record, signals)
         failed = False
+    except (Interrupted, BrokenPipeError) as stop:
+        if isinstance(stop, BrokenPipeError) and trainer.job.size > 1:  # the other processes know nothing of it
+            raise
+        number = stop.number if isinstance(stop, Interrupted) else SIGPIPE
+        trainer.job.on_first(lambda: record.write(trainer))
+        if record:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"\ninterrupted at step {trainer.step}; go on with: {resume_command(record)}", flush=True)
+        sys.exit(128 + number)
     except UserError:
-        if not record.rows:
+        if record:
             record.abandon()
-        raise
-    except KeyboardInterrupt:
-        if not record.rows:
-            record.abandon()
-            print("\ninterrupted before the end of the first epoch; nothing is kept")
-        else:
-            command_line = f"python train.py --resume {shlex.quote(str(record.model_folder))}"
-            print(f"\ninterrupted; go on from epoch {record.saved_epoch + 1} with: {command_line}")
         raise
     finally:
-        record.close(failed)
+        if record:
+            record.close(failed)
+
+
+def resume_command(record):
+    return f"python train.py --resume {shlex.quote(str(record.model_folder))}"
+
+
+def report(record, args):
+    """What came out, and how to look at it."""
     best = record.best
     chosen = (
         "the last, none chosen"

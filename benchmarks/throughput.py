@@ -37,6 +37,7 @@ from torchvision.transforms import v2
 import checkpoint
 import dataset
 import train
+import trainer
 from evaluate import predict
 from model import VisionTransformer, build_model
 from record import Record
@@ -48,15 +49,15 @@ class OurLoop:
 
     def __init__(self, args, splits, device, model=None, compile="auto"):
         flags = [*training_flags(args), "--compile", "on" if compile == "graphs" else compile]
-        with mock.patch.object(train, "build_model", lambda config: model or build_model(config)):
-            self.trainer = train.Trainer(train.parse(flags)[0], splits, device)
+        with mock.patch.object(trainer, "build_model", lambda config: model or build_model(config)):
+            self.trainer = trainer.Trainer(train.parse(flags)[0], splits, device)
         if compile == "graphs":
             self.trainer.forward = torch.compile(self.trainer.model, mode="reduce-overhead")
         self.device = device
         self.trainer.model.train()
         self.trainer.schedule.set(0)
         split, size = self.trainer.train_split, self.trainer.batch_size
-        self.batches = endless(lambda: dataset.batches(split, size, shuffle=True, drop_last=True))
+        self.batches = endless(lambda: dataset.batches(split, size, self.trainer.order(1)))
         self.skip = 0
 
     def step(self):

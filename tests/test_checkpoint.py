@@ -22,6 +22,7 @@ def contents(**changes):
         "mean": [0.5] * 3,
         "std": [0.2] * 3,
         "classes": ["a", "b", "c"],
+        "dataset": "shapes",
         "model_config": CONFIG,
         "weights": weights,
     }
@@ -90,6 +91,8 @@ def with_weight(value):
         (lambda path: checkpoint.save(path, with_weight("no tensor")), "weights"),
         (lambda path: checkpoint.save(path, contents(std=[0.2, 0.2])), "normalisation"),
         (lambda path: checkpoint.save(path, contents(classes=["a", 2, "c"])), "names"),
+        (lambda path: checkpoint.save(path, contents(classes=["a", "\x1b[2J", "c"])), "names"),
+        (lambda path: checkpoint.save(path, contents(dataset="../../x")), "data set"),
         (lambda path: checkpoint.save(path, contents(classes=["a"])), "number of classes"),
         (lambda path: checkpoint.save(path, contents(metrics={"test_accuracy": "99 %"})), "metrics"),
         (lambda path: torch.save(SimpleCNN().state_dict(), path), "not a checkpoint of this project"),

@@ -3,8 +3,11 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +23,7 @@ import compare
 import record
 import test as test_command
 import train
+import trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,20 +91,20 @@ def test_one_seed_gives_one_network_also_across_an_interruption(optimizer, tmp_p
     run_training(tmp_path, f"--run_name again {flags}")
     run_training(tmp_path, f"--run_name other {flags} --seed 1")
 
-    add = record.Record.add
+    train_step = trainer.Trainer.train_step
 
-    def add_and_stop(self, trainer, row, is_last):
-        add(self, trainer, row, is_last)
-        if row["epoch"] == 2:
-            self.save(trainer, now=True)
-            raise KeyboardInterrupt
+    def step_and_interrupt(self, images, labels):
+        if self.step == 7:  # the second step of the third epoch
+            signal.raise_signal(signal.SIGTERM)
+        return train_step(self, images, labels)
 
-    monkeypatch.setattr(record.Record, "add", add_and_stop)
+    monkeypatch.setattr(trainer.Trainer, "train_step", step_and_interrupt)
     with pytest.raises(SystemExit) as stopped:
         run_training(tmp_path, f"--run_name broken {flags}")
-    assert stopped.value.code == 130
+    assert stopped.value.code == 128 + signal.SIGTERM
     resume = re.search(r"--resume (\S+)", capsys.readouterr().out)[1]
-    monkeypatch.setattr(record.Record, "add", add)
+    assert checkpoint.load(resume, "last.pt")["training"]["step"] == 8
+    monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
     train.main(["--resume", resume])
 
     whole = weights(tmp_path, "whole", "last.pt")
@@ -145,6 +149,33 @@ def test_recipes_take_comments_and_later_flags_win(tmp_path):
     assert (args.model, args.epochs, args.run_name) == ("cnn", 9, "a name")
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (bytes(range(256)), "cannot be read as flags"),
+        (b"--epochs 3\n--data_path a\0b\n", "a recipe is a text file"),
+        (b"@{recipe}\n", "recipe"),
+        (b"--epochs '3\n", "cannot be read as flags"),
+        (b"--epochs\n", "expected one argument"),
+    ],
+    ids=["junk", "nul", "itself", "quote", "nothing"],
+)
+def test_recipes_that_are_none_are_refused(content, reason, tmp_path, capsys):
+    recipe = tmp_path / "recipe.txt"
+    recipe.write_bytes(content.replace(b"{recipe}", bytes(recipe)))
+    with pytest.raises(SystemExit) as stopped:
+        train.main([f"@{recipe}"])
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_recipe_may_be_saved_by_any_editor(tmp_path):
+    recipe = tmp_path / "my recipe.txt"
+    recipe.write_bytes("\ufeff--epochs\t7\r\n--run_name caf\u00e9\r\n".encode())
+    args, _ = train.parse([f"@{recipe}"])
+    assert (args.epochs, args.run_name) == (7, "caf\u00e9")
+
+
 def test_the_usual_command_parses_with_the_usual_defaults():
     args, _ = train.parse(["--patch_size", "4", "--epochs", "200"])
     expected = {
@@ -168,13 +199,13 @@ def test_the_usual_command_parses_with_the_usual_defaults():
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monkeypatch, capsys):
-    train_step = train.Trainer.train_step
+    train_step = trainer.Trainer.train_step
 
     def diverge_in_epoch_2(self, images, labels):
-        loss, hits = train_step(self, images, labels)
-        return (loss * torch.nan if (tmp_path / "model" / "run" / "last.pt").exists() else loss), hits
+        sums = train_step(self, images, labels)
+        return sums * torch.nan if (tmp_path / "model" / "run" / "last.pt").exists() else sums
 
-    monkeypatch.setattr(train.Trainer, "train_step", diverge_in_epoch_2)
+    monkeypatch.setattr(trainer.Trainer, "train_step", diverge_in_epoch_2)
     with pytest.raises(SystemExit) as stopped:
         run_training(tmp_path, f"--run_name run --epochs 3 {SMALL_VIT}")
     assert stopped.value.code == 2
@@ -271,6 +302,16 @@ def test_faithfulness_is_measured_and_recorded(runs, run, methods, monkeypatch, 
     assert Image.open(runs / "output" / run / "faithfulness.png").width > 1000
 
 
+def test_an_image_may_have_any_name_a_file_can_have(runs, monkeypatch, capsys):
+    name = b"a $x^2\n\x1b[2J \xff\xe2\x82\xac.png"
+    shutil.copy(ROOT / "examples" / "cat.png", os.path.join(bytes(runs), name))
+    monkeypatch.chdir(runs)
+    test_command.main(["--model_path", "model/vit", "--mode", "custom", "--image_path", os.fsdecode(name)])
+    printed = capsys.readouterr().out
+    assert "image: a $x^2\ufffd\ufffd[2J \ufffd\u20ac.png" in printed
+    assert os.path.exists(os.path.join(b"attention_map_gif", name[:-4] + b".gif"))
+
+
 def test_an_exported_test_image_is_classified_like_the_original(runs, monkeypatch, capsys):
     split = test_command.dataset.load_test("shapes", "")
     Image.fromarray(split.images[5].permute(1, 2, 0).numpy()).save(runs / "five.png")
@@ -327,6 +368,7 @@ MISTAKES = [
     ("train", f"--run_name {'x' * 300}", "--run_name"),
     ("train", "--seed 99999999999999999999999", "at most"),
     ("train", "--embed_dim 99999999999 --n_attention_heads 1", "--embed_dim"),
+    ("train", "--embed_dim 90000 --n_layers 99", r"parameters takes [\d,]+ GB to train.*--embed_dim"),
     ("train", "--dataset shapes --run_name vit --model_path {runs}/model", "exists already.*--overwrite"),
     ("train", "--schedule plateau --val_images 0", "needs --val_images"),
     ("train", "--resume {tmp}/none", "there is no checkpoint"),
@@ -348,6 +390,9 @@ MISTAKES = [
         "--model_path {runs}/model/vit --mode custom --image_path {cat} --gif_path {tmp}/file/a.gif",
         "cannot write",
     ),
+    ("test", f"--model_path {'x' * 5000}", "File name too long"),
+    ("test", f"--model_path {{runs}}/model/vit --mode custom --image_path {'x' * 5000}", "File name too long"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path /dev/null", "no ordinary file"),
     ("test", "--gif_path a.png", "end in .gif"),
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),

@@ -1,7 +1,11 @@
 import hashlib
+import os
 import pickle
+import re
 import struct
+import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,20 +107,16 @@ def test_normalize_is_torchvisions():
     torch.testing.assert_close(dataset.normalize(images, mean, std), theirs)
 
 
-def test_batches_hold_every_image_once_in_an_order_of_the_seed():
+def test_batches_hold_every_image_once_in_the_order_asked_for():
     images, _ = dataset.draw_shapes(50, 16, seed=1)
     split = dataset.Split(images, torch.arange(50), (), torch.zeros(3), torch.ones(3))
     in_order = [labels for _, labels in dataset.batches(split, 20)]
     assert torch.equal(torch.cat(in_order), torch.arange(50))
-    torch.manual_seed(5)
-    shuffled = torch.cat([labels for _, labels in dataset.batches(split, 20, shuffle=True)])
-    assert not torch.equal(shuffled, torch.arange(50))
-    assert torch.equal(shuffled.sort().values, torch.arange(50))
-    torch.manual_seed(5)
-    again = list(dataset.batches(split, 20, shuffle=True, drop_last=True))
-    assert [len(labels) for _, labels in again] == [20, 20]
-    assert torch.equal(torch.cat([labels for _, labels in again]), shuffled[:40])
-    assert torch.equal(again[0][0], split.images[again[0][1]])
+    order = torch.randperm(50)
+    shuffled = list(dataset.batches(split, 20, order))
+    assert [len(labels) for _, labels in shuffled] == [20, 20, 10]
+    assert torch.equal(torch.cat([labels for _, labels in shuffled]), order)
+    assert all(torch.equal(images, split.images[labels]) for images, labels in shuffled)
 
 
 # Image files
@@ -257,6 +257,43 @@ def test_folder_with_a_broken_file_loads_the_rest_and_names_it(tmp_path, capsys)
     assert torch.equal(dataset.load_test("folder", tmp_path, image_size=16).images, splits.test.images)
 
 
+def test_what_a_strangers_folder_holds_beside_images_is_named_and_left_out(tmp_path, capsys):
+    root = tmp_path / "data set\n$x$ \u00e9"
+    fill(root, classes=("cat", "dog", "\x1b[2Jred"))
+    fill(tmp_path / "elsewhere", classes=("secret",))
+    (root / "empty").mkdir()
+    (root / "dog" / "inside.png").symlink_to(root / "cat" / "000.png")  # harmless
+    (root / "secret").symlink_to(tmp_path / "elsewhere" / "secret")
+    (root / "cat" / "passwords.png").symlink_to(tmp_path / "elsewhere" / "secret" / "000.png")
+    (root / "cat" / "dangling.png").symlink_to(root / "nothing.png")
+    (root / "cat" / "loop").symlink_to(root)
+    os.mkfifo(root / "dog" / "pipe.png")
+    (root / "dog" / "notes.txt").write_text("no image")
+    (root / "dog" / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    splits = dataset.load("folder", root, image_size=16, val_images=2, num_workers=0)
+    assert splits.train.classes == ("\ufffd[2Jred", "cat", "dog", "empty")
+    counts = sum(split.labels.bincount(minlength=4) for split in splits)
+    assert counts.tolist() == [10, 10, 11, 0]
+    said = capsys.readouterr().err
+    for name in ("secret", "passwords.png", "dangling.png", "loop", "pipe.png", "notes.txt", "program.eps", "empty"):
+        assert len(re.findall(rf"skipped: .*{name}", said)) == 1, name
+    assert len(said.splitlines()) == 8
+    assert "\x1b" not in said
+
+
+def test_cifar10_with_a_flipped_bit_is_said_to_be_damaged(cifar10_root, tmp_path):
+    for file in Path(cifar10_root, "cifar-10-batches-py").iterdir():
+        target = tmp_path / "cifar-10-batches-py" / file.name
+        target.parent.mkdir(exist_ok=True)
+        target.symlink_to(file.resolve())
+    data = bytearray(target.parent.joinpath("test_batch").read_bytes())
+    data[1_000_000] ^= 1
+    target.parent.joinpath("test_batch").unlink()
+    target.parent.joinpath("test_batch").write_bytes(data)
+    with pytest.raises(UserError, match="cifar10 is damaged in"):
+        dataset.load("cifar10", tmp_path)
+
+
 def test_a_large_folder_needs_no_more_open_files_than_a_small_one(tmp_path):
     resource = pytest.importorskip("resource")
     fill(tmp_path, count=300)
@@ -285,7 +322,7 @@ def test_folder_with_its_own_test_images(tmp_path):
     [
         (lambda root: None, "0 class folders"),
         (lambda root: fill(root, classes=("cat",)), "1 class folders"),
-        (lambda root: (fill(root), (root / "empty").mkdir()), "empty"),
+        (lambda root: (fill(root, classes=("cat",)), (root / "dog").mkdir()), "1 class folders with images"),
         (lambda root: (fill(root / "train"), fill(root / "test", classes=("cat", "cow"))), "same class folders"),
         (lambda root: root.rmdir(), "no folder"),
     ],
@@ -311,6 +348,14 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
     write_bomb(tmp_path / "bomb.png")
     with pytest.raises(UserError, match=r"bomb\.png"):
         dataset.open_image(tmp_path / "bomb.png", 32)
+
+
+def test_a_film_costs_no_more_than_its_first_frame(tmp_path):
+    frames = [Image.new("P", (64, 64), colour % 256) for colour in range(3000)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], loop=0)
+    start = time.perf_counter()
+    dataset.open_image(tmp_path / "film.gif", 32)
+    assert time.perf_counter() - start < 1
 
 
 def test_200_damaged_images_are_images_or_named(tmp_path):

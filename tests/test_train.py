@@ -10,7 +10,9 @@ import checkpoint
 import dataset
 import record as record_module
 import train
+import trainer as trainer_module
 from optimizer import Schedule
+from processes import Job, StopSignals
 from record import Record
 
 
@@ -21,7 +23,7 @@ def splits():
 
 def trainer_for(splits, flags=""):
     args, _ = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
-    return train.Trainer(args, splits, torch.device("cpu"))
+    return trainer_module.Trainer(args, splits, torch.device("cpu"))
 
 
 def train_steps(trainer, count=3):
@@ -102,7 +104,14 @@ class Scripted:
 
     def inference_state(self, row):
         state = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
-        return {**state, "mean": [0.0] * 3, "std": [1.0] * 3, "epoch": row["epoch"], "metrics": row}
+        return {
+            **state,
+            "dataset": "shapes",
+            "mean": [0.0] * 3,
+            "std": [1.0] * 3,
+            "epoch": row["epoch"],
+            "metrics": row,
+        }
 
     def training_state(self):
         return {}
@@ -122,19 +131,19 @@ def test_validation_images_choose_the_best_epoch_and_test_images_never(tmp_path)
 
 
 def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "Schedule", functools.partial(Schedule, patience=0))
+    monkeypatch.setattr(trainer_module, "Schedule", functools.partial(Schedule, patience=0))
     monkeypatch.setattr(
-        train.Trainer,
+        trainer_module.Trainer,
         "evaluate",
         lambda self: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
     )
     trainer = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
     record = Record(tmp_path / "model", tmp_path / "output", "new")
     record.begin()
-    train.fit(trainer, record, first_epoch=1)
+    trainer_module.fit(trainer, record, StopSignals(Job()))
     assert [row["learning_rate"] for row in record.rows] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
     resumed = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
-    resumed.load_training_state(checkpoint.load(tmp_path / "model", "last.pt")["training"])
+    resumed.resume(checkpoint.load(tmp_path / "model", "last.pt"))
     assert resumed.schedule.set(0) == pytest.approx(5e-7)
 
 
@@ -173,11 +182,11 @@ def test_replacing_a_run_leaves_nothing_of_the_old_one(tmp_path):
 
 def test_other_images_are_not_resumed_on(splits):
     trainer = trainer_for(splits)
-    state = {"training": {"data": trainer.fingerprint()}}
-    train.check_same_data(trainer, state)
+    saved = {**trainer.inference_state({}), "training": trainer.training_state()}
+    trainer.resume(saved)
     other = trainer_for(dataset.load("shapes", "", num_train_images=255, num_test_images=50, val_images=50))
     with pytest.raises(train.UserError, match="does not hold the images"):
-        train.check_same_data(other, state)
+        other.resume(saved)
 
 
 def test_help_tells_every_default():

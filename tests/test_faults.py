@@ -1,0 +1,296 @@
+"""What happens to a run: killed, interrupted, without disk or memory or data, started twice, resumed from bad files."""
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from background import end, start
+from conftest import SMALL_VIT, run_training
+from PIL import Image
+from test_commands import EVERYTHING, assert_equal_weights, read_metrics, weights
+
+import checkpoint
+import train
+import trainer
+from record import Record
+
+LONG = f"{SMALL_VIT} {EVERYTHING} --optimizer muon --epochs 10 --num_train_images 1500 --val_images 100"
+
+
+def flags_for(folder, flags):
+    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
+    return [*places, *f"--dataset shapes --device cpu --precision fp32 --num_test_images 100 {flags}".split()]
+
+
+def wait_for(condition, seconds=60):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it does not happen"
+        time.sleep(0.01)
+
+
+def kill_and_resume(folder, flags, kills, seed):
+    """A run that is killed `kills` times at random moments, each time resumed, and at last left to end.
+
+    Returns how often it was killed with a file half-written.
+    """
+    draw = random.Random(seed)
+    last, log = folder / "model" / "run" / "last.pt", folder / "log.txt"
+    step, torn = 0, 0
+    new = flags_for(folder, f"--run_name run --overwrite --save_minutes 1e-6 {flags}")
+    for _ in range(kills):
+        process = start(["--resume", str(last.parent)] if last.exists() else new, log)
+        process.join(draw.uniform(0.05, 1.5))
+        assert process.exitcode is None, log.read_text()  # else it would not have been killed at all
+        process.kill()
+        end(process)
+        torn += any(file.name.startswith(".") for file in last.parent.glob("*.pt"))
+        if last.exists():
+            saved = checkpoint.load(last)["training"]["step"]
+            assert saved >= step
+            step = saved
+    assert end(start(["--resume", str(last.parent)], log)) == 0, log.read_text()
+    return step, torn
+
+
+def check_kills(tmp_path, flags, kills, seed):
+    run_training(tmp_path, f"--run_name whole --num_test_images 100 {flags}")
+    step, torn = kill_and_resume(tmp_path, flags, kills, seed)
+    assert step > 0
+    for name in ("best.pt", "last.pt"):
+        assert_equal_weights(weights(tmp_path, "whole", name), weights(tmp_path, "run", name))
+    whole, run = (
+        [[row[key] for key in ("epoch", "train_loss", "val_loss", "test_loss")] for row in read_metrics(tmp_path, name)]
+        for name in ("whole", "run")
+    )
+    assert whole == run
+    assert not [file for file in tmp_path.rglob(".*") if file.is_file()]  # nothing half-written is left
+    return step, torn
+
+
+@pytest.fixture
+def one_thread():
+    """As many as in the background: the number decides how sums are rounded."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_20_times_a_run_ends_with_the_weights_of_one_left_alone(tmp_path):
+    check_kills(tmp_path, LONG, kills=20, seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("one_thread")
+def test_soak_of_200_kills(tmp_path, capsys):
+    step, torn = check_kills(tmp_path, f"{LONG} --epochs 60", kills=200, seed=1)
+    with capsys.disabled():
+        print(f"\n200 kills in {step} steps, {torn} in the middle of a write")
+
+
+def has_saved(folder):
+    """Whether the run has saved its state for the first time."""
+    return (folder / "model" / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tmp_path):
+    log = tmp_path / "log.txt"
+    process = start(flags_for(tmp_path, f"--run_name run {LONG} --epochs 500"), log)
+    wait_for(lambda: has_saved(tmp_path))
+    os.kill(process.pid, number)
+    assert end(process, 30) == 128 + number
+    text = log.read_text()
+    step = int(re.search(r"interrupted at step (\d+); go on with: python train.py --resume \S+/model/run\n", text)[1])
+    assert "Traceback" not in text
+    assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["training"]["step"] == step
+
+
+def never_end_the_third_step():
+    train_step = trainer.Trainer.train_step
+
+    def step(self, images, labels):
+        if self.step == 2:
+            time.sleep(1000)
+        return train_step(self, images, labels)
+
+    trainer.Trainer.train_step = step
+
+
+def test_a_second_signal_stops_at_once_and_harms_no_file(tmp_path):
+    log = tmp_path / "log.txt"
+    flags = flags_for(tmp_path, f"--run_name run {LONG} --save_minutes 1e-6")
+    process = start(flags, log, setup=never_end_the_third_step)
+    folder = tmp_path / "model" / "run"
+    wait_for(lambda: has_saved(tmp_path) and checkpoint.load(folder, "last.pt")["training"]["step"] == 2)
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: "second signal" in log.read_text())
+    os.kill(process.pid, signal.SIGINT)
+    assert end(process, 10) == 130
+    assert checkpoint.load(folder, "last.pt")["training"]["step"] == 2
+
+
+def test_interrupted_while_it_is_measured_an_epoch_is_measured_again(tmp_path, monkeypatch):
+    flags = f"{SMALL_VIT} --epochs 2 --num_train_images 200"
+    run_training(tmp_path, f"--run_name whole {flags}")
+    evaluate = trainer.predict
+
+    def interrupt(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(trainer, "predict", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        run_training(tmp_path, f"--run_name run {flags}")
+    assert stopped.value.code == 143
+    monkeypatch.setattr(trainer, "predict", evaluate)
+    train.main(["--resume", str(tmp_path / "model" / "run")])
+    assert_equal_weights(weights(tmp_path, "whole"), weights(tmp_path, "run"))
+    for whole, run in zip(read_metrics(tmp_path, "whole"), read_metrics(tmp_path, "run"), strict=True):
+        assert whole["train_loss"] == run["train_loss"]
+
+
+def fill_the_disk_in_the_second_epoch():
+    add = Record.add
+
+    def full(self, trainer, row, is_last):
+        if row["epoch"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        add(self, trainer, row, is_last)
+
+    Record.add = full
+
+
+def test_on_a_full_disk_a_run_ends_in_a_line_and_keeps_what_it_had(tmp_path):
+    log = tmp_path / "log.txt"
+    process = start(flags_for(tmp_path, f"--run_name run {LONG}"), log, setup=fill_the_disk_in_the_second_epoch)
+    assert end(process) == 2
+    text = log.read_text()
+    assert re.search(r"train.py: error: cannot write \S+; is the disk full\?\n$", text)
+    assert "Traceback" not in text
+    folder = tmp_path / "model" / "run"
+    assert checkpoint.load(folder)["epoch"] == checkpoint.load(folder, "last.pt")["epoch"] == 1
+    assert {file.name for file in folder.iterdir()} == {"best.pt", "last.pt"}
+
+
+def test_without_memory_a_run_names_the_flags_to_lower(tmp_path, monkeypatch, capsys):
+    def fail(self, images, labels):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(trainer.Trainer, "train_step", fail)
+    with pytest.raises(SystemExit) as stopped:
+        run_training(tmp_path, f"--run_name run {SMALL_VIT}")
+    assert stopped.value.code == 2
+    assert re.search(r"^train.py: error: out of memory; lower --batch_size, --embed_dim", capsys.readouterr().err, re.M)
+
+
+def test_data_that_vanishes_meanwhile_is_not_missed(tmp_path, monkeypatch):
+    images, labels = train.dataset.draw_shapes(60, 32, seed=0)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = tmp_path / "data" / str(label.item()) / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    end_epoch = trainer.Trainer.end_epoch
+
+    def delete_and_end(self, row):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        end_epoch(self, row)
+
+    monkeypatch.setattr(trainer.Trainer, "end_epoch", delete_and_end)
+    run_training(tmp_path, f"--run_name run --dataset folder --num_train_images 30 --epochs 2 {SMALL_VIT}")
+    assert not (tmp_path / "data").exists()
+    assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 2
+
+
+def test_of_two_trainings_of_one_name_the_second_is_refused(tmp_path, capsys):
+    log = tmp_path / "log.txt"
+    process = start(flags_for(tmp_path, f"--run_name run {LONG}"), log)
+    wait_for(lambda: has_saved(tmp_path))
+    for flags, reason in (
+        ("--run_name run", "exists already"),
+        ("--run_name run --overwrite", "another training is at work in"),
+        (f"--resume {tmp_path}/model/run", "another training is at work in"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            train.main(flags.split() if "--resume" in flags else flags_for(tmp_path, flags))
+        assert stopped.value.code == 2
+        assert reason in capsys.readouterr().err
+    assert end(process) == 0, log.read_text()
+    assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 10
+
+
+def resume(folder, *flags):
+    train.main(["--resume", str(folder / "model" / "run"), *flags])
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_where_last_is_damaged_a_run_goes_on_from_the_one_before(tmp_path, capsys):
+    flags = f"{SMALL_VIT} --epochs 3 --save_every 1"
+    run_training(tmp_path, f"--run_name whole {flags}")
+    run_training(tmp_path, f"--run_name run {flags}")
+    for name in ("last.pt", "best.pt"):
+        damage(tmp_path / "model" / "run" / name)
+    resume(tmp_path)
+    said = capsys.readouterr()
+    assert re.search(r"warning: \S+model/run/last.pt cannot be read .*going on from previous.pt", said.err)
+    assert re.search(r"warning: \S+model/run/best.pt cannot be read", said.err)
+    assert "going on after 2 of 3 epochs" in said.out
+    for name in ("best.pt", "last.pt"):
+        assert_equal_weights(weights(tmp_path, "whole", name), weights(tmp_path, "run", name))
+    for name in ("last.pt", "previous.pt"):
+        damage(tmp_path / "model" / "run" / name)
+    with pytest.raises(SystemExit):
+        resume(tmp_path, "--epochs", "4")
+    assert "previous.pt cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ({"epochs": "many"}, "invalid whole number value: 'many'"),
+        ({"batch_size": 1e12}, "invalid whole number"),
+        ({"num_workers": -1}, "must be at least 0"),
+        ({"device": "abacus"}, "invalid choice: 'abacus'"),
+        ({"surprise": 1}, "unknown: surprise"),
+        ({"help": True}, "unknown: help"),
+        ({"run_name": "../../escape"}, "cannot name a folder"),
+        ({"embed_dim": 10**9, "n_attention_heads": 1}, "--embed_dim"),
+        ({"dataset": ["folder"]}, "invalid choice"),
+    ],
+)
+def test_the_flags_in_a_strangers_checkpoint_are_checked_as_if_typed(runs, recipe, reason, tmp_path, capsys):
+    shutil.copytree(runs / "model" / "vit", tmp_path / "model" / "run")
+    path = tmp_path / "model" / "run" / "last.pt"
+    saved = checkpoint.load(path)
+    saved["recipe"] |= recipe
+    checkpoint.save(path, saved)
+    with pytest.raises(SystemExit) as stopped:
+        resume(tmp_path, *([] if "epochs" in recipe else ["--epochs", "9"]))
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_from_anywhere_and_with_more_epochs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    train.main(f"--run_name run --dataset shapes --epochs 1 --device cpu {SMALL_VIT}".split())
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", "home/model/run", "--epochs", "2"])
+    said = capsys.readouterr().out
+    assert "--epochs 2 instead of 1" in said
+    assert checkpoint.load(tmp_path / "home" / "model" / "run", "last.pt")["epoch"] == 2
+    assert len((tmp_path / "home" / "output" / "run" / "metrics.csv").read_text().splitlines()) == 3
+    assert not (tmp_path / "output").exists()

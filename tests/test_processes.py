@@ -1,0 +1,137 @@
+"""Several processes that train one network: as one would, and ending together."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from background import end, start, start_job
+from conftest import SMALL_VIT
+from test_commands import ROOT, read_metrics
+from test_faults import flags_for, has_saved, wait_for
+from torch import nn
+
+import checkpoint
+import processes
+
+TWENTY_STEPS = "--epochs 20 --num_train_images 64 --batch_size 64 --num_test_images 31 --val_images 33 --dropout 0"
+MIXED = "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --ema 0.9 --clip_grad 1"
+LONG = f"{SMALL_VIT} --epochs 500 --warmup_epochs 0 --num_train_images 640 --batch_size 64 --val_images 100"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        f"{SMALL_VIT} --learning_rate 2e-3",
+        f"{SMALL_VIT} {MIXED}",
+        "--model cnn --learning_rate 1e-5",  # AdamW makes steps of the rate even of gradients that are rounding errors
+    ],
+    ids=["vit", "vit mixed", "cnn"],
+)
+def test_two_processes_give_the_losses_of_one(flags, tmp_path):
+    flags = f"{TWENTY_STEPS} {flags}"
+    alone = start(flags_for(tmp_path, f"--run_name one {flags}"), tmp_path / "one.log")
+    job = start_job(flags_for(tmp_path, f"--run_name two {flags}"), tmp_path)
+    for process in (alone, *job):
+        assert end(process) == 0, (tmp_path / "0.log").read_text()
+    assert (tmp_path / "1.log").read_text() == ""
+    one, two = (read_metrics(tmp_path, run) for run in ("one", "two"))
+    assert len(one) == 20
+    for row, other in zip(one, two, strict=True):
+        for column in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"):
+            assert float(row[column]) == pytest.approx(float(other[column]), abs=1e-5)
+    assert float(one[-1]["train_loss"]) != float(one[0]["train_loss"])
+    for ours, theirs in zip(
+        *(checkpoint.load(tmp_path / "model" / run)["weights"].values() for run in ("one", "two")), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def normalise_a_share(rank, file):
+    """In a process of its own: gradients and statistics of batch normalisation of half a batch, in float64."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    share = images[3 * rank : 3 * rank + 3].clone().requires_grad_()
+    norm = processes.Job(rank, 2).share_statistics(nn.Sequential(nn.BatchNorm2d(3).double()))
+    (norm(share) ** 3 * images[:3].exp()).sum().backward()
+    torch.save((share.grad, norm[0].bias.grad, norm.state_dict()), f"{file}.{rank}")
+
+
+def test_batch_normalisation_sees_the_batch_of_all_processes(tmp_path):
+    file = tmp_path / "meeting"
+    program = f"import test_processes; test_processes.normalise_a_share(int(__import__('sys').argv[1]), {str(file)!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    running = [subprocess.Popen([sys.executable, "-c", program, str(rank)], env=environment) for rank in (0, 1)]
+    assert [process.wait(60) for process in running] == [0, 0]
+    parts = [torch.load(f"{file}.{rank}") for rank in (0, 1)]
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    whole = images.clone().requires_grad_()
+    norm = nn.Sequential(nn.BatchNorm2d(3).double())
+    (norm(whole) ** 3 * torch.cat([images[:3], images[:3]]).exp()).sum().backward()
+    torch.testing.assert_close(torch.cat([grad for grad, _, _ in parts]), whole.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sum(grad for _, grad, _ in parts), norm[0].bias.grad, rtol=1e-10, atol=1e-10)
+    for _, _, state in parts:
+        torch.testing.assert_close(state, norm.state_dict(), rtol=1e-6, atol=1e-6)
+
+
+def test_torchrun_trains_is_interrupted_and_one_process_goes_on(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "train.py")]
+    flags = flags_for(tmp_path, f"--run_name run {LONG}")
+    with open(tmp_path / "log.txt", "w") as log:
+        job = subprocess.Popen([*torchrun, *flags], stdout=log, stderr=log)
+        wait_for(lambda: has_saved(tmp_path), 120)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) != 0
+    text = (tmp_path / "log.txt").read_text()
+    step = int(re.search(r"interrupted at step (\d+); go on with: python train.py --resume", text)[1])
+    saved = checkpoint.load(tmp_path / "model" / "run", "last.pt")
+    assert saved["training"]["step"] == step
+    resumed = start(["--resume", str(tmp_path / "model" / "run"), "--epochs", "501"], tmp_path / "one.log")
+    wait_for(lambda: checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] > saved["epoch"])
+    os.kill(resumed.pid, signal.SIGINT)
+    assert end(resumed) == 130
+
+
+def test_a_process_that_dies_ends_the_job(tmp_path):
+    job = start_job(flags_for(tmp_path, f"--run_name run {LONG}"), tmp_path)
+    wait_for(lambda: has_saved(tmp_path))
+    job[1].kill()
+    start_of_wait = time.monotonic()
+    assert end(job[0], 30) == 2
+    assert time.monotonic() - start_of_wait < 20
+    assert "another process of this job has ended" in (tmp_path / "0.log").read_text()
+
+
+def test_an_agreed_stop_and_a_resume_in_more_processes(tmp_path):
+    job = start_job(flags_for(tmp_path, f"--run_name run {LONG}"), tmp_path)
+    wait_for(lambda: has_saved(tmp_path))
+    os.kill(job[1].pid, signal.SIGTERM)  # one alone is told
+    assert [end(process, 30) for process in job] == [143, 143]
+    saved = checkpoint.load(tmp_path / "model" / "run", "last.pt")
+    more = start_job(["--resume", str(tmp_path / "model" / "run"), "--epochs", str(saved["epoch"] + 2)], tmp_path, 4)
+    assert [end(process) for process in more] == [0] * 4
+    rows = read_metrics(tmp_path, "run")
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, saved["epoch"] + 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--batch_size 63", "a batch of 63 images cannot be shared out evenly among 2 processes; use --batch_size 62"),
+        ("--patch_size 5", "patch_size 5 does not divide"),
+        ("--num_train_images 99999", "asks for more"),
+    ],
+)
+def test_a_mistake_is_said_once(flags, reason, tmp_path):
+    job = start_job(flags_for(tmp_path, f"--run_name run {LONG} {flags}"), tmp_path)
+    assert [end(process) for process in job] == [2, 2]
+    (line,) = (tmp_path / "0.log").read_text().splitlines()
+    assert reason in line
+    assert (tmp_path / "1.log").read_text() == ""
+    assert not (tmp_path / "model").exists()
