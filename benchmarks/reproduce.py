@@ -48,10 +48,11 @@ ORDER = (  # of the table: the quick ones, then those of earlier projects
     "cnn-12ep",
     "cnn-small",
     "vit-laptop",
+    "vit-laptop-layer6",
 )
 THREE_SEEDS = ("vit-fast", "vit-best", "cnn-fast")
 SHIPPED = {  # the runs whose weights are in git, and the recipes they can come from, the best first
-    "vit-layer6-32-cifar10": ("vit-layer6",),
+    "vit-layer6-32-cifar10": ("vit-layer6", "vit-laptop-layer6"),
     "vit-layer12-32-cifar10": ("deit-ti", "vit-laptop"),
     "cnn-32-cifar10": ("cnn-fast", "cnn-12ep"),
     "vit-best-32-cifar10": ("vit-best",),
@@ -182,7 +183,7 @@ def ship(recipe, name, args):
     test = network.adopt(dataset.load_test(state["dataset"], args.data_path, image_size=network.image_size))
     measured = scores(predict(network.model, test), test.labels)
     state["metrics"] |= {f"test_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
-    for flag in PATHS:
+    for flag in (*PATHS, "resume"):
         state["recipe"][flag] = train.build_parser().get_default(flag)
     checkpoint.save(folder / "best.pt", state)
     figures = ROOT / "output" / name
