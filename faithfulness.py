@@ -104,6 +104,15 @@ def removal_curve(model, inputs, targets, ranks, filled, kind):
     return torch.stack(values, dim=1)
 
 
+@torch.inference_mode()
+def remove_each_patch(model, image, grid):
+    """Probabilities (grid * grid, C) of one normalised image (1, 3, H, W) with each patch, alone, made the mean."""
+    is_removed = torch.eye(grid * grid, device=image.device).view(-1, 1, grid, grid)
+    is_removed = F.interpolate(is_removed, image.shape[-2:], mode="nearest").bool()
+    removed = torch.where(is_removed, fill_images(image, "mean"), image)
+    return torch.cat([model(part).softmax(dim=1) for part in removed.split(250)])
+
+
 def measure_removal(model, split, batch_size=125, seed=0, progress=iter):
     """Deletion and insertion curves of every method and baseline on the images of a split.
 

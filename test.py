@@ -3,6 +3,7 @@
     python test.py --mode cifar                                  # accuracy, per-class scores, confusion matrix
     python test.py --mode cifar-single --index 5                 # classes of test image 5, and its attention GIF
     python test.py --mode custom --image_path img.png            # the same for an image file of any kind or size
+    python test.py --mode custom --image_path img.png --html img.html    # and a page to explore its attention in
     python test.py --mode faithfulness --num_images 500          # how far its explanations can be trusted
 
 The architecture comes from the checkpoint: --model_path takes a run's folder, or a checkpoint in it. The full test
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import checkpoint
 import dataset
+import explorer
 import faithfulness
 import figures
 import results
@@ -53,16 +55,21 @@ def build_parser():
             "any image file"
         ),
     )
-    parser.add_argument("--index", type=int, default=1, help="cifar-single: which test image, from 0")
+    parser.add_argument(
+        "--index", type=int, nargs="+", default=[1], help="cifar-single: which test image, or images, from 0"
+    )
     parser.add_argument("--image_path", help="custom: the image file")
     parser.add_argument(
         "--model_path",
-        help=f"a run's folder or a checkpoint; default: {MODEL_PATH}, or the newest run under model/ without it",
+        help=f"a run's folder or a checkpoint; default: {MODEL_PATH}, or the newest run under model/",
     )
     parser.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
     parser.add_argument("--output_path", default="./output", help="cifar: folder for results, one folder a run")
     parser.add_argument("--gif_path", help="file for the GIF; default: named after the image in attention_map_gif/")
     parser.add_argument("--no_gif", action="store_true", help="write no GIF")
+    parser.add_argument(
+        "--html", help="cifar-single, custom: also write this page, in which the network's decisions can be explored"
+    )
     parser.add_argument(
         "--no_image", action="store_true", help="open no window; without a display none is opened anyway"
     )
@@ -81,13 +88,13 @@ def build_parser():
 
 
 def find_checkpoint(model_path):
-    """The path asked for, else the default run, else the newest one there is."""
+    """The path asked for, else the default run, else the newest one there is, else the default that comes with this."""
     if model_path:
         return Path(model_path)
     runs = sorted(Path("model").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    if Path(MODEL_PATH).exists() or not runs:
+    if Path(MODEL_PATH).exists():
         return Path(MODEL_PATH)
-    return runs[-1].parent
+    return runs[-1].parent if runs else Path(__file__).parent / MODEL_PATH
 
 
 def describe(network):
@@ -152,14 +159,19 @@ def print_confusion_matrix(measured):
 
 
 def single_test(network, args):
-    """Classify one test image and show the network's attention."""
+    """Classify test images and show the network's attention."""
     test = load_test_images(network, args)
-    if not 0 <= args.index < len(test):
-        raise UserError(f"--index {args.index} is out of range; the test images are 0 to {len(test) - 1}")
+    wrong = [index for index in args.index if not 0 <= index < len(test)]
+    if wrong:
+        raise UserError(f"--index {wrong[0]} is out of range; the test images are 0 to {len(test) - 1}")
     trained_on = network.saved["dataset"]
     prefix = "cifar" if trained_on == "cifar10" else trained_on
-    label = f"true class: {network.classes[test.labels[args.index]]}"
-    classify(network, test.images[args.index], f"{prefix}-index-{args.index}", label, args)
+    explored = []
+    for index in args.index:
+        label = f"true class: {network.classes[test.labels[index]]}"
+        classify(network, test.images[index], f"{prefix}-index-{index}", label, args)
+        explored.append((test.images[index], f"test image {index}", label))
+    explore(network, explored, args)
 
 
 def custom_test(network, args):
@@ -168,7 +180,17 @@ def custom_test(network, args):
         raise UserError("--mode custom needs --image_path, the image file to classify")
     image = dataset.open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
-    classify(network, image, path.stem, f"image: {shorten(printable(path.name))}", args)
+    name = printable(path.name)
+    classify(network, image, path.stem, f"image: {shorten(name)}", args)
+    explore(network, [(image, name, "")], args)
+
+
+def explore(network, images, args):
+    """Write the page that --html asks for, of images with their names and labels."""
+    if args.html:
+        entries = [explorer.explain_image(network, *image) for image in images]
+        explorer.write_page(args.html, network, entries)
+        print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1e6:.1f} MB), to be opened in a browser")
 
 
 def shorten(name, longest=40):
@@ -284,6 +306,12 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
         raise UserError(f"--gif_path {args.gif_path} is no name for a GIF; let it end in .gif")
+    if args.gif_path and len(args.index) > 1:
+        raise UserError("--gif_path is one file; leave it out, or name one --index")
+    if args.html and Path(args.html).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html {args.html} is no name for a page; let it end in .html")
+    if args.html and args.mode not in ("cifar-single", "custom"):
+        raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
     if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
     device = pick_device(args.device)

@@ -1,6 +1,7 @@
 """What the tests share: the real data set where there is one, and two small trained runs."""
 
 import os
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,12 +16,17 @@ CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
 SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 def pytest_report_header():
+    data = f"real CIFAR-10 from {CIFAR10_ROOT}"
     if not CIFAR10_ROOT:
-        return (
+        data = (
             "CIFAR10_ROOT is not set: THE TESTS ON REAL CIFAR-10 ARE SKIPPED (name the folder of cifar-10-batches-py)"
         )
-    return f"real CIFAR-10 from {CIFAR10_ROOT}"
+    browser = f"pages in {CHROMIUM}" if CHROMIUM else "no Chromium here: THE TESTS OF THE PAGE IN A BROWSER ARE SKIPPED"
+    return [data, browser]
 
 
 @pytest.fixture(scope="session")

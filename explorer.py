@@ -1,0 +1,114 @@
+"""One HTML page in which a network's decisions can be explored: no server, no network, opened by a double click.
+
+    entries = [explain_image(network, image, "cat.png", "true class: cat"), ...]
+    write_page("cat.html", network, entries)
+
+Everything the page can show is measured here and embedded, attention as 16-bit fractions, the rest as float32. The
+page itself, plain HTML, CSS and JavaScript, lies in `page/`.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from explain import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from faithfulness import patch_grid, remove_each_patch
+from figures import COLORMAP
+from model import VisionTransformer
+from runtime import replacing
+
+PAGE = Path(__file__).parent / "page"
+KINDS = {"vit": "ViT", "cnn": "CNN"}
+MOST_CLASSES = 20  # to explain: of more, the ten likeliest
+
+
+def explain_image(network, image, name, label):
+    """What the page shows of one image, uint8 (3, H, W): plain values and base64 of little-endian arrays.
+
+    Args:
+        name: of the image, such as its file's.
+        label: a line about it, such as its true class.
+    """
+    inputs = network.prepare(image[None])
+    model, grid = network.model, patch_grid(network.model, network.image_size)
+    with torch.inference_mode():
+        probabilities = model(inputs).softmax(dim=1)[0]
+    num_classes = len(network.classes)
+    count = num_classes if num_classes <= MOST_CLASSES else 10
+    explained = probabilities.topk(count).indices
+    repeated = inputs.expand(count, -1, -1, -1)
+    entry = {
+        "name": name,
+        "label": label,
+        "pixels": encode(image.permute(1, 2, 0).cpu().numpy(), "u1"),
+        "probabilities": encode(probabilities),
+        "explained": explained.tolist(),
+        "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
+        "gradCam": encode_grids(grad_cam(model, repeated, explained)),  # (explained, h * w)
+    }
+    if isinstance(model, VisionTransformer):
+        maps = attention_maps(model, inputs)
+        fractions = (maps[:, 0] * 65535).round().cpu().numpy()
+        entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
+        entry["rollout"] = encode_grids(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
+        by_layer = gradient_rollout_by_layer(model, repeated, explained)
+        entry["gradientRollout"] = encode_grids(by_layer.transpose(0, 1))  # (explained, layers, patches)
+    return entry
+
+
+def encode(values, dtype="<f4"):
+    """An array or tensor as base64."""
+    values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return base64.b64encode(np.ascontiguousarray(values, dtype=dtype)).decode()
+
+
+def encode_grids(grids):
+    """(..., h, w) as base64, with h."""
+    return {"side": grids.shape[-1], "values": encode(grids)}
+
+
+def describe(network):
+    """What the page has to know of the network."""
+    model, config = network.model, network.saved["model_config"]
+    is_vit = isinstance(model, VisionTransformer)
+    colors = (255 * matplotlib.colormaps[COLORMAP](np.arange(256))[:, :3]).round()
+    return {
+        "network": f"{network.name}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
+        "classes": network.classes,
+        "isVit": is_vit,
+        "imageSize": network.image_size,
+        "grid": patch_grid(model, network.image_size),
+        "layers": len(model.blocks) if is_vit else 0,
+        "heads": model.blocks[0].attn.num_heads if is_vit else 0,
+        "hasClassToken": is_vit and model.num_prefix_tokens == 1,
+        "pool": model.global_pool if is_vit else None,
+        "colors": encode(colors, "u1"),
+    }
+
+
+def fill_page(network, entries):
+    """The page as a string. Its Content-Security-Policy lets it run its own script, and reach nothing."""
+    parts = {name: (PAGE / f"explorer.{name}").read_text() for name in ("css", "js")}
+    hashes = {name: base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for name, part in parts.items()}
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{hashes['js']}'; style-src 'sha256-{hashes['css']}';"
+        " img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    data = json.dumps({**describe(network), "images": entries}, ensure_ascii=True).replace("<", "\\u003c")
+    title = f"{', '.join(entry['name'] for entry in entries)}: what {network.name} looks at"
+    parts |= {"policy": policy, "data": data, "title": html.escape(title)}
+    template = (PAGE / "explorer.html").read_text()
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # one pass: what is filled in stays
+
+
+def write_page(path, network, entries):
+    """Write the page for images from `explain_image`. Raises `UserError` if it cannot be written."""
+    with replacing(path) as partial:
+        partial.write_text(fill_page(network, entries), encoding="utf-8")

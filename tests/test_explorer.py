@@ -1,0 +1,293 @@
+"""The page to explore a network's decisions in, in a real browser: its numbers, its keys, and that it stays alone."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHROMIUM
+from PIL import Image
+from test_commands import ROOT, run_test
+
+import checkpoint
+import dataset
+import explorer
+from explain import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+CLOSE = {"rtol": 0, "atol": 1e-5}  # 16 bits of attention; the rest is float32
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("no Chromium here")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens pages from their files, and afterwards sees that they asked for nothing and complained of nothing."""
+    contexts, asked, complaints = [], [], []
+
+    def open_page(path, viewport=None, **options):
+        context = browser.new_context(viewport=viewport or WIDE, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.goto(path.as_uri())
+        asked.remove(path.as_uri())
+        return page
+
+    open_page.asked, open_page.complaints = asked, complaints
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not asked
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def pages(runs):
+    """Pages of three test images, by the small ViT and the small CNN."""
+    networks = {name: checkpoint.load_network(runs / "model" / name, torch.device("cpu")) for name in ("vit", "cnn")}
+    test = dataset.load_test("shapes", "")
+    for name, network in networks.items():
+        entries = [explorer.explain_image(network, test.images[i], f"image {i}", "a label") for i in (5, 10, 13)]
+        explorer.write_page(runs / f"{name}.html", network, entries)
+    return {name: (runs / f"{name}.html", network, test.images) for name, network in networks.items()}
+
+
+def evaluate(page, expression):
+    """A number, or array of numbers, of the page's own."""
+    return torch.tensor(
+        page.evaluate(
+            f"(() => {{ const value = {expression}; return value.length === undefined"
+            " ? value : Array.from(value); })()"
+        )
+    )
+
+
+def drawn(page):
+    """Wait until what was changed is drawn."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit):
+    path, network, images = pages["vit"]
+    page = visit(path)
+    maps = attention_maps(network.model, network.prepare(images[5:6]))[:, 0]
+    (row, column), grid = (2, 3), 4
+    token = 1 + row * grid + column
+    page.locator("#patches button").nth(row * grid + column).hover()
+    page.locator("#layer").fill("2")
+    page.locator("#head").fill("3")  # mean, max, head 1, head 2
+    page.locator("#strength").fill("100")
+    drawn(page)
+    assert page.locator("#main-title").inner_text() == "Attention from row 3, column 4"
+    ours = maps[1, 1]
+    torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), ours[token, 1:], **CLOSE)
+    torch.testing.assert_close(evaluate(page, "explorer.attentionOf(11, false).values"), ours[1:, token], **CLOSE)
+    assert page.evaluate("explorer.mainMap().classToken") == pytest.approx(ours[token, 0].item(), abs=1e-5)
+    shown = [cell.get_attribute("aria-label") for cell in page.locator("#patches button").all()]
+    written = [float(re.search(r"([\d.]+) %", text)[1]) / 100 for text in shown]
+    torch.testing.assert_close(torch.tensor(written), ours[token, 1:], rtol=0, atol=6e-4)
+    assert f"class token: {100 * ours[token, 0]:.2f}"[:16] in page.locator("#tokens").inner_text()
+    check_colours(page, "main-canvas", ours[token, 1:])
+    check_colours(page, "other-canvas", ours[1:, token])
+    page.locator("#head").fill("0")
+    drawn(page)
+    torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), maps[1].mean(0)[token, 1:], **CLOSE)
+    page.locator("#head").fill("1")
+    drawn(page)
+    torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), maps[1].amax(0)[token, 1:], **CLOSE)
+
+
+def check_colours(page, canvas, values):
+    """With the overlay at 100 %, every patch has the colour of its value: viridis of the root of its share."""
+    import matplotlib
+
+    side = round(len(values) ** 0.5)
+    pixels = page.evaluate(
+        """([id, side]) => {
+            const shown = document.getElementById(id), cell = shown.width / side;
+            const context = new OffscreenCanvas(shown.width, shown.width).getContext("2d", {willReadFrequently: true});
+            context.drawImage(shown, 0, 0);
+            const at = (i) => [i % side, Math.floor(i / side)].map((place) => Math.floor((place + 0.3) * cell));
+            const color = (_, i) => Array.from(context.getImageData(...at(i), 1, 1).data.slice(0, 3));
+            return Array.from({length: side * side}, color);
+        }""",
+        [canvas, side],
+    )
+    expected = 255 * matplotlib.colormaps["viridis"]((values / values.max()).sqrt().numpy())[:, :3]
+    np.testing.assert_allclose(pixels, expected, atol=3)
+
+
+def test_the_other_maps_are_those_of_explain_for_every_class_and_layer(pages, visit):
+    path, network, images = pages["vit"]
+    page = visit(path)
+    page.evaluate("explorer.change({image: 1})")
+    inputs = network.prepare(images[10:11])
+    classes = torch.arange(10)
+    many = inputs.expand(10, -1, -1, -1)
+    maps = attention_maps(network.model, inputs)
+    rollouts, gradients = rollout_by_layer(maps)[:, 0], gradient_rollout_by_layer(network.model, many, classes)
+    cams = grad_cam(network.model, many, classes)
+    for target in (0, 7):
+        for layer in (1, 3):
+            page.evaluate(f"explorer.change({{target: {target}, layer: {layer}}})")
+            for method, expected in (
+                ("rollout", rollouts[layer - 1]),
+                ("gradientRollout", gradients[layer - 1, target]),
+                ("gradCam", cams[target]),
+            ):
+                page.evaluate(f"explorer.change({{method: '{method}'}})")
+                values = evaluate(page, "explorer.mainMap().values")
+                torch.testing.assert_close(values, expected.flatten(), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["vit", "cnn"])
+def test_removing_a_patch_shows_what_was_measured_and_two_are_not_guessed(name, pages, visit):
+    path, network, images = pages[name]
+    page = visit(path)
+    grid = 4 if name == "vit" else 8
+    inputs = network.prepare(images[5:6])
+    side = inputs.shape[-1] // grid
+    inputs[:, :, side : 2 * side, 2 * side : 3 * side] = 0  # the patch in row 2, column 3
+    with torch.inference_mode():
+        expected = network.model(inputs).softmax(1)[0]
+    page.locator("#patches button").nth(grid + 2).click()
+    drawn(page)
+    for choice in page.locator("#classes button").all():
+        index = int(choice.get_attribute("data-class"))
+        text = choice.inner_text().split("→")[1]
+        assert float(re.search(r"[\d.]+", text)[0]) / 100 == pytest.approx(expected[index].item(), abs=6e-4)
+    assert page.locator("#answers-title").inner_text() == "What it says without row 2, column 3"
+    page.locator("#patches button").nth(0).click()
+    drawn(page)
+    assert "is not known here" in page.locator("#removal-note").inner_text()
+    assert "→" not in page.locator("#classes").inner_text()
+    page.locator("#restore").click()
+    drawn(page)
+    assert not page.evaluate("explorer.state.removed.size")
+
+
+def test_all_of_it_works_from_the_keyboard(pages, visit):
+    page = visit(pages["vit"][0])
+    state = lambda: page.evaluate("({...explorer.state, removed: [...explorer.state.removed]})")  # noqa: E731
+    page.keyboard.press("[")
+    page.keyboard.press(".")
+    page.keyboard.press(".")
+    assert (state()["layer"], state()["head"]) == (2, 2)
+    page.locator("#layer").focus()
+    page.keyboard.press("ArrowLeft")
+    assert state()["layer"] == 1
+    page.locator("#patches button").first.focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    drawn(page)
+    assert (state()["token"], state()["removed"]) == (8, [8])  # it stops at the side
+    assert page.locator("#patches button").nth(8).get_attribute("aria-label").endswith(", removed")
+    page.locator("#methods button").first.focus()
+    page.keyboard.press("ArrowRight")
+    drawn(page)
+    assert state()["method"] == "rollout"
+    assert page.locator("#methods [aria-checked=true]").inner_text() == "Rollout"
+    page.locator("#play").press("Space")
+    for _ in range(100):  # Playwright's own waiting would evaluate strings, which the page's policy forbids
+        page.wait_for_timeout(100)
+        if (state()["layer"], state()["timer"]) == (3, None):
+            break
+    assert (state()["layer"], state()["timer"]) == (3, None)
+    unnamed = "[...document.querySelectorAll('button')].filter((b) => !b.innerText.trim() && !b.ariaLabel).length"
+    assert page.evaluate(unnamed) == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_thumbnails_images_and_themes_can_be_chosen(pages, visit):
+    page = visit(pages["vit"][0], color_scheme="dark")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.locator("#theme").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    page.get_by_label("layer 1, head 2").click()
+    drawn(page)
+    assert page.locator("#layer-name").inner_text() == "1 of 3"
+    assert page.locator("#head-name").inner_text() == "2 of 2"
+    page.locator("#images button").nth(2).click()
+    drawn(page)
+    assert page.locator("h1").inner_text().startswith("image 13: ")
+
+
+@pytest.mark.parametrize("name", ["vit", "cnn"])
+def test_it_fits_a_phone_and_answers_to_a_finger(name, pages, visit):
+    page = visit(pages[name][0], NARROW, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    cell = page.locator("#patches button").nth(5)
+    cell.tap()
+    assert page.evaluate("[explorer.state.token, explorer.state.removed.size]") == [5, 0]
+    cell.tap()
+    assert page.evaluate("[explorer.state.token, explorer.state.removed.size]") == [5, 1]
+
+
+def test_the_view_is_saved_as_a_picture(pages, visit, tmp_path):
+    page = visit(pages["vit"][0])
+    with page.expect_download() as download:
+        page.locator("#export").click()
+    assert download.value.suggested_filename == "image-5-attention.png"
+    download.value.save_as(tmp_path / "view.png")
+    picture = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
+    assert picture.shape[1] > 900
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+HOSTILE = '"><script>alert(1)<\\script><img src=x onerror=alert(2)>{{data}}\u2028.png'
+
+
+def test_a_file_name_stays_text_and_nothing_leaves_the_page(runs, visit, monkeypatch):
+    shutil.copy(ROOT / "examples" / "cat.png", runs / HOSTILE)
+    monkeypatch.chdir(runs)
+    import test as test_command
+
+    flags = ["--model_path", "model/vit", "--mode", "custom", "--no_gif", "--no_image", "--html", "hostile.html"]
+    test_command.main([*flags, "--image_path", HOSTILE])
+    page = visit(runs / "hostile.html")
+    assert page.locator("h1").inner_text().startswith(HOSTILE.replace("\u2028", "\ufffd"))
+    assert page.locator("script").count() == 2
+    assert page.locator("img").count() == 0
+    blocked = page.evaluate(
+        """new Promise((done) => {
+            document.addEventListener("securitypolicyviolation", (event) => done(event.effectiveDirective));
+            new Image().src = "http://127.0.0.1:9/secret";
+        })"""
+    )
+    assert blocked == "img-src"
+    assert all("Content Security Policy" in complaint for complaint in visit.complaints)
+    visit.complaints.clear()
+    visit.asked.remove("http://127.0.0.1:9/secret")  # reported, though it was blocked
+
+
+def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
+    network = checkpoint.load_network(ROOT / "model" / "vit-layer12-32-cifar10", torch.device("cpu"))
+    images, _ = dataset.draw_shapes(3, 32, seed=0)
+    explorer.write_page(
+        tmp_path / "page.html", network, [explorer.explain_image(network, image, "image", "") for image in images]
+    )
+    assert os.path.getsize(tmp_path / "page.html") < 2_000_000
+
+
+def test_several_test_images_make_one_page_and_a_gif_each(runs, monkeypatch):
+    run_test(runs, "--model_path model/vit --mode cifar-single --index 3 4 --html page.html", monkeypatch)
+    assert all((runs / "attention_map_gif" / f"shapes-index-{index}.gif").exists() for index in (3, 4))
+    assert (runs / "page.html").read_text().count('"name": "test image') == 2
