@@ -19,6 +19,7 @@ exact resume needs; `model/<run>/previous.pt` is the one before, should last.pt 
 import dataclasses
 import math
 import pickle
+import pickletools
 import sys
 import zipfile
 from pathlib import Path
@@ -32,6 +33,15 @@ from runtime import UserError, save_tensors
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
 DICTS = ("model_config", "weights", "metrics", "recipe")
+ROW = (  # of metrics.csv, in its order; what is not measured is None
+    *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
+    *("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds"),
+)
+MAY_BE_NONE = {"gpu_memory_gb", "val_loss", "val_accuracy"}
+GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}  # all that a file of this format calls
+GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
+CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
+LARGEST_PICKLE = 20_000_000  # bytes, without the tensors: a thousand epochs take a hundredth
 LARGEST = {"depth": 1_000}  # of a size in a model_config, else 100,000: more than any network, yet quickly tried out
 KEYS = {
     "format": int,
@@ -44,6 +54,20 @@ KEYS = {
     "epoch": int,
     "metrics": dict,
     "recipe": dict,
+}
+TRAINING_KEYS = {
+    "step": int,
+    "sums": torch.Tensor,
+    "seconds": list,
+    "timed_steps": int,
+    "model": dict | None,
+    "optimizer": dict,
+    "schedule": dict,
+    "scaler": dict,
+    "average": dict | None,
+    "data": str,
+    "rows": list,
+    "best": dict | None,
 }
 
 
@@ -73,11 +97,15 @@ def load_last(path):
     except UserError as error:
         if path.name != LAST or not previous.exists():
             raise
-        checkpoint = load(previous)
+        try:
+            checkpoint = load(previous)
+        except UserError as other:
+            raise UserError(f"{error}; {other}") from error
         checkpoint["is_older"] = True
         print(f"warning: {error}; going on from {previous.name} beside it, which is older", file=sys.stderr)
     if not isinstance(checkpoint.get("training"), dict):
         raise UserError(f"{path} holds no training state; name the run's folder or its {LAST}")
+    check_training(path, checkpoint)
     return checkpoint
 
 
@@ -121,10 +149,26 @@ def check_archive(path):
             if is_packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise UserError(f"{path} is refused: it is packed in a way that PyTorch does not write")
             damaged = archive.testzip()
+            if not damaged:
+                check_pickle(path, archive)
     except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
     if damaged:
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
+
+
+def check_pickle(path, archive):
+    """Raises `UserError` for a pickle that calls anything but what puts tensors together.
+
+    PyTorch's `weights_only` runs no code either, but allows to call for memory without end.
+    """
+    names = [entry.filename.lower() for entry in archive.infolist()]  # PyTorch does not tell case apart
+    pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
+    if len(set(names)) < len(names) or len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
+        raise UserError(f"{path} is refused: it is packed in a way that PyTorch does not write")
+    for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+        if operation.name in CALLS and not (operation.name == "GLOBAL" and argument in GLOBALS):
+            raise UserError(f"{path} is refused: it holds {argument or operation.name}, more than weights and values")
 
 
 def check_values(path, checkpoint):
@@ -150,10 +194,51 @@ def check_values(path, checkpoint):
         ),
         "number of classes": lambda: config.get("num_classes", len(classes)) == len(classes),
         "metrics": lambda: all(isinstance(value, int | float | None) for value in checkpoint["metrics"].values()),
+        "recipe": lambda: all(isinstance(value, str | int | float | None) for value in checkpoint["recipe"].values()),
     }
+    refuse_unless(path, is_right)
+
+
+def refuse_unless(path, is_right):
+    """Raises `UserError` naming the first of {what: check} that fails; checks are functions."""
     for what, check in is_right.items():
         if not check():
             raise UserError(f"{path} is refused: its {what} cannot be right; train it again")
+
+
+def check_training(path, checkpoint):
+    """Raises `UserError` if a training state's parts are not of their kinds; their sizes `Trainer.resume` knows."""
+    training = checkpoint["training"]
+    for key, kind in TRAINING_KEYS.items():
+        if key not in training or not isinstance(training[key], kind):
+            raise UserError(f"the training state in {path} is damaged or of another version: its {key}; train it again")
+    rows, best = training["rows"], training["best"]
+    is_right = {
+        "rows": lambda: (
+            all(map(is_row, rows)) and [row["epoch"] for row in rows] == list(range(1, checkpoint["epoch"] + 1))
+        ),
+        "best row": lambda: best is None or (is_row(best) and best in rows),
+        "sums": lambda: (
+            training["sums"].shape == (2,) and brings_its_memory(training["sums"]) and training["sums"].isfinite().all()
+        ),
+        "seconds": lambda: (
+            len(training["seconds"]) == 2 and all(is_number(value) and value >= 0 for value in training["seconds"])
+        ),
+        "schedule": lambda: all(isinstance(value, int | float) for value in training["schedule"].values()),
+        "scaler": lambda: all(is_number(value) for value in training["scaler"].values()),
+    }
+    refuse_unless(path, is_right)
+
+
+def is_number(value):
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def is_row(row):
+    """Whether it is an epoch's metrics."""
+    if not (isinstance(row, dict) and row.keys() == set(ROW)):
+        return False
+    return all(is_number(value) or (value is None and key in MAY_BE_NONE) for key, value in row.items())
 
 
 def brings_its_memory(tensor):

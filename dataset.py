@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -372,8 +373,13 @@ def _decode(files, image_size, num_workers):
     if num_workers < 2 or len(files) < 200:
         yield from map(decode, files)
         return
-    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(num_workers, _ignore_interrupts) as pool:
         yield from pool.imap(decode, files, chunksize=32)
+
+
+def _ignore_interrupts():
+    """Ctrl-C is for the process that waits for these, and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _decode_one(file, image_size):

@@ -31,12 +31,16 @@ def evaluating(model):
 
 
 @torch.inference_mode()
-def predict(model, split, batch_size=1000, precision="fp32"):
-    """Logits, float32 (N, C), of every image of a split, on its device; the network is left in the mode it was in."""
+def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda: None):
+    """Logits, float32 (N, C), of every image of a split, on its device; the network is left in the mode it was in.
+
+    `after_batch()` is called between batches, and may raise to give it up.
+    """
     logits = []
     with evaluating(model), autocast(split.images.device, precision):
         for images, _ in batches(split, batch_size):
             logits.append(model(normalize(images, split.mean, split.std)).float())
+            after_batch()
     return torch.cat(logits)
 
 

@@ -42,6 +42,33 @@ def build_optimizer(model, learning_rate, weight_decay, muon=None):
     return adamw if muon is None else Together(adamw, Muon(matrices[1:-1], **muon))
 
 
+def load_state(optimizer, saved):
+    """Take over a saved `state_dict`, whose options stay the optimizer's own.
+
+    Raises:
+        ValueError: it is not that of such an optimizer of such weights. PyTorch would not see it, and its fused
+            kernels write where they are told.
+    """
+    if isinstance(optimizer, Together):
+        for own, part in zip(optimizer.optimizers, saved["together"], strict=True):
+            load_state(own, part)
+        return
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    state = saved["state"]
+    if not state:  # saved before the first step
+        return
+    if state.keys() != set(range(len(weights))):
+        raise ValueError("the optimizer's state is of other weights")
+    for index, weight in enumerate(weights):
+        shapes = {name: torch.Size() if name == "step" else weight.shape for name in names}
+        if {name: value.shape for name, value in state[index].items()} != shapes:
+            raise ValueError("the optimizer's state is of other shapes")
+        if not all(value.is_floating_point() and value.isfinite().all() for value in state[index].values()):
+            raise ValueError("the optimizer's state is not finite")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 class Together:
     """Several optimizers, each with weights of its own, as one: they take a step, or skip it, together."""
 
@@ -58,10 +85,6 @@ class Together:
 
     def state_dict(self):
         return {"together": [optimizer.state_dict() for optimizer in self.optimizers]}
-
-    def load_state_dict(self, state):
-        for optimizer, saved in zip(self.optimizers, state["together"], strict=True):
-            optimizer.load_state_dict(saved)
 
 
 class Muon(torch.optim.Optimizer):

@@ -11,6 +11,7 @@ with join_job() as job, StopSignals(job) as signals:
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -42,9 +43,7 @@ def join_job():
     except RuntimeError as error:
         if not is_disconnection(error):
             raise
-        raise LocalError(
-            "another process of this job has ended, torchrun says which; what was saved can be resumed"
-        ) from error
+        raise LocalError("another process of this job has ended (torchrun says which), and this one with it") from error
     except LocalError:
         raise
     except (UserError, SystemExit):  # all processes end alike
@@ -55,7 +54,8 @@ def join_job():
 
 def is_disconnection(error):
     """Whether an error is how gloo or NCCL say that another process is gone."""
-    return isinstance(error, distributed.DistError) or "gloo/" in str(error)
+    is_gloo = re.search(r"gloo/.*(closed|reset|refused|broken pipe)", str(error), re.IGNORECASE | re.DOTALL)
+    return bool(is_gloo) or isinstance(error, distributed.DistBackendError | distributed.DistNetworkError)
 
 
 class Job:
@@ -80,7 +80,8 @@ class Job:
         if device.type != "cuda":
             raise UserError(f"several processes cannot share --device {device.type}; use one, or --device cpu")
         if local_size > torch.cuda.device_count():
-            raise UserError(
+            kind = UserError if self.local_rank else LocalError  # said once on every machine
+            raise kind(
                 f"{local_size} processes need as many GPUs, here are {torch.cuda.device_count()};"
                 " lower --nproc_per_node, or use --device cpu"
             )
@@ -220,23 +221,23 @@ class Interrupted(Exception):
 class StopSignals:
     """Takes the first signal to stop as a request, in `received`; the second ends the process wherever it is.
 
-    Within `raising()` the first raises `Interrupted`. A signal that is ignored, as SIGHUP under nohup, stays so.
+    With several processes, launchers and schedulers pass the same signal on to each other: what comes within
+    `ECHO_SECONDS` counts as one. A signal that is ignored, as SIGHUP under nohup, stays so.
     """
 
     def __init__(self, job):
         self.job = job
         self.received = 0
         self.received_at = 0.0
-        self.is_raising = False
         self.handlers = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # Python handles signals there alone
             numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-            self.handlers = {number: signal.getsignal(number) for number in numbers}
-            for number, handler in self.handlers.items():
-                if handler != signal.SIG_IGN:
-                    signal.signal(number, self.handle)
+            handlers = {number: signal.getsignal(number) for number in numbers}
+            self.handlers = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+            for number in self.handlers:
+                signal.signal(number, self.handle)
         return self
 
     def __exit__(self, *_):
@@ -250,22 +251,6 @@ class StopSignals:
         is_second, self.received, self.received_at = bool(self.received), number, time.monotonic()
         if is_second:
             raise SystemExit(128 + number)
-        if self.is_raising:
-            raise Interrupted(number)
         if self.job.is_first:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, b"\nstopping after this step; a second signal stops at once\n")
-
-    @contextlib.contextmanager
-    def raising(self):
-        """Work of one process that may be given up anywhere, because it is done again after a resume."""
-        if self.job.size > 1:  # the others would wait for this one
-            yield
-            return
-        if self.received:
-            raise Interrupted(self.received)
-        self.is_raising = True
-        try:
-            yield
-        finally:
-            self.is_raising = False

@@ -96,7 +96,7 @@ class Record:
         self.config = None
         self.tracker = Tracker()
         self.made = []
-        self.lock = None
+        self.locks = []
         self.written_at = time.monotonic()
         self.save = Paced(self.write)
         self.draw = Paced(self.draw_curves)
@@ -108,8 +108,8 @@ class Record:
     def begin(self):
         """Make both folders, or take them over, and keep other trainings out until `close`.
 
-        A new run's folders are its alone; one that is replaced loses all its files; one that is resumed, what a crash
-        has left half-written.
+        A new run's folders are its alone; one that is replaced keeps its files until there are new ones; one that is
+        resumed loses what a crash has left half-written.
 
         Raises:
             UserError: they cannot be written to, or another run has them. No new folder is left.
@@ -121,25 +121,39 @@ class Record:
         try:
             for folder in self.folders:
                 make_folder(folder, new=self.mode in ("new", "unnamed"))
-            self.lock = lock_folder(self.model_folder)
         except UserError:
             remove_empty(missing)
             raise
+        self.locks = [lock_folder(folder) for folder in self.folders]
         self.made = missing
+        if self.mode == "replace" and set(self.folders) <= set(missing):
+            self.mode = "new"
         if self.mode == "replace":
-            for folder in self.folders:
-                for file in (*self.FILES, *self.TEST_FILES):
-                    (folder / file).unlink(missing_ok=True)
             self.remove_tracking()
         for folder in self.folders:
             remove_partial(folder, self.FILES)
         self.written_at = time.monotonic()
 
+    def replace(self):
+        """Now that there is something to keep, remove what the run of the same name before has left."""
+        if self.mode == "replace":
+            for folder in self.folders:
+                for file in (*self.FILES, *self.TEST_FILES):
+                    (folder / file).unlink(missing_ok=True)
+            self.mode = "new"
+            self.write_config()
+
+    def write_config(self):
+        """config.json; not yet, where it would replace that of another run."""
+        if self.mode != "replace":
+            with replacing(self.output_folder / "config.json") as partial:
+                partial.write_text(json.dumps(self.config, indent=2) + "\n")
+
     def abandon(self):
-        """Take back the folders of a run that was stopped before it had anything to keep."""
-        if self.rows or (self.model_folder / checkpoint.LAST).exists():
+        """Take back the folders of a run that has ended before it had anything to keep."""
+        has_begun = bool(self.locks) and self.mode not in ("replace", "resume")
+        if not has_begun or self.rows or (self.model_folder / checkpoint.LAST).exists():
             return
-        self.tracker.close(failed=True)
         (self.output_folder / "config.json").unlink(missing_ok=True)
         self.remove_tracking()
         remove_empty(self.made)
@@ -150,6 +164,7 @@ class Record:
 
     def add(self, trainer, row, is_last):
         """Append an epoch to metrics.csv, remember the weights if they are the best, and write the rest when due."""
+        self.replace()
         self.rows.append(row)
         if len(self.rows) == 1:
             self.write_metrics()
@@ -173,6 +188,7 @@ class Record:
     def write(self, trainer):
         """best.pt and history.pt as of the last whole epoch, and last.pt as of the last step."""
         state = trainer.inference_state(self.rows[-1] if self.rows else {})
+        self.replace()
         self.write_best()
         training = {**trainer.training_state(), "rows": self.rows, "best": self.best}
         checkpoint.save(self.model_folder / checkpoint.LAST, {**state, "training": training}, checkpoint.PREVIOUS)
@@ -192,15 +208,17 @@ class Record:
                 self.write_best()
         finally:
             self.tracker.close(failed)
-            if self.lock is not None:
-                os.close(self.lock)
-                self.lock = None
+            if failed:
+                self.abandon()
+            for lock in filter(None, self.locks):
+                os.close(lock)
+            self.locks = []
 
     def append_metrics(self, row):
         path = self.output_folder / "metrics.csv"
         try:
             with open(path, "a", newline="") as file:
-                csv.DictWriter(file, row).writerow(row)
+                csv.DictWriter(file, checkpoint.ROW).writerow(row)
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}); is the disk full?") from error
 
@@ -211,7 +229,7 @@ class Record:
             path.unlink(missing_ok=True)
             return
         with replacing(path) as partial, open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0])
+            writer = csv.DictWriter(file, checkpoint.ROW)
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -233,7 +251,7 @@ class Record:
         if self.best and self.best["val_accuracy"] is not None:
             try:
                 kept = checkpoint.load(self.model_folder)["metrics"]
-                self.best = max(self.best, kept, key=lambda row: row["val_accuracy"])
+                self.best = max(self.best, kept, key=lambda row: row.get("val_accuracy") or 0)
             except UserError as error:
                 print(f"warning: {error}; the best epoch from here on takes its place", file=sys.stderr)
                 self.best = None
@@ -300,8 +318,7 @@ def write_config(record, trainer):
         "test_images": len(trainer.test_split),
         "started": datetime.now().isoformat(timespec="seconds"),
     }
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(record.config, indent=2) + "\n")
+    record.write_config()
 
 
 def git_commit():

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import importlib.util
 import math
@@ -50,9 +51,10 @@ def command(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more can be said there
             sys.exit(141)
         except (UserError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None:
+            is_own = not isinstance(error, UserError)
+            if is_own and error.filename is None and error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
-            if isinstance(error, LocalError) or not is_later_process():
+            if is_own or isinstance(error, LocalError) or not is_later_process():
                 script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
                 line = " ".join(str(error).split())
                 print(f"{script}: error: {line}", file=sys.stderr)
@@ -300,7 +302,10 @@ class ArgumentParser(argparse.ArgumentParser):
             )
         lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
         lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""  # a backslash is a Windows path's
-        return list(lexer)
+        arguments = list(lexer)
+        if any(argument.startswith("@") for argument in arguments):
+            raise UserError("a recipe cannot include another; name both on the command line")
+        return arguments
 
     def parse_args(self, args=None, namespace=None):
         for argument in sys.argv[1:] if args is None else args:
@@ -308,7 +313,7 @@ class ArgumentParser(argparse.ArgumentParser):
                 raise UserError(f"there is no recipe {argument[1:]}; name a text file of flags after the @")
         try:
             return super().parse_args(args, namespace)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"a recipe cannot be read as flags ({error})") from error
 
     def error(self, message):

@@ -54,7 +54,6 @@ RESUME_FLAGS = {
 }
 MEMORY_FLAGS = ("--batch_size", "--embed_dim", "--n_layers", "--image_size")
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and two moments
-SIGPIPE = 13  # also where the system has none
 
 LONG_RUN = 50  # epochs from which stronger augmentation pays
 
@@ -367,6 +366,7 @@ def parse_resume(parser, args, argv):
         parser.set_defaults(data_path=str(data_path))
     if not (output_path / folder.name).is_dir():  # the run comes from another machine
         output_path = build_parser().get_default("output_path")
+        parser.set_defaults(log="none")
     parser.set_defaults(output_path=str(output_path))
     args = parser.parse_args(argv)
     args.resume = path
@@ -423,8 +423,7 @@ def main(argv=None):
         if resumed:
             trainer.resume(resumed)
         with StopSignals(job) as signals:
-            job.on_first(lambda: begin(record, trainer, resumed))
-            train(trainer, record, signals)
+            train(trainer, record, resumed, signals)
         if job.is_first:
             report(record, args)
 
@@ -469,31 +468,28 @@ def begin(record, trainer, resumed):
                 f"--epochs {args.epochs} instead of {before}: the learning rates are those of the new length",
                 flush=True,
             )
-    try:
-        record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, trainer.epoch + 1)
-    except UserError:
-        record.abandon()
-        raise
+    record.tracker = open_tracker(args.log, record.name, record.output_folder, record.config, trainer.epoch + 1)
 
 
-def train(trainer, record, signals):
-    """`fit`, and whatever ends it, leave the files such that the run can go on from them."""
-    failed = True
+def train(trainer, record, resumed, signals):
+    """`fit`, and whatever ends it, leave the files such that the run can go on from them, or none."""
+    job, failed = trainer.job, True
     try:
+        job.on_first(lambda: begin(record, trainer, resumed))
         fit(trainer, record, signals)
         failed = False
-    except (Interrupted, BrokenPipeError) as stop:
-        if isinstance(stop, BrokenPipeError) and trainer.job.size > 1:  # the other processes know nothing of it
-            raise
-        number = stop.number if isinstance(stop, Interrupted) else SIGPIPE
-        trainer.job.on_first(lambda: record.write(trainer))
+    except Interrupted as stop:
+        job.on_first(lambda: record.write(trainer))
         if record:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print(f"\ninterrupted at step {trainer.step}; go on with: {resume_command(record)}", flush=True)
-        sys.exit(128 + number)
-    except UserError:
-        if record:
-            record.abandon()
+        sys.exit(128 + stop.number)
+    except OSError as error:  # what is printed cannot be written any more: the reader is gone, or a log's disk full
+        if error.filename is not None or job.size > 1 or not trainer.step:
+            raise
+        record.write(trainer)
+        if signals.received:
+            sys.exit(128 + signals.received)
         raise
     finally:
         if record:

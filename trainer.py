@@ -19,7 +19,7 @@ import dataset
 from augment import Augment
 from evaluate import predict, scores
 from model import build_model
-from optimizer import AveragedWeights, Schedule, build_optimizer
+from optimizer import AveragedWeights, Schedule, build_optimizer, load_state
 from processes import Agreement, Interrupted, Job
 from runtime import UserError, autocast, pick_compile, pick_precision, seed_everything, seed_step, synchronize
 
@@ -65,6 +65,7 @@ class Trainer:
         self.args = args
         self.device = device
         self.job = job or Job()
+        self.data = fingerprint(splits)
         self.train_split, self.val_split, self.test_split = (
             None if split is None else split.to(device) for split in splits
         )
@@ -72,10 +73,10 @@ class Trainer:
         self.batch_size = min(args.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
         if self.batch_size % self.job.size:
-            even = self.batch_size // self.job.size * self.job.size or self.job.size
+            even = self.batch_size // self.job.size * self.job.size
             raise UserError(
                 f"a batch of {self.batch_size} images cannot be shared out evenly among {self.job.size} processes;"
-                f" use --batch_size {even}"
+                f" use {f'--batch_size {even}' if even else 'fewer'}"
             )
         self.config = model_config(args, self.num_classes)
         seed_everything(args.seed)
@@ -207,10 +208,12 @@ class Trainer:
     @contextlib.contextmanager
     def paused(self):
         """Something between two steps whose time is not theirs."""
+        is_running = self.step_time.started is not None
         synchronize(self.device)
         self.step_time.stop()
         yield
-        self.step_time.start()
+        if is_running:
+            self.step_time.start()
 
     def check_loss(self, loss, split="train"):
         """Raises `UserError`, before anything is saved, if a loss is not finite."""
@@ -222,14 +225,17 @@ class Trainer:
                 f" {rate:.2e}); lower {flag}, lengthen --warmup_epochs, or try --clip_grad 1"
             )
 
-    def evaluate(self):
-        """Loss and accuracy on the validation and test images, as entries of a row of metrics."""
+    def evaluate(self, after_batch):
+        """Loss and accuracy on the validation and test images, as entries of a row of metrics.
+
+        `after_batch()` may raise `Interrupted`; the epoch is then measured another time.
+        """
         row = {"val_loss": None, "val_accuracy": None}
         batch_size = min(1000, 4 * self.batch_size)
         for name, split in (("val", self.val_split), ("test", self.test_split)):
             if split is not None:
                 logits = self.job.map(
-                    lambda part: predict(self.evaluated_model, part, batch_size, self.precision), split
+                    lambda part: predict(self.evaluated_model, part, batch_size, self.precision, after_batch), split
                 )
                 measured = scores(logits, split.labels)
                 self.check_loss(measured["loss"], name)
@@ -277,18 +283,8 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "data": self.fingerprint(),
+            "data": self.data,
         }
-
-    def fingerprint(self):
-        """What a resumed run must find again: the labels, and so the classes and images, of each split in order."""
-        splits = (self.train_split, self.val_split, self.test_split)
-        digest = hashlib.sha256(repr(self.train_split.classes).encode())
-        for split in splits:
-            if split is not None:
-                digest.update(split.labels.cpu().numpy().tobytes())
-                digest.update(str(split.images.sum().item()).encode())
-        return digest.hexdigest()
 
     def resume(self, saved):
         """Take over the state in a last.pt.
@@ -296,26 +292,38 @@ class Trainer:
         Raises:
             UserError: the images are not those the run began with, or the state does not fit.
         """
-        state = saved["training"]
+        state, path = saved["training"], self.args.resume
+        if state["data"] != self.data:
+            raise UserError(f"{self.args.data_path} does not hold the images this run began with; check --data_path")
         try:
-            if state["data"] != self.fingerprint():
-                raise UserError(
-                    f"{self.args.data_path} does not hold the images this run began with; check --data_path"
-                )
             self.model.load_state_dict(saved["weights"] if state["model"] is None else state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_state(self.optimizer, state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             if state["scaler"] and self.scaler.is_enabled():  # empty in fp32 and bf16
                 self.scaler.load_state_dict(state["scaler"])
             if self.average:
                 self.average.load_state_dict(state["average"])
-            self.epoch, self.step, self.timed_steps = saved["epoch"], int(state["step"]), int(state["timed_steps"])
-            self.sums.copy_(state["sums"]).div_(self.job.size)
-            self.epoch_time, self.step_time = (Stopwatch(float(seconds)) for seconds in state["seconds"])
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the training state in {path} is damaged or of another version ({reason})") from error
+        self.epoch, self.step, self.timed_steps = saved["epoch"], state["step"], state["timed_steps"]
+        steps = self.step - self.epoch * self.steps_per_epoch  # of the epoch it was in
+        if not 0 <= self.timed_steps <= steps <= self.steps_per_epoch:
             raise UserError(
-                f"the training state in {self.args.resume} is damaged or of another version ({error})"
-            ) from error
+                f"the training state in {path} is damaged: step {self.step} is not in epoch {self.epoch + 1}"
+            )
+        self.sums.copy_(state["sums"]).div_(self.job.size)
+        self.epoch_time, self.step_time = (Stopwatch(seconds) for seconds in state["seconds"])
+
+
+def fingerprint(splits):
+    """What a resumed run must find again: the classes, and the labels and images of each split, in their order."""
+    digest = hashlib.sha256(repr(splits.train.classes).encode())
+    for split in splits:
+        if split is not None:
+            digest.update(split.labels.numpy())
+            digest.update(split.images.contiguous().numpy())
+    return digest.hexdigest()
 
 
 class Stopwatch:
@@ -340,17 +348,25 @@ class Stopwatch:
         self.started = time.perf_counter()
 
 
-class AfterStep:
-    """What happens between two steps: the bar moves, and what any process wishes is done by all: save, or stop."""
+class Pauses:
+    """What happens between two steps, or two batches of images that are measured.
+
+    The bar moves, and what any process wishes is done by all: save, or stop.
+    """
 
     def __init__(self, trainer, record, signals, bar):
         self.trainer, self.record, self.signals, self.bar = trainer, record, signals, bar
         self.agree = Agreement(trainer.job)
         self.shown = time.perf_counter()
 
-    def __call__(self):
+    def after_step(self):
         self.bar.update(self.trainer.batch_size)
-        wish = self.agree(max(self.show(), self.wish()))
+        self.act(self.agree(max(self.show(), self.wish())))
+
+    def after_batch(self):
+        self.act(self.agree(self.wish()))
+
+    def act(self, wish):
         if wish == NOT_FINITE:
             self.trainer.check_loss(math.nan)
         if wish:
@@ -392,16 +408,14 @@ def fit(trainer, record, signals):
         initial=first_step * trainer.batch_size,
         unit="img",
         unit_scale=True,
-        mininterval=0.5 if sys.stderr.isatty() else 60,  # a log file gets a line a minute
-        disable=not job.is_first,
+        mininterval=0.5 if sys.stderr and sys.stderr.isatty() else 60,  # a log file gets a line a minute
+        disable=not (job.is_first and sys.stderr),
     ) as bar:
-        after_step = AfterStep(trainer, record, signals, bar)
+        pauses = Pauses(trainer, record, signals, bar)
         for epoch in range(trainer.epoch + 1, epochs + 1):
             bar.set_description(f"epoch {epoch}/{epochs}")
             trainer.epoch_time.start()
-            row = trainer.train_epoch(epoch, after_step)
-            with signals.raising():
-                row |= trainer.evaluate()
+            row = trainer.train_epoch(epoch, pauses.after_step) | trainer.evaluate(pauses.after_batch)
             row["seconds"] = trainer.epoch_time.elapsed
             trainer.end_epoch(row)
             job.on_first(lambda: record.add(trainer, row, is_last=epoch == epochs))  # noqa: B023 (called at once)

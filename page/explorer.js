@@ -11,7 +11,11 @@ const home = data.isVit && data.pool === "token" ? CLASS_TOKEN : ALL_PATCHES; //
 const patches = data.grid * data.grid;
 const prefix = data.hasClassToken ? 1 : 0;
 const tokens = patches + prefix;
-const colors = bytes(data.colors);
+const palette = bytes(data.colors);
+const colors = Uint32Array.from({ length: 256 }, (_, step) => { // as ImageData holds them, on all machines of today
+  const [red, green, blue] = palette.subarray(3 * step, 3 * step + 3);
+  return (255 << 24) | (blue << 16) | (green << 8) | red;
+});
 
 const METHODS = {
   attention: {
@@ -207,20 +211,15 @@ function picture(pixels, isGrey = false) {
 
 /** A share of the largest value as a colour; small ones are lifted by a square root, as in the GIFs. */
 function color(share) {
-  const step = Math.round(255 * Math.sqrt(Math.min(1, Math.max(0, share))));
-  return colors.subarray(3 * step, 3 * step + 3);
+  return colors[Math.round(255 * Math.sqrt(Math.min(1, Math.max(0, share))))];
 }
 
-function mapPicture(map, most) {
-  const canvas = document.createElement("canvas");
-  paintMap(canvas, map, most);
-  return canvas;
-}
+const overlay = document.createElement("canvas");
 
 function paintMap(canvas, map, most) {
-  canvas.width = canvas.height = map.side;
-  const content = new ImageData(map.side, map.side);
-  map.values.forEach((value, cell) => content.data.set([...color(value / (most || 1)), 255], 4 * cell));
+  if (canvas.width !== map.side) canvas.width = canvas.height = map.side;
+  const content = new ImageData(map.side, map.side), cells = new Uint32Array(content.data.buffer);
+  map.values.forEach((value, cell) => { cells[cell] = color(value / (most || 1)); });
   canvas.getContext("2d").putImageData(content, 0, 0);
 }
 
@@ -232,7 +231,8 @@ function drawBoard(canvas, map, most) {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   const opacity = state.strength / 100;
-  for (const [layer, alpha] of [[image.picture, 1], [image.grey, Math.min(1, 2 * opacity)], [mapPicture(map, most), opacity]]) {
+  paintMap(overlay, map, most);
+  for (const [layer, alpha] of [[image.picture, 1], [image.grey, Math.min(1, 2 * opacity)], [overlay, opacity]]) {
     context.globalAlpha = alpha;
     context.drawImage(layer, 0, 0, size, size);
   }
@@ -326,7 +326,7 @@ function build() {
 
   const scale = by("scale").getContext("2d");
   const content = new ImageData(256, 1);
-  for (let step = 0; step < 256; step += 1) content.data.set([...color(step / 255), 255], 4 * step);
+  new Uint32Array(content.data.buffer).set(Array.from({ length: 256 }, (_, step) => color(step / 255)));
   scale.putImageData(content, 0, 0);
 }
 

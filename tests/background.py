@@ -38,18 +38,18 @@ def start(flags, log, environment=(), setup=None):
     return process
 
 
-def start_job(flags, folder, size=2):
+def start_job(flags, folder, size=2, setup=None):
     """Start `train.py FLAGS` as torchrun would: `size` processes, their output in `folder`/0.log and so on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     same = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     same["TORCHELASTIC_RUN_ID"] = "test"
-    environments = [{**same, "RANK": rank, "LOCAL_RANK": rank} for rank in range(size)]
-    return [
-        start(flags, folder / f"{environment['RANK']}.log", {key: str(value) for key, value in environment.items()})
-        for environment in environments
-    ]
+    processes = []
+    for rank in range(size):
+        environment = {key: str(value) for key, value in {**same, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        processes.append(start(flags, folder / f"{rank}.log", environment, setup))
+    return processes
 
 
 def end(process, seconds=120):

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -48,6 +49,26 @@ def write_attack(path):
     torch.save({**contents(), "format": 1, "extra": Attack()}, path)
 
 
+class Memory:
+    """Nothing runs, but two thousand million bytes would be asked for."""
+
+    def __reduce__(self):
+        return (bytearray, (2_000_000_000,))
+
+
+def write_greed(path):
+    torch.save({**contents(), "format": 1, "extra": Memory()}, path)
+
+
+def write_twice(path):
+    """Two entries of one name, of which one reader may take the first and another the second."""
+    checkpoint.save(path, contents())
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        archive.writestr(name, archive.read(name))
+
+
 def write_truncated(path):
     checkpoint.save(path, contents())
     path.write_bytes(path.read_bytes()[:5000])
@@ -76,7 +97,9 @@ def with_weight(value):
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (write_attack, "refused"),
+        (write_attack, "refused: it holds posix system"),
+        (write_greed, "refused: it holds (builtins|__builtin__) bytearray"),
+        (write_twice, "packed"),
         (write_truncated, "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_text("hello"), "cannot be read"),

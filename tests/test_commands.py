@@ -154,7 +154,7 @@ def test_recipes_take_comments_and_later_flags_win(tmp_path):
     [
         (bytes(range(256)), "cannot be read as flags"),
         (b"--epochs 3\n--data_path a\0b\n", "a recipe is a text file"),
-        (b"@{recipe}\n", "recipe"),
+        (b"@{recipe}\n", "cannot include another"),
         (b"--epochs '3\n", "cannot be read as flags"),
         (b"--epochs\n", "expected one argument"),
     ],

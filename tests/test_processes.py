@@ -17,6 +17,7 @@ from torch import nn
 
 import checkpoint
 import processes
+import trainer
 
 TWENTY_STEPS = "--epochs 20 --num_train_images 64 --batch_size 64 --num_test_images 31 --val_images 33 --dropout 0"
 MIXED = "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --ema 0.9 --clip_grad 1"
@@ -38,7 +39,7 @@ def test_two_processes_give_the_losses_of_one(flags, tmp_path):
     job = start_job(flags_for(tmp_path, f"--run_name two {flags}"), tmp_path)
     for process in (alone, *job):
         assert end(process) == 0, (tmp_path / "0.log").read_text()
-    assert (tmp_path / "1.log").read_text() == ""
+    assert "epoch" not in (tmp_path / "1.log").read_text()
     one, two = (read_metrics(tmp_path, run) for run in ("one", "two"))
     assert len(one) == 20
     for row, other in zip(one, two, strict=True):
@@ -120,9 +121,47 @@ def test_an_agreed_stop_and_a_resume_in_more_processes(tmp_path):
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, saved["epoch"] + 3)]
 
 
+def measure_slowly():
+    predict = trainer.predict
+
+    def slow(model, split, batch_size, precision, after_batch):
+        def wait():
+            time.sleep(0.2)
+            print("measuring", flush=True)
+            after_batch()
+
+        return predict(model, split, 4, precision, wait)
+
+    trainer.predict = slow
+
+
+def test_a_signal_while_they_measure_stops_all_before_the_end(tmp_path):
+    job = start_job(flags_for(tmp_path, f"--run_name run {LONG} --val_images 600"), tmp_path, setup=measure_slowly)
+    log = tmp_path / "0.log"
+    wait_for(lambda: log.exists() and "measuring" in log.read_text())
+    for process in job:
+        os.kill(process.pid, signal.SIGTERM)
+    assert [end(process, 10) for process in job] == [143, 143]
+    saved = checkpoint.load_last(tmp_path / "model" / "run")
+    assert (saved["epoch"], saved["training"]["step"]) == (0, 10)
+
+
+def fail_alone():
+    if os.environ["RANK"] == "1":
+        trainer.Trainer.train_step = lambda *_: os.stat("/nowhere/at/all")
+
+
+def test_one_process_says_what_befalls_it_alone(tmp_path):
+    job = start_job(flags_for(tmp_path, f"--run_name run {LONG}"), tmp_path, setup=fail_alone)
+    assert [end(process, 30) for process in job] == [2, 2]
+    assert "train.py: error: [Errno 2] No such file or directory: '/nowhere/at/all'" in (tmp_path / "1.log").read_text()
+    assert not (tmp_path / "model" / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
+        ("--num_train_images 1", "use fewer"),
         ("--batch_size 63", "a batch of 63 images cannot be shared out evenly among 2 processes; use --batch_size 62"),
         ("--patch_size 5", "patch_size 5 does not divide"),
         ("--num_train_images 99999", "asks for more"),
@@ -131,7 +170,7 @@ def test_an_agreed_stop_and_a_resume_in_more_processes(tmp_path):
 def test_a_mistake_is_said_once(flags, reason, tmp_path):
     job = start_job(flags_for(tmp_path, f"--run_name run {LONG} {flags}"), tmp_path)
     assert [end(process) for process in job] == [2, 2]
-    (line,) = (tmp_path / "0.log").read_text().splitlines()
+    (line,) = re.findall("^train.py: .*", (tmp_path / "0.log").read_text(), re.MULTILINE)
     assert reason in line
-    assert (tmp_path / "1.log").read_text() == ""
+    assert "train.py" not in (tmp_path / "1.log").read_text()
     assert not (tmp_path / "model").exists()

@@ -135,7 +135,7 @@ def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tm
     monkeypatch.setattr(
         trainer_module.Trainer,
         "evaluate",
-        lambda self: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
+        lambda self, _: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
     )
     trainer = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
     record = Record(tmp_path / "model", tmp_path / "output", "new")
@@ -176,8 +176,11 @@ def test_replacing_a_run_leaves_nothing_of_the_old_one(tmp_path):
     for file in ("model/best.pt", "model/last.pt", "output/test_results.json", "output/mine.txt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
+    before = set(tmp_path.rglob("*"))
     record.begin()
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt"}
+    assert set(tmp_path.rglob("*")) == before  # until there is something to take their place
+    record.replace()
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt", "config.json"}
 
 
 def test_other_images_are_not_resumed_on(splits):
