@@ -22,7 +22,7 @@ from explain import attention_maps, grad_cam, gradient_rollout_by_layer, rollout
 from faithfulness import patch_grid, remove_each_patch
 from figures import COLORMAP
 from model import VisionTransformer
-from runtime import replacing
+from runtime import printable, replacing
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {"vit": "ViT", "cnn": "CNN"}
@@ -59,6 +59,8 @@ def explain_image(network, image, name, label):
         entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
         entry["rollout"] = encode_grids(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
         by_layer = gradient_rollout_by_layer(model, repeated, explained)
+        if model.global_pool == "avg":
+            by_layer = by_layer - 1 / grid**2  # what every patch counts for itself from the start, and so for any class
         entry["gradientRollout"] = encode_grids(by_layer.transpose(0, 1))  # (explained, layers, patches)
     return entry
 
@@ -78,9 +80,9 @@ def describe(network):
     """What the page has to know of the network."""
     model, config = network.model, network.saved["model_config"]
     is_vit = isinstance(model, VisionTransformer)
-    colors = (255 * matplotlib.colormaps[COLORMAP](np.arange(256))[:, :3]).round()
+    palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # for what is never, and what may be negative
     return {
-        "network": f"{network.name}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
+        "network": f"{printable(network.name)}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
         "classes": network.classes,
         "isVit": is_vit,
         "imageSize": network.image_size,
@@ -89,22 +91,25 @@ def describe(network):
         "heads": model.blocks[0].attn.num_heads if is_vit else 0,
         "hasClassToken": is_vit and model.num_prefix_tokens == 1,
         "pool": model.global_pool if is_vit else None,
-        "colors": encode(colors, "u1"),
+        **{
+            name: encode((255 * matplotlib.colormaps[palette](np.arange(256))[:, :3]).round(), "u1")
+            for name, palette in palettes.items()
+        },
     }
 
 
 def fill_page(network, entries):
     """The page as a string. Its Content-Security-Policy lets it run its own script, and reach nothing."""
-    parts = {name: (PAGE / f"explorer.{name}").read_text() for name in ("css", "js")}
+    parts = {name: (PAGE / f"explorer.{name}").read_text("utf-8") for name in ("css", "js")}
     hashes = {name: base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for name, part in parts.items()}
     policy = (
         f"default-src 'none'; script-src 'sha256-{hashes['js']}'; style-src 'sha256-{hashes['css']}';"
         " img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     data = json.dumps({**describe(network), "images": entries}, ensure_ascii=True).replace("<", "\\u003c")
-    title = f"{', '.join(entry['name'] for entry in entries)}: what {network.name} looks at"
+    title = f"{', '.join(entry['name'] for entry in entries)}: what {printable(network.name)} looks at"
     parts |= {"policy": policy, "data": data, "title": html.escape(title)}
-    template = (PAGE / "explorer.html").read_text()
+    template = (PAGE / "explorer.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # one pass: what is filled in stays
 
 

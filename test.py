@@ -14,6 +14,7 @@ show it in a window where there is a display.
 
 import csv
 import functools
+import os
 import time
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def single_test(network, args):
     trained_on = network.saved["dataset"]
     prefix = "cifar" if trained_on == "cifar10" else trained_on
     explored = []
-    for index in args.index:
+    for index in dict.fromkeys(args.index):
         label = f"true class: {network.classes[test.labels[index]]}"
         classify(network, test.images[index], f"{prefix}-index-{index}", label, args)
         explored.append((test.images[index], f"test image {index}", label))
@@ -187,7 +188,7 @@ def custom_test(network, args):
 
 def explore(network, images, args):
     """Write the page that --html asks for, of images with their names and labels."""
-    if args.html:
+    if args.html is not None:
         entries = [explorer.explain_image(network, *image) for image in images]
         explorer.write_page(args.html, network, entries)
         print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1e6:.1f} MB), to be opened in a browser")
@@ -301,17 +302,27 @@ MODES = {
 }
 
 
+def check_html(args):
+    """Raises `UserError`, before anything is computed, if the page that --html asks for cannot be written."""
+    path = Path(args.html)
+    if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
+        raise UserError(f"--html {args.html!r} is no name for a page; let it be a file that ends in .html")
+    if args.mode not in ("cifar-single", "custom"):
+        raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"cannot write {path}; choose a folder you may write to")
+
+
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
     if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
         raise UserError(f"--gif_path {args.gif_path} is no name for a GIF; let it end in .gif")
-    if args.gif_path and len(args.index) > 1:
+    if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
         raise UserError("--gif_path is one file; leave it out, or name one --index")
-    if args.html and Path(args.html).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html {args.html} is no name for a page; let it end in .html")
-    if args.html and args.mode not in ("cifar-single", "custom"):
-        raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
+    if args.html is not None:
+        check_html(args)
     if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
     device = pick_device(args.device)

@@ -11,37 +11,36 @@ const home = data.isVit && data.pool === "token" ? CLASS_TOKEN : ALL_PATCHES; //
 const patches = data.grid * data.grid;
 const prefix = data.hasClassToken ? 1 : 0;
 const tokens = patches + prefix;
-const palette = bytes(data.colors);
-const colors = Uint32Array.from({ length: 256 }, (_, step) => { // as ImageData holds them, on all machines of today
-  const [red, green, blue] = palette.subarray(3 * step, 3 * step + 3);
-  return (255 << 24) | (blue << 16) | (green << 8) | red;
-});
+const colors = palette(data.colors);
+const differences = palette(data.differences);
+
+const output = data.pool === "avg" ? "the mean of the patches" : "the class token"; // what the head reads
 
 const METHODS = {
   attention: {
     name: "Attention", vit: true, layers: true, heads: true,
-    meaning: "How much the chosen token takes from every patch in one layer and head, and how much every patch takes "
-      + "from it. It shows where a layer looks, not what decides.",
+    meaning: "How much the chosen token takes from every patch in one layer, and how much every patch takes from it: in "
+      + "one head, or as the mean or the largest of all heads. It shows where a layer looks, not what decides.",
   },
   rollout: {
     name: "Rollout", vit: true, layers: true,
     meaning: "The attention of all layers up to this one, multiplied, with what is passed on unchanged counted half: "
-      + "what has reached the network's decision. It is the same for every class.",
+      + `what has reached ${output} after this layer. It is the same for every class.`,
   },
   gradientRollout: {
     name: "Gradient rollout", vit: true, layers: true, classes: true,
-    meaning: "Rollout in which attention counts where more of it would raise the chosen class's score: what speaks for "
-      + "that class, up to this layer.",
+    meaning: "The attention of all layers up to this one, added up where more of it would raise the chosen class's "
+      + "score: what speaks for that class, up to this layer.",
   },
   gradCam: {
     name: "Grad-CAM", classes: true,
-    meaning: "The last features, weighted by how much each raises the chosen class's score. All dark means that "
-      + "nothing speaks for it.",
+    meaning: `${data.isVit ? "What the last block reads" : "What the last convolution gives"}, each channel weighted by how `
+      + "much it raises the chosen class's score.",
   },
   removal: {
     name: "Removal", classes: true,
     meaning: "Measured, not inferred: each patch alone was replaced by the data set's mean colour and the network asked "
-      + "again. Bright patches are those whose loss lowers the chosen class's probability most.",
+      + "again. Red patches lower the chosen class's probability when they go, blue ones raise it.",
   },
 };
 
@@ -72,7 +71,18 @@ const state = {
 // Numbers
 
 function bytes(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const letters = atob(text), values = new Uint8Array(letters.length);
+  for (let index = 0; index < letters.length; index += 1) values[index] = letters.charCodeAt(index);
+  return values;
+}
+
+/** 256 colours as ImageData holds them, on all machines of today. */
+function palette(text) {
+  const parts = bytes(text);
+  return Uint32Array.from({ length: 256 }, (_, step) => {
+    const [red, green, blue] = parts.subarray(3 * step, 3 * step + 3);
+    return (255 << 24) | (blue << 16) | (green << 8) | red;
+  });
 }
 
 function floats(text) {
@@ -153,14 +163,18 @@ function mainMap() {
 const percent = (share) => `${(100 * share).toFixed(Math.abs(share) < 0.0995 ? 2 : 1)} %`;
 
 /** A change of a probability, which is not a percentage of it. */
-const points = (change) => `${change > 0 ? "+" : "−"}${Math.abs(100 * change).toFixed(2)} points`;
+function points(change) {
+  const size = Math.abs(100 * change).toFixed(2);
+  const sign = size === "0.00" ? "" : change > 0 ? "+" : "−";
+  return `${sign}${size} points`;
+}
 
 function patchName(patch) {
   return `row ${Math.floor(patch / data.grid) + 1}, column ${(patch % data.grid) + 1}`;
 }
 
 function tokenName(token) {
-  return { [CLASS_TOKEN]: "the class token", [ALL_PATCHES]: "all patches, on average" }[token] ?? patchName(token);
+  return { [CLASS_TOKEN]: "the class token", [ALL_PATCHES]: "the average patch" }[token] ?? patchName(token);
 }
 
 function headName() {
@@ -180,15 +194,40 @@ function valueName(map, patch) {
   return most > 0 ? `${Math.round((100 * value) / most)} % of the largest` : "nothing";
 }
 
-function readout(map) {
-  const where = state.token === ALL_PATCHES || state.token === CLASS_TOKEN ? null : state.token;
-  if (state.method !== "attention") {
-    return where === null ? "Choose a patch to read its value." : `${capital(patchName(where))}: ${valueName(map, where)}.`;
+/** What the boards show, in words. */
+function readout(map, to) {
+  const where = typeof state.token === "number" ? state.token : null;
+  const sentences = [];
+  if (state.method === "attention") {
+    const strongest = (some) => Array.from(some.values.keys()).sort((a, b) => some.values[b] - some.values[a]).slice(0, 3)
+      .map((patch) => `${patchName(patch)} (${percent(some.values[patch])})`).join("; ");
+    sentences.push(`${capital(tokenName(state.token))} takes most from ${strongest(map)}.`);
+    if (map.classToken !== null) sentences.push(`From the class token: ${percent(map.classToken)}.`);
+    if (to) sentences.push(`Most is taken from it by ${strongest(to)}.`);
+  } else {
+    sentences.push(where === null ? "Choose a patch to read its value." : `${capital(patchName(where))}: ${valueName(map, where)}.`);
   }
-  const ranked = Array.from(map.values.keys()).sort((a, b) => map.values[b] - map.values[a]).slice(0, 3);
-  const targets = ranked.map((patch) => `${patchName(patch)} (${percent(map.values[patch])})`).join("; ");
-  const toToken = map.classToken === null ? "" : ` To the class token: ${percent(map.classToken)}.`;
-  return `From ${tokenName(state.token)}, most to ${targets}.${toToken}`;
+  const only = onlyRemoved();
+  if (only !== null) {
+    const { probabilities, explained } = images[state.image];
+    const before = explained[0], without = withoutPatch(only), after = without.indexOf(Math.max(...without));
+    const then = after === before ? "" : `; ${data.classes[after]} becomes likeliest, ${percent(without[after])}`;
+    sentences.push(`Without ${patchName(only)}: ${data.classes[before]} ${percent(probabilities[before])} → ${percent(without[before])}${then}.`);
+  } else if (state.removed.size) {
+    sentences.push(`${state.removed.size} patches removed: what they do together was not measured.`);
+  }
+  return sentences.join(" ");
+}
+
+/** The one patch that is removed, or null. */
+function onlyRemoved() {
+  return state.removed.size === 1 ? [...state.removed][0] : null;
+}
+
+/** The measured probabilities without one patch. */
+function withoutPatch(patch) {
+  const count = data.classes.length;
+  return images[state.image].removal.subarray(patch * count, (patch + 1) * count);
 }
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
@@ -209,21 +248,22 @@ function picture(pixels, isGrey = false) {
   return canvas;
 }
 
-/** A share of the largest value as a colour; small ones are lifted by a square root, as in the GIFs. */
-function color(share) {
-  return colors[Math.round(255 * Math.sqrt(Math.min(1, Math.max(0, share))))];
+/** A value as a colour; small ones are lifted by a square root, as in the GIFs. Those of removals have a sign. */
+function color(value, most, isSigned) {
+  const share = most > 0 ? Math.min(1, Math.max(isSigned ? -1 : 0, value / most)) : 0;
+  return isSigned ? differences[Math.round(127.5 + 127.5 * share)] : colors[Math.round(255 * Math.sqrt(share))];
 }
 
 const overlay = document.createElement("canvas");
 
-function paintMap(canvas, map, most) {
+function paintMap(canvas, map, most, isSigned = false) {
   if (canvas.width !== map.side) canvas.width = canvas.height = map.side;
   const content = new ImageData(map.side, map.side), cells = new Uint32Array(content.data.buffer);
-  map.values.forEach((value, cell) => { cells[cell] = color(value / (most || 1)); });
+  map.values.forEach((value, cell) => { cells[cell] = color(value, most, isSigned); });
   canvas.getContext("2d").putImageData(content, 0, 0);
 }
 
-function drawBoard(canvas, map, most) {
+function drawBoard(canvas, map, most, isSigned = false) {
   const size = Math.max(480, data.imageSize);
   if (canvas.width !== size) canvas.width = canvas.height = size;
   const image = images[state.image];
@@ -231,7 +271,7 @@ function drawBoard(canvas, map, most) {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   const opacity = state.strength / 100;
-  paintMap(overlay, map, most);
+  paintMap(overlay, map, most, isSigned);
   for (const [layer, alpha] of [[image.picture, 1], [image.grey, Math.min(1, 2 * opacity)], [overlay, opacity]]) {
     context.globalAlpha = alpha;
     context.drawImage(layer, 0, 0, size, size);
@@ -248,6 +288,14 @@ function drawBoard(canvas, map, most) {
   context.stroke();
   for (const patch of state.removed) drawRemoved(context, patch, cell);
   if (typeof state.token === "number") outline(context, state.token, cell);
+}
+
+function drawScale(canvas, isSigned) {
+  canvas.width = 256;
+  canvas.height = 1;
+  const content = new ImageData(256, 1), cells = new Uint32Array(content.data.buffer);
+  for (let step = 0; step < 256; step += 1) cells[step] = isSigned ? differences[step] : color(step / 255, 1);
+  canvas.getContext("2d").putImageData(content, 0, 0);
 }
 
 function drawRemoved(context, patch, cell) {
@@ -285,7 +333,7 @@ function button(parent, text, action) {
 /** Build what does not change with the state. */
 function build() {
   for (const [index, image] of images.entries()) {
-    const choice = button(by("images"), "", () => change({ image: index, token: home, target: image.explained[0], removed: new Set() }));
+    const choice = button(by("images"), "", () => choose({ image: index, token: home, target: image.explained[0], removed: new Set() }));
     const small = document.createElement("canvas");
     small.width = small.height = data.imageSize;
     small.getContext("2d").drawImage(image.picture, 0, 0);
@@ -296,7 +344,7 @@ function build() {
 
   for (const [key, method] of Object.entries(METHODS)) {
     if (method.vit && !data.isVit) continue;
-    const choice = button(by("methods"), method.name, () => change({ method: key }));
+    const choice = button(by("methods"), method.name, () => choose({ method: key }));
     choice.setAttribute("role", "radio");
     choice.dataset.method = key;
   }
@@ -319,54 +367,59 @@ function build() {
   by("head").addEventListener("input", () => change({ head: Number(by("head").value) }));
   by("strength").addEventListener("input", () => change({ strength: Number(by("strength").value) }));
   by("play").addEventListener("click", () => (state.timer ? stop() : play()));
-  by("restore").addEventListener("click", () => change({ removed: new Set() }));
+  by("restore").addEventListener("click", () => {
+    change({ removed: new Set() });
+    cells[typeof state.token === "number" ? state.token : 0].focus();
+  });
   by("export").addEventListener("click", save);
   by("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
   document.addEventListener("keydown", shortcut);
 
-  const scale = by("scale").getContext("2d");
-  const content = new ImageData(256, 1);
-  new Uint32Array(content.data.buffer).set(Array.from({ length: 256 }, (_, step) => color(step / 255)));
-  scale.putImageData(content, 0, 0);
+  drawScale(by("other-scale"), false);
 }
+
+const cells = []; // the patches' buttons
 
 function buildPatches() {
   const board = by("patches");
   board.style.gridTemplate = `repeat(${data.grid}, 1fr) / repeat(${data.grid}, 1fr)`;
-  let touched = null;
+  let touched = null, row;
   for (let patch = 0; patch < patches; patch += 1) {
-    const cell = button(board, "", () => {
-      const isFirstTouch = touched === patch; // a finger cannot hover: its first tap only chooses
+    if (patch % data.grid === 0) {
+      row = document.createElement("div");
+      row.setAttribute("role", "row");
+      board.append(row);
+    }
+    const cell = button(row, "", () => {
+      const isFirstTap = touched === patch; // a finger cannot hover: its first tap only chooses
       touched = null;
-      if (!isFirstTouch) toggle(patch);
+      if (!isFirstTap) toggle(patch);
     });
+    cells.push(cell);
+    cell.setAttribute("role", "gridcell");
     cell.dataset.patch = patch;
-    cell.tabIndex = -1;
     cell.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && change({ token: patch }));
     cell.addEventListener("pointerdown", (event) => {
       touched = event.pointerType !== "mouse" && state.token !== patch ? patch : null;
       if (touched !== null) change({ token: patch });
     });
+    cell.addEventListener("pointercancel", () => { touched = null; });
     cell.addEventListener("focus", () => cell.matches(":focus-visible") && change({ token: patch }));
   }
-  board.addEventListener("pointerleave", (event) => {
-    if (event.pointerType !== "mouse") return;
-    if (!board.contains(document.activeElement) || !document.activeElement.matches(":focus-visible")) change({ token: home });
-  });
   board.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -data.grid, ArrowDown: data.grid }[event.key];
     if (!step) return;
     event.preventDefault();
-    const patch = Number(document.activeElement.dataset.patch);
+    const patch = cells.indexOf(document.activeElement);
     const isAtSide = Math.abs(step) === 1 && Math.floor((patch + step) / data.grid) !== Math.floor(patch / data.grid);
-    if (!isAtSide && patch + step >= 0 && patch + step < patches) board.children[patch + step].focus();
+    if (!isAtSide && patch + step >= 0 && patch + step < patches) cells[patch + step].focus();
   });
 }
 
 /** Thumbnails, a column a layer and a row a head. */
 function buildOverview() {
   const table = by("thumbnails");
-  table.style.gridTemplateColumns = `auto repeat(${data.layers}, minmax(0, 1fr))`;
+  table.style.gridTemplateColumns = `max-content repeat(${data.layers}, minmax(0, 5rem))`;
   const label = (text) => {
     const element = document.createElement("span");
     element.textContent = text;
@@ -377,7 +430,7 @@ function buildOverview() {
   for (let head = 0; head < data.heads; head += 1) {
     label(head + 1);
     for (let layer = 1; layer <= data.layers; layer += 1) {
-      const choice = button(table, "", () => change({ method: "attention", layer, head: head + FIRST_HEAD }));
+      const choice = button(table, "", () => choose({ method: "attention", layer, head: head + FIRST_HEAD }));
       choice.setAttribute("aria-label", `layer ${layer}, head ${head + 1}`);
       choice.dataset.layer = layer;
       choice.dataset.head = head + FIRST_HEAD;
@@ -398,15 +451,20 @@ function moveAmong(event) {
 }
 
 function shortcut(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const within = (value, most, least) => Math.min(most, Math.max(least, value));
-  const change_ = {
-    "[": () => ({ layer: within(state.layer - 1, data.layers, 1) }),
-    "]": () => ({ layer: within(state.layer + 1, data.layers, 1) }),
-    ",": () => ({ head: within(state.head - 1, data.heads + 1, 0) }),
-    ".": () => ({ head: within(state.head + 1, data.heads + 1, 0) }),
-  }[event.key];
-  if (change_ && data.isVit) change(change_());
+  const isTyped = event.getModifierState("AltGraph") || !(event.ctrlKey || event.metaKey);
+  if (!isTyped) return;
+  const within = (value, least, most) => Math.min(most, Math.max(least, value));
+  const step = { "[": [-1, 0], "]": [1, 0], ",": [0, -1], ".": [0, 1] }[event.key];
+  if (event.key === "Escape") change({ token: home });
+  if (step && data.isVit) {
+    change({ layer: within(state.layer + step[0], 1, data.layers), head: within(state.head + step[1], 0, data.heads + 1) });
+  }
+}
+
+/** A change that Play should not run on through. */
+function choose(changes) {
+  if (state.timer) stop();
+  change(changes);
 }
 
 function toggle(patch) {
@@ -453,7 +511,12 @@ function show() {
 
 function draw() {
   const image = images[state.image], method = METHODS[state.method];
-  by("title").textContent = `${image.name}: ${data.classes[image.explained[0]]}, ${percent(image.probabilities[image.explained[0]])}`;
+  const likeliest = image.explained[0];
+  by("title").textContent = `${image.name}: predicted ${data.classes[likeliest]}, ${percent(image.probabilities[likeliest])}`;
+  const small = by("image");
+  small.width = small.height = data.imageSize;
+  small.getContext("2d").drawImage(image.picture, 0, 0);
+  small.setAttribute("aria-label", `${image.name}, as the network sees it`);
   by("subtitle").textContent = [image.label, data.network].filter(Boolean).join(" · ");
   [...by("images").children].forEach((choice, index) => choice.setAttribute("aria-pressed", index === state.image));
   for (const choice of by("methods").children) {
@@ -462,69 +525,73 @@ function draw() {
     choice.tabIndex = isChosen ? 0 : -1;
   }
   by("meaning").textContent = method.meaning;
-  by("layer-label").hidden = by("play").hidden = !method.layers;
-  by("head-label").hidden = !method.heads;
-  by("layer").value = state.layer;
-  by("layer-name").textContent = `${state.layer} of ${data.layers}`;
-  by("head").value = state.head;
-  by("head-name").textContent = headName();
-  by("strength").value = state.strength;
-  by("strength-name").textContent = `${state.strength} %`;
+  by("layer-part").hidden = !method.layers;
+  by("play").hidden = !method.layers || data.layers < 2;
+  by("head-part").hidden = !method.heads;
+  const sliders = {
+    layer: `${state.layer} of ${data.layers}`, head: headName(), strength: `${state.strength} %`,
+  };
+  for (const [name, text] of Object.entries(sliders)) {
+    by(name).value = state[name];
+    by(name).setAttribute("aria-valuetext", text);
+    by(`${name}-name`).textContent = text;
+  }
   by("play").textContent = state.timer ? "Pause" : "Play the layers";
-  by("play").setAttribute("aria-pressed", Boolean(state.timer));
   drawMaps(method);
-  drawClasses(image, method);
+  drawClasses(image);
   if (data.isVit) drawOverview();
 }
 
 function drawMaps(method) {
-  const map = mainMap(), isAttention = state.method === "attention";
+  const map = mainMap(), isAttention = state.method === "attention", isSigned = state.method === "removal";
   const to = isAttention && state.token !== ALL_PATCHES ? attentionOf(state.token, false) : null;
-  const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
+  const largest = (values) => values.reduce((most, value) => Math.max(most, isSigned ? Math.abs(value) : value), 0);
   const most = largest(map.values);
   by("main").parentElement.classList.toggle("single", !to);
   by("other").hidden = !to;
-  const target = data.classes[state.target];
+  const isEmpty = !map.values.some((value) => value > 0);
+  const nothing = { gradientRollout: "nothing speaks for it", gradCam: "nothing speaks for it", removal: "no single removal lowers it" };
   by("main-title").textContent = isAttention
     ? `Attention from ${tokenName(state.token)}`
-    : `${method.name}${method.classes ? ` for “${target}”` : ""}${most > 0 ? "" : ": nothing speaks for it"}`;
-  drawBoard(by("main-canvas"), map, most);
+    : `${method.name}${method.classes ? ` for “${data.classes[state.target]}”` : ""}${isEmpty ? `: ${nothing[state.method]}` : ""}`;
+  drawBoard(by("main-canvas"), map, most, isSigned);
+  drawScale(by("main-scale"), isSigned);
+  by("main-least").textContent = isSigned ? points(most) : "0";
+  by("main-most").textContent = { attention: percent(most), removal: points(-most) }[state.method] ?? "largest";
   if (to) {
-    by("other-title").textContent = `Attention to ${tokenName(state.token)} (largest ${percent(largest(to.values))})`;
+    by("other-title").textContent = `Attention to ${tokenName(state.token)}`;
     drawBoard(by("other-canvas"), to, largest(to.values));
-    by("other-token").textContent = to.classToken === null ? "" : `from the class token: ${percent(to.classToken)}`;
+    by("other-most").textContent = percent(largest(to.values));
+    by("other-token").textContent = to.classToken === null ? "" : `class token: ${percent(to.classToken)}`;
   }
   by("tokens").hidden = !isAttention;
   for (const choice of by("tokens").children) {
     choice.setAttribute("aria-pressed", choice.dataset.token === state.token);
-    const value = choice.dataset.token === CLASS_TOKEN ? `class token: ${percent(map.classToken ?? 0)}` : "all patches";
-    choice.textContent = value;
+    choice.textContent = choice.dataset.token === CLASS_TOKEN ? `class token: ${percent(map.classToken ?? 0)}` : "the average patch";
   }
-  by("most").textContent = { attention: percent(most), removal: points(-most) }[state.method] ?? "largest";
-  by("readout").textContent = readout(map);
+  by("readout").textContent = readout(map, to);
   const tabbable = typeof state.token === "number" ? state.token : 0;
-  for (const cell of by("patches").children) {
-    const patch = Number(cell.dataset.patch);
-    const isRemoved = state.removed.has(patch);
+  cells.forEach((cell, patch) => {
     cell.tabIndex = patch === tabbable ? 0 : -1;
-    cell.setAttribute("aria-label", `${patchName(patch)}: ${valueName(map, patch)}${isRemoved ? ", removed" : ""}`);
-    cell.setAttribute("aria-pressed", isRemoved);
-  }
+    cell.setAttribute("aria-label", `${patchName(patch)}${state.removed.has(patch) ? ", removed" : ""}`);
+  });
 }
 
 /** Probability bars, of the image as it is or without the one patch that is removed. */
-function drawClasses(image, method) {
-  const list = by("classes"), count = data.classes.length;
-  const [only] = state.removed;
-  const isMeasured = state.removed.size === 1;
-  const shown = isMeasured ? image.removal.subarray(only * count, (only + 1) * count) : image.probabilities;
+function drawClasses(image) {
+  const list = by("classes"), only = onlyRemoved(), isMeasured = only !== null;
+  const shown = isMeasured ? withoutPatch(only) : image.probabilities;
   if (list.children.length !== image.explained.length) {
     list.replaceChildren();
     image.explained.forEach(() => {
-      const choice = button(list, "", () => change({ target: Number(choice.dataset.class) }));
+      const choice = button(list, "", () => {
+        const method = data.isVit && !METHODS[state.method].classes ? "gradientRollout" : state.method; // one that tells classes apart
+        choose({ target: Number(choice.dataset.class), method });
+      });
       for (const name of ["bar", "before", "", ""]) choice.append(Object.assign(document.createElement("span"), { className: name }));
     });
   }
+  let rest = 1;
   image.explained.forEach((index, row) => {
     const choice = list.children[row];
     const [bar, before, name, value] = choice.children;
@@ -532,14 +599,18 @@ function drawClasses(image, method) {
     choice.setAttribute("aria-pressed", index === state.target);
     bar.style.width = `${100 * shown[index]}%`;
     before.hidden = !isMeasured;
-    before.style.left = `${100 * image.probabilities[index]}%`;
+    before.style.left = `min(${100 * image.probabilities[index]}%, 100% - 2px)`;
     name.textContent = data.classes[index];
     value.textContent = isMeasured ? `${percent(image.probabilities[index])} → ${percent(shown[index])}` : percent(shown[index]);
+    rest -= shown[index];
   });
+  const others = data.classes.length - image.explained.length;
+  by("rest").hidden = others === 0;
+  by("rest").textContent = `These are the ${image.explained.length} likeliest of ${data.classes.length}; the other ${others} together: ${percent(Math.max(0, rest))}.`;
   by("answers-title").textContent = isMeasured ? `What it says without ${patchName(only)}` : "What the network says";
   by("restore").hidden = state.removed.size === 0;
   by("removal-note").textContent = {
-    0: `${method.classes ? "Choose a class to see what speaks for it. " : ""}Click a patch to remove it.`,
+    0: "Choose a class to see what speaks for it, click a patch to remove it.",
     1: "Measured with that patch replaced by the data set's mean colour.",
   }[state.removed.size] ?? `Only single removals were measured: what the network would say without these ${state.removed.size} `
     + "patches together is not known here. The bars are those of the whole image.";
@@ -555,36 +626,49 @@ function drawOverview() {
   }
 }
 
-/** The boards with their captions as a picture to keep. */
+/** The boards with their captions and scales, and the likeliest classes, as a picture to keep. */
 function save() {
-  const boards = [["main-canvas", "main-title"], ["other-canvas", "other-title"]].slice(0, by("other").hidden ? 1 : 2);
-  const size = by("main-canvas").width, margin = 24, line = 26;
+  const shown = ["main", "other"].slice(0, by("other").hidden ? 1 : 2);
+  const size = by("main-canvas").width, margin = 24, line = 26, side = 260;
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(720, boards.length * (size + margin) + margin);
-  canvas.height = size + 6 * line;
+  canvas.width = shown.length * (size + margin) + side + 2 * margin;
+  canvas.height = size + 8.5 * line;
   const context = canvas.getContext("2d");
   const style = getComputedStyle(document.documentElement);
+  const write = (text, x, y, width, font = "15px sans-serif") => {
+    context.font = font;
+    let fitting = text;
+    while (fitting.length > 1 && context.measureText(fitting).width > width) fitting = `${fitting.slice(0, -2)}…`;
+    context.fillText(fitting, x, y);
+  };
   context.fillStyle = style.getPropertyValue("--panel");
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.fillStyle = style.getPropertyValue("--ink");
-  const write = (text, x, y, font = "16px sans-serif", width = canvas.width - 2 * margin) => {
-    context.font = font;
-    context.fillText(text, x, y, width);
-  };
-  write(by("title").textContent, margin, line + 4, "bold 20px sans-serif");
-  const layer = METHODS[state.method].layers ? `, layer ${state.layer} of ${data.layers}` : "";
-  const head = METHODS[state.method].heads ? `, head ${headName()}` : "";
-  write(`${METHODS[state.method].name}${layer}${head} · ${by("subtitle").textContent}`, margin, 2 * line + 4);
-  boards.forEach(([board, title], index) => {
-    const x = margin + index * (size + margin);
-    write(by(title).textContent, x, 3.4 * line, "15px sans-serif", size);
-    context.drawImage(by(board), x, 3.8 * line);
+  const method = METHODS[state.method], whole = canvas.width - 2 * margin, top = 3.8 * line;
+  const parts = [method.name, method.layers && `layer ${state.layer} of ${data.layers}`, method.heads && `head ${headName()}`];
+  write(by("title").textContent, margin, line + 4, whole, "bold 20px sans-serif");
+  write(`${parts.filter(Boolean).join(", ")} · ${by("subtitle").textContent}`, margin, 2 * line + 4, whole);
+  context.imageSmoothingEnabled = false;
+  shown.forEach((name, index) => {
+    const x = margin + index * (size + margin), below = top + size + 8;
+    write(by(`${name}-title`).textContent, x, top - 8, size);
+    context.drawImage(by(`${name}-canvas`), x, top);
+    context.drawImage(by(`${name}-scale`), x, below, size, 10);
+    context.textAlign = "right";
+    write(by(`${name}-most`).textContent, x + size, below + line + 4, size / 2, "13px sans-serif");
+    context.textAlign = "left";
+    write(name === "main" ? by("main-least").textContent : "0", x, below + line + 4, size / 2, "13px sans-serif");
   });
-  write(by("readout").textContent, margin, 3.8 * line + size + 1.4 * line, "14px sans-serif");
+  [...by("classes").children].forEach((choice, row) => {
+    const [, , name, value] = choice.children, x = margin + shown.length * (size + margin), y = top + 14 + row * line;
+    write(name.textContent, x, y, side * 0.45);
+    write(value.textContent, x + side * 0.5, y, side * 0.5);
+  });
+  write(by("readout").textContent, margin, canvas.height - line, whole, "14px sans-serif");
   canvas.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `${images[state.image].name.replace(/[^\w.-]+/g, "-")}-${state.method}.png`;
+    link.download = `${images[state.image].name.replace(/[^\w.-]+/g, "-").slice(0, 60)}-${state.method}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
@@ -593,6 +677,7 @@ function save() {
 setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
 build();
 draw();
+by("page").hidden = false;
 
 // For the console, and for tests: the numbers behind what is shown.
 window.explorer = { state, change, mainMap, attentionOf };

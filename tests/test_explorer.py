@@ -1,5 +1,8 @@
 """The page to explore a network's decisions in, in a real browser: its numbers, its keys, and that it stays alone."""
 
+import base64
+import dataclasses
+import io
 import os
 import re
 import shutil
@@ -15,6 +18,7 @@ import checkpoint
 import dataset
 import explorer
 from explain import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from model import build_model
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # 16 bits of attention; the rest is float32
@@ -70,18 +74,17 @@ def pages(runs):
 
 
 def evaluate(page, expression):
-    """A number, or array of numbers, of the page's own."""
-    return torch.tensor(
-        page.evaluate(
-            f"(() => {{ const value = {expression}; return value.length === undefined"
-            " ? value : Array.from(value); })()"
-        )
-    )
+    """An array of numbers of the page's own, as float32."""
+    return torch.tensor(page.evaluate(f"Array.from({expression})"), dtype=torch.float32)
 
 
 def drawn(page):
     """Wait until what was changed is drawn."""
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def read(page):
+    return page.locator("#readout").inner_text()
 
 
 def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit):
@@ -100,10 +103,12 @@ def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), ours[token, 1:], **CLOSE)
     torch.testing.assert_close(evaluate(page, "explorer.attentionOf(11, false).values"), ours[1:, token], **CLOSE)
     assert page.evaluate("explorer.mainMap().classToken") == pytest.approx(ours[token, 0].item(), abs=1e-5)
-    shown = [cell.get_attribute("aria-label") for cell in page.locator("#patches button").all()]
-    written = [float(re.search(r"([\d.]+) %", text)[1]) / 100 for text in shown]
-    torch.testing.assert_close(torch.tensor(written), ours[token, 1:], rtol=0, atol=6e-4)
-    assert f"class token: {100 * ours[token, 0]:.2f}"[:16] in page.locator("#tokens").inner_text()
+    check_readout(page.locator("#readout").inner_text(), ours[token, 1:], ours[1:, token], grid)
+    token_share = re.search(r"class token: ([\d.]+) %", page.locator("#tokens").inner_text())
+    assert float(token_share[1]) / 100 == pytest.approx(ours[token, 0].item(), abs=6e-4)
+    for board, values in (("main", ours[token, 1:]), ("other", ours[1:, token])):
+        most = re.search(r"[\d.]+", page.locator(f"#{board}-most").inner_text())
+        assert float(most[0]) / 100 == pytest.approx(values.max().item(), abs=6e-4)
     check_colours(page, "main-canvas", ours[token, 1:])
     check_colours(page, "other-canvas", ours[1:, token])
     page.locator("#head").fill("0")
@@ -112,6 +117,16 @@ def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit
     page.locator("#head").fill("1")
     drawn(page)
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), maps[1].amax(0)[token, 1:], **CLOSE)
+
+
+def check_readout(text, row, column, grid):
+    """The three strongest patches of both boards, with their shares."""
+    said = re.findall(r"row (\d+), column (\d+) \(([\d.]+) %\)", text)
+    for values, places in ((row, said[:3]), (column, said[3:])):
+        indices = [(int(r) - 1) * grid + int(c) - 1 for r, c, _ in places]
+        torch.testing.assert_close(values[indices], values.topk(3).values, rtol=0, atol=1e-5)
+        shares = torch.tensor([float(share) / 100 for *_, share in places])
+        torch.testing.assert_close(shares, values.topk(3).values, rtol=0, atol=6e-4)
 
 
 def check_colours(page, canvas, values):
@@ -157,6 +172,15 @@ def test_the_other_maps_are_those_of_explain_for_every_class_and_layer(pages, vi
                 torch.testing.assert_close(values, expected.flatten(), **CLOSE)
 
 
+def test_a_cnns_maps_are_those_of_grad_cam(pages, visit):
+    path, network, images = pages["cnn"]
+    page = visit(path)
+    cams = grad_cam(network.model, network.prepare(images[5:6]).expand(10, -1, -1, -1), torch.arange(10))
+    for target in range(10):
+        page.evaluate(f"explorer.change({{target: {target}}})")
+        torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), cams[target].flatten(), **CLOSE)
+
+
 @pytest.mark.parametrize("name", ["vit", "cnn"])
 def test_removing_a_patch_shows_what_was_measured_and_two_are_not_guessed(name, pages, visit):
     path, network, images = pages[name]
@@ -166,6 +190,7 @@ def test_removing_a_patch_shows_what_was_measured_and_two_are_not_guessed(name, 
     side = inputs.shape[-1] // grid
     inputs[:, :, side : 2 * side, 2 * side : 3 * side] = 0  # the patch in row 2, column 3
     with torch.inference_mode():
+        whole = network.model(network.prepare(images[5:6])).softmax(1)[0]
         expected = network.model(inputs).softmax(1)[0]
     page.locator("#patches button").nth(grid + 2).click()
     drawn(page)
@@ -174,6 +199,14 @@ def test_removing_a_patch_shows_what_was_measured_and_two_are_not_guessed(name, 
         text = choice.inner_text().split("→")[1]
         assert float(re.search(r"[\d.]+", text)[0]) / 100 == pytest.approx(expected[index].item(), abs=6e-4)
     assert page.locator("#answers-title").inner_text() == "What it says without row 2, column 3"
+    likeliest = whole.argmax()
+    before, after = re.search(r"Without row 2, column 3: .*? ([\d.]+) % → ([\d.]+) %", read(page)).groups()
+    assert float(before) / 100 == pytest.approx(whole[likeliest].item(), abs=6e-4)
+    assert float(after) / 100 == pytest.approx(expected[likeliest].item(), abs=6e-4)
+    for target in (0, 7):
+        page.evaluate(f"explorer.change({{method: 'removal', target: {target}}})")
+        lost = page.evaluate(f"explorer.mainMap().values[{grid + 2}]")
+        assert lost == pytest.approx((whole[target] - expected[target]).item(), abs=1e-6)
     page.locator("#patches button").nth(0).click()
     drawn(page)
     assert "is not known here" in page.locator("#removal-note").inner_text()
@@ -204,6 +237,12 @@ def test_all_of_it_works_from_the_keyboard(pages, visit):
     drawn(page)
     assert state()["method"] == "rollout"
     assert page.locator("#methods [aria-checked=true]").inner_text() == "Rollout"
+    for name, value in (("Layer", "1 of 3"), ("Overlay", "60 %")):
+        slider = page.get_by_role("slider", name=name)
+        assert slider.get_attribute("aria-valuetext") == value
+    page.keyboard.press("Escape")
+    drawn(page)
+    assert state()["token"] == "class"
     page.locator("#play").press("Space")
     for _ in range(100):  # Playwright's own waiting would evaluate strings, which the page's policy forbids
         page.wait_for_timeout(100)
@@ -247,12 +286,30 @@ def test_the_view_is_saved_as_a_picture(pages, visit, tmp_path):
         page.locator("#export").click()
     assert download.value.suggested_filename == "image-5-attention.png"
     download.value.save_as(tmp_path / "view.png")
-    picture = np.asarray(Image.open(tmp_path / "view.png").convert("RGB"))
-    assert picture.shape[1] > 900
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    picture = np.asarray(Image.open(tmp_path / "view.png").convert("RGB")).astype(int)
+    board = page.evaluate("document.getElementById('main-canvas').toDataURL().split(',')[1]")
+    board = np.asarray(Image.open(io.BytesIO(base64.b64decode(board))).convert("RGB")).astype(int)
+    top, left, side = 98, 24, len(board)  # 3.8 lines of 26 pixels, and the margin
+    assert abs(picture[top + 1 : top + side, left : left + side] - board[:-1]).mean() < 3
+    paper = picture[2, 2]
+    title, readout, classes = np.s_[8:36, 24:300], np.s_[-40:-15, 24:500], np.s_[98:300, -270:-24]
+    for part in (title, readout, classes):
+        assert (abs(picture[part] - paper).max(axis=2) > 100).mean() > 0.01  # something is written there
 
 
 HOSTILE = '"><script>alert(1)<\\script><img src=x onerror=alert(2)>{{data}}\u2028.png'
+
+
+def test_names_stay_text_wherever_they_come_from(pages, visit, tmp_path):
+    _, network, images = pages["vit"]
+    name = "</script><script>alert(1)</script><!--<script>{{js}}"
+    hostile = dataclasses.replace(network, name=name, classes=[f"{name} {i}" for i in range(10)])
+    entry = explorer.explain_image(hostile, images[0], name, name)
+    explorer.write_page(tmp_path / "page.html", hostile, [entry])
+    page = visit(tmp_path / "page.html")
+    assert page.locator("script").count() == 2
+    assert page.locator("h1").inner_text().startswith(f"{name}: predicted {name}")
+    assert page.title().startswith(name)
 
 
 def test_a_file_name_stays_text_and_nothing_leaves_the_page(runs, visit, monkeypatch):
@@ -285,6 +342,61 @@ def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
         tmp_path / "page.html", network, [explorer.explain_image(network, image, "image", "") for image in images]
     )
     assert os.path.getsize(tmp_path / "page.html") < 2_000_000
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"global_pool": "avg", "class_token": False},
+        {"global_pool": "avg", "class_token": True},
+        {"depth": 1, "num_heads": 1},
+        {"patch_size": 16, "num_classes": 31},
+    ],
+)
+def test_networks_of_other_shapes_have_pages_too(config, visit, tmp_path):
+    sizes = {"model": "vit", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10, **config}
+    classes = [f"class {i}" for i in range(sizes["num_classes"])]
+    model = build_model(sizes)
+    torch.nn.init.normal_(model.head.weight)
+    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder"}
+    network = checkpoint.Network(
+        "net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved
+    )
+    images, _ = dataset.draw_shapes(1, 32, seed=0)
+    entry = explorer.explain_image(network, images[0], "image", "")
+    explorer.write_page(tmp_path / "page.html", network, [entry])
+    page = visit(tmp_path / "page.html")
+    for method in ("attention", "rollout", "gradientRollout", "gradCam", "removal"):
+        for token in ("'class'" if model.num_prefix_tokens else "'all'", "'all'", "0"):
+            page.evaluate(f"explorer.change({{method: '{method}', token: {token}}})")
+            drawn(page)
+            assert "NaN" not in read(page) + page.locator(".boards").inner_text()
+    maps = attention_maps(model, network.prepare(images))[-1, 0].mean(0)
+    page.evaluate("explorer.change({method: 'attention', token: 'all', head: 0})")
+    expected = maps[model.num_prefix_tokens :, model.num_prefix_tokens :].mean(0)
+    torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), expected, **CLOSE)
+    assert page.locator("#rest").is_visible() == (sizes["num_classes"] > 20)
+    if sizes["num_classes"] > 20:
+        assert "10 likeliest of 31" in page.locator("#rest").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ("--mode custom --image_path {cat} --html page.txt", "ends in .html"),
+        ("--mode custom --image_path {cat} --html=", "ends in .html"),
+        ("--mode cifar --html page.html", "add --mode cifar-single"),
+        ("--mode custom --image_path {cat} --html {cat}/page.html", "cannot write"),
+        ("--mode cifar-single --index 1 2 --gif_path a.gif", "name one --index"),
+    ],
+)
+def test_pages_that_cannot_be_are_refused_before_anything_is_made(flags, reason, runs, monkeypatch, capsys):
+    before = sorted(runs.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        run_test(runs, f"--model_path model/vit {flags.format(cat=ROOT / 'examples' / 'cat.png')}", monkeypatch)
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
+    assert sorted(runs.rglob("*")) == before
 
 
 def test_several_test_images_make_one_page_and_a_gif_each(runs, monkeypatch):

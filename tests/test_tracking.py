@@ -39,6 +39,8 @@ def read_log(data):
         if left < 7 or kind == 0:
             place += left
             continue
+        if place + 7 + length > len(data):  # still being written
+            return
         whole += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the record is whole, or this was its last part
