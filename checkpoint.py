@@ -90,6 +90,8 @@ def load_last(path):
     """
     path = Path(path)
     path = path / LAST if path.is_dir() else path
+    if not path.exists() and path.with_name(BEST).exists() and not path.with_name(PREVIOUS).exists():
+        raise UserError(f"{path.parent} has no {LAST}, so its training cannot go on; its {BEST} is for test.py")
     previous = path.with_name(PREVIOUS)
     try:
         checkpoint = load(path)

@@ -272,7 +272,7 @@ def _read_cifar(name, data_path, is_train, image_size):
         raise UserError(
             f"{name} {found} be downloaded ({error}). Fetch {reader.url} on a machine"
             f" with a network and unpack it so that {Path(data_path) / folder} exists, point --data_path at the folder"
-            f" that holds {folder}, or try --dataset shapes, which needs no download"
+            f" that holds {folder}, or begin with train.py --dataset shapes, which needs no download"
         ) from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
     if image_size != images.shape[-1]:

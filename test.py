@@ -53,7 +53,7 @@ def build_parser():
         default="cifar",
         help=(
             "cifar: the whole test set the network was trained for; cifar-single: one image of it; custom: "
-            "any image file"
+            "any image file; faithfulness: how far its explanations can be trusted"
         ),
     )
     parser.add_argument(
@@ -65,7 +65,9 @@ def build_parser():
         help=f"a run's folder or a checkpoint; default: {MODEL_PATH}, or the newest run under model/",
     )
     parser.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
-    parser.add_argument("--output_path", default="./output", help="cifar: folder for results, one folder a run")
+    parser.add_argument(
+        "--output_path", default="./output", help="cifar, faithfulness: folder for results, one folder a run"
+    )
     parser.add_argument("--gif_path", help="file for the GIF; default: named after the image in attention_map_gif/")
     parser.add_argument("--no_gif", action="store_true", help="write no GIF")
     parser.add_argument(
@@ -191,7 +193,7 @@ def explore(network, images, args):
     if args.html is not None:
         entries = [explorer.explain_image(network, *image) for image in images]
         explorer.write_page(args.html, network, entries)
-        print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1e6:.1f} MB), to be opened in a browser")
+        print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1000:,.0f} KB), to be opened in a browser")
 
 
 def shorten(name, longest=40):

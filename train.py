@@ -407,7 +407,7 @@ def test_flags(args, record):
     """Flags of test.py that show this run on a test image; the defaults are left out."""
     flags = ["--model_path", str(record.model_folder), "--mode", "cifar-single", "--index", "5"]
     for flag in ("data_path", "output_path"):
-        if getattr(args, flag) != getattr(build_parser().parse_args([]), flag):
+        if Path(getattr(args, flag)) != Path(build_parser().get_default(flag)):
             flags += [f"--{flag}", getattr(args, flag)]
     return flags
 
