@@ -98,21 +98,34 @@ def warn(message):
 
 
 def measure_all(runs, args):
-    """Test every run on its data set's images, which are read once; returns them, {(data set, size): Split}."""
+    """Test every run on its data set's images, which are read once; returns them, {(data set, size): Split or None}.
+
+    Where they are not there, runs that have been tested before keep those results.
+    """
     tests = {}
     for run in runs:
-        name, size = key = test_key(run)
+        key = test_key(run)
+        if key not in tests:
+            tests[key] = load_test_images(*key, args)
         try:
-            if key not in tests:
-                workers = args.num_workers
-                tests[key] = dataset.load_test(name, args.data_path, image_size=size, num_workers=workers)
             measure(run, tests[key], args.batch_size)
         except UserError as error:
             warn(f"{run.name} cannot be tested: {error}")
+        if tests[key] is None and not run.results:
+            warn(f"{run.name} cannot be tested without its test images")
     names = {run.network.saved["dataset"] for run in runs}
     if len(names) > 1:
         warn(f"these runs are of different data sets ({', '.join(sorted(names))}); only those of one are paired")
     return tests
+
+
+def load_test_images(name, size, args):
+    """The test images of a data set, or None, said on standard error, where it is not there."""
+    try:
+        return dataset.load_test(name, args.data_path, image_size=size, num_workers=args.num_workers)
+    except UserError as error:
+        warn(str(error))
+        return None
 
 
 def test_key(run):
@@ -231,7 +244,7 @@ def draw(folder, runs, tests):
         figures.save_sample_sizes(sizes, folder / "accuracy_by_images.png")
         yield "accuracy_by_images.png"
     pair = most_unlike(runs)
-    if pair:
+    if pair and all(tests[test_key(run)] for run in pair):
         tests = [tests[test_key(run)] for run in pair]
         panels = [
             (f"{one.name} is right, {other.name} is wrong", disagreements(one, other))

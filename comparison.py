@@ -110,13 +110,16 @@ def read_metrics(path):
 
 
 def measure(run, test, batch_size):
-    """Fill in a run's results and logits: those of an earlier full test of this checkpoint, or of one now."""
-    adopted = run.network.adopt(test)
-    run.labels = test.labels.cpu()
-    found = load_results(run.output_folder, run.checkpoint_path, run.labels)
+    """Fill in a run's results and logits: those of an earlier full test of this checkpoint, or of one now.
+
+    Without test images (None) only the former will do, and nothing is filled in if there are none.
+    """
+    adopted = test and run.network.adopt(test)
+    found = load_results(run.output_folder, run.checkpoint_path, test and test.labels.cpu())
     if found:
-        run.results, run.logits = found
-    else:
+        run.results, run.logits, run.labels = found
+    elif test:
+        run.labels = test.labels.cpu()
         run.results, run.logits = measure_network(
             run.network, run.checkpoint_path, adopted, run.output_folder, batch_size
         )

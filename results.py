@@ -67,13 +67,18 @@ def surest_mistakes(confidence, is_wrong):
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
 
 
-def load_results(folder, checkpoint_path, labels):
-    """Results and logits of an earlier full test of this very checkpoint on images of these labels, or None."""
+def load_results(folder, checkpoint_path, labels=None):
+    """Results, logits and labels of an earlier full test of this very checkpoint, on images of `labels` if given.
+
+    None if there was no such test.
+    """
     try:
         results = json.loads((folder / "test_results.json").read_text())
         saved = torch.load(folder / "test_logits.pt", weights_only=True)
         is_same = results["checkpoint_sha256"] == saved["checkpoint_sha256"] == fingerprint(checkpoint_path)
-        return (results, saved["logits"]) if is_same and torch.equal(saved["labels"], labels) else None
+        if not is_same or not (labels is None or torch.equal(saved["labels"], labels)):
+            return None
+        return results, saved["logits"], saved["labels"]
     except Exception:  # whatever is wrong with what an earlier test has left, it is made anew
         return None
 

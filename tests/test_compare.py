@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpoint
 import compare
 from model import build_model
+from runtime import UserError
 
 PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
 
@@ -122,6 +123,18 @@ def test_earlier_test_results_are_used_only_if_they_are_of_these_weights(copied)
     assert found["runs"][0]["accuracy"] == pytest.approx(0.1)
 
 
+def test_without_the_test_images_earlier_results_are_compared(copied, monkeypatch):
+    _, _, before = run_compare(copied, ["vit", "cnn"])
+
+    def fail(*_, **__):
+        raise UserError("the data set is not there")
+
+    monkeypatch.setattr(compare.dataset, "load_test", fail)
+    _, complaints, found = run_compare(copied, ["vit", "cnn"])
+    assert found == before
+    assert complaints.count("the data set is not there") == 1
+
+
 def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     for name, flags in {"a": "", "b": "--seed 1", "few": "--num_train_images 200", "wide": "--width 40"}.items():
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
@@ -174,7 +187,8 @@ def test_runs_of_other_data_are_not_paired(copied):
     assert ["vit", "cnn"] in [[pair["one"], pair["other"]] for pair in found["pairs"]]
     assert not any("other" in pair.values() for pair in found["pairs"])
     assert "only those of one are paired" in complaints
-    assert "other cannot be tested: cifar100 is neither" in complaints
+    assert "cifar100 is neither" in complaints
+    assert "other cannot be tested without its test images" in complaints
     assert len(found["runs"]) == 4
 
 

@@ -3,7 +3,6 @@
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,8 @@ import checkpoint
 import train
 import trainer
 from record import Record
+
+resource = pytest.importorskip("resource")  # not on Windows
 
 LONG = f"{SMALL_VIT} {EVERYTHING} --optimizer muon --epochs 10 --num_train_images 1500 --val_images 100"
 
