@@ -38,6 +38,9 @@ ROW = (  # of metrics.csv, in its order; what is not measured is None
     *("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds"),
 )
 MAY_BE_NONE = {"gpu_memory_gb", "val_loss", "val_accuracy"}
+# Flags of a recipe that say where and how a run goes, not what it is.
+CIRCUMSTANCES = {"resume", "device", "num_workers", "compile", "log", "save_every", "save_minutes"}
+CIRCUMSTANCES |= {"data_path", "model_path", "output_path"}
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}  # all that a file of this format calls
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")
@@ -183,8 +186,7 @@ def check_values(path, checkpoint):
         ),
         "data set": lambda: checkpoint["dataset"] in DATASETS,
         "normalisation": lambda: (
-            len(checkpoint["mean"]) == len(checkpoint["std"]) == 3
-            and all(isinstance(value, int | float) and math.isfinite(value) for value in mean_and_std)
+            len(checkpoint["mean"]) == len(checkpoint["std"]) == 3 and all(map(is_number, mean_and_std))
         ),
         "weights": lambda: all(
             isinstance(value, torch.Tensor) and brings_its_memory(value) and value.isfinite().all()

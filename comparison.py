@@ -23,8 +23,7 @@ from results import load_results, measure_network
 from runtime import UserError
 
 # What may differ between runs that are one recipe with several seeds.
-NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "resume", "device", "num_workers", "compile", "log"}
-NOT_THE_RECIPE |= {"data_path", "model_path", "output_path"}
+NOT_THE_RECIPE = {"seed", "run_name", "overwrite", *checkpoint.CIRCUMSTANCES}
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 

@@ -39,19 +39,7 @@ from tracking import PACKAGES, check_package, open_tracker
 from trainer import Trainer, fit, model_config
 
 # What may differ when a run is resumed; everything else is the run's own.
-RESUME_FLAGS = {
-    "resume",
-    "epochs",
-    "device",
-    "data_path",
-    "num_workers",
-    "model_path",
-    "output_path",
-    "compile",
-    "log",
-    "save_every",
-    "save_minutes",
-}
+RESUME_FLAGS = {"epochs", *checkpoint.CIRCUMSTANCES}
 MEMORY_FLAGS = ("--batch_size", "--embed_dim", "--n_layers", "--image_size")
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and two moments
 

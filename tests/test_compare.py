@@ -136,7 +136,12 @@ def test_without_the_test_images_earlier_results_are_compared(copied, monkeypatc
 
 
 def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
-    for name, flags in {"a": "", "b": "--seed 1", "few": "--num_train_images 200", "wide": "--width 40"}.items():
+    for name, flags in {
+        "a": "",
+        "b": "--seed 1 --save_every 1",
+        "few": "--num_train_images 200",
+        "wide": "--width 40",
+    }.items():
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
     shutil.copytree(tmp_path / "model" / "a", tmp_path / "model" / "copy")
     shutil.copytree(tmp_path / "output" / "a", tmp_path / "output" / "copy")
