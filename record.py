@@ -210,8 +210,9 @@ class Record:
             self.tracker.close(failed)
             if failed:
                 self.abandon()
-            for lock in filter(None, self.locks):
-                os.close(lock)
+            for lock in self.locks:
+                if lock is not None:
+                    os.close(lock)
             self.locks = []
 
     def append_metrics(self, row):

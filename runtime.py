@@ -208,16 +208,12 @@ def replacing(path, previous=None):
 
 def also_as(path, other):
     """Make `other` another name of a file, or a copy where there are no second names, whole at every moment."""
-    partial = other.with_name(f".{other.stem}.{os.getpid()}{other.suffix}")
-    partial.unlink(missing_ok=True)
-    try:
+    with replacing(other) as partial:
+        partial.unlink(missing_ok=True)
         try:
             os.link(path, partial)
         except OSError:
             shutil.copyfile(path, partial)
-        os.replace(partial, other)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder):

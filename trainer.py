@@ -166,7 +166,7 @@ class Trainer:
             self.timed_steps += 1
         else:
             synchronize(self.device)
-            self.step_time.restart()
+            self.step_time.start()
         self.is_warm = True
 
     def train_step(self, images, labels):
@@ -338,14 +338,11 @@ class Stopwatch:
         return self.seconds if self.started is None else self.seconds + time.perf_counter() - self.started
 
     def start(self):
+        """Begin to count; if it counts already, anew from now, without the time since it was started."""
         self.started = time.perf_counter()
 
     def stop(self):
         self.seconds, self.started = self.elapsed, None
-
-    def restart(self):
-        """Forget the time since the last start."""
-        self.started = time.perf_counter()
 
 
 class Pauses:

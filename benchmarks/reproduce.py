@@ -57,7 +57,7 @@ SHIPPED = {  # the runs whose weights are in git, and the recipes they can come 
     "cnn-32-cifar10": ("cnn-fast", "cnn-12ep"),
     "vit-best-32-cifar10": ("vit-best",),
 }
-PATHS = ("data_path", "model_path", "output_path")
+PATHS = ("data_path", "model_path", "output_path", "resume")
 TRY = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 1000 --num_test_images 500 --num_workers 0")
 
 
@@ -183,7 +183,7 @@ def ship(recipe, name, args):
     test = network.adopt(dataset.load_test(state["dataset"], args.data_path, image_size=network.image_size))
     measured = scores(predict(network.model, test), test.labels)
     state["metrics"] |= {f"test_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
-    for flag in (*PATHS, "resume"):
+    for flag in PATHS:
         state["recipe"][flag] = train.build_parser().get_default(flag)
     checkpoint.save(folder / "best.pt", state)
     figures = ROOT / "output" / name

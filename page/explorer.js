@@ -93,6 +93,11 @@ function grids(packed) {
   return { side: packed.side, values: floats(packed.values) };
 }
 
+/** The chosen token if it is a patch, or null. */
+function chosenPatch() {
+  return typeof state.token === "number" ? state.token : null;
+}
+
 /** A token's place in the attention matrices. */
 function place(token) {
   return token === CLASS_TOKEN ? 0 : token + prefix;
@@ -181,14 +186,13 @@ function headName() {
   return { [MEAN]: "mean", [MAX]: "max" }[state.head] ?? `${state.head - FIRST_HEAD + 1} of ${data.heads}`;
 }
 
-/** The value of a patch in a map, as the method means it. */
+/** The value of a patch in a map of any method but attention. */
 function valueName(map, patch) {
   if (map.side !== data.grid) { // Grad-CAM of a CNN has cells of its own
     const scale = map.side / data.grid;
     patch = Math.floor(Math.floor(patch / data.grid) * scale) * map.side + Math.floor((patch % data.grid) * scale);
   }
   const value = map.values[patch];
-  if (state.method === "attention") return percent(value);
   if (state.method === "removal") return `${data.classes[state.target]} ${points(-value)}`;
   const most = Math.max(...map.values);
   return most > 0 ? `${Math.round((100 * value) / most)} % of the largest` : "nothing";
@@ -196,7 +200,7 @@ function valueName(map, patch) {
 
 /** What the boards show, in words. */
 function readout(map, to) {
-  const where = typeof state.token === "number" ? state.token : null;
+  const where = chosenPatch();
   const sentences = [];
   if (state.method === "attention") {
     const strongest = (some) => Array.from(some.values.keys()).sort((a, b) => some.values[b] - some.values[a]).slice(0, 3)
@@ -287,7 +291,7 @@ function drawBoard(canvas, map, most, isSigned = false) {
   }
   context.stroke();
   for (const patch of state.removed) drawRemoved(context, patch, cell);
-  if (typeof state.token === "number") outline(context, state.token, cell);
+  if (chosenPatch() !== null) outline(context, chosenPatch(), cell);
 }
 
 function drawScale(canvas, isSigned) {
@@ -334,9 +338,7 @@ function button(parent, text, action) {
 function build() {
   for (const [index, image] of images.entries()) {
     const choice = button(by("images"), "", () => choose({ image: index, token: home, target: image.explained[0], removed: new Set() }));
-    const small = document.createElement("canvas");
-    small.width = small.height = data.imageSize;
-    small.getContext("2d").drawImage(image.picture, 0, 0);
+    const small = picture(image.pixels);
     small.setAttribute("aria-hidden", "true");
     choice.append(small, image.name);
   }
@@ -369,7 +371,7 @@ function build() {
   by("play").addEventListener("click", () => (state.timer ? stop() : play()));
   by("restore").addEventListener("click", () => {
     change({ removed: new Set() });
-    cells[typeof state.token === "number" ? state.token : 0].focus();
+    cells[chosenPatch() ?? 0].focus();
   });
   by("export").addEventListener("click", save);
   by("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
@@ -570,7 +572,7 @@ function drawMaps(method) {
     choice.textContent = choice.dataset.token === CLASS_TOKEN ? `class token: ${percent(map.classToken ?? 0)}` : "the average patch";
   }
   by("readout").textContent = readout(map, to);
-  const tabbable = typeof state.token === "number" ? state.token : 0;
+  const tabbable = chosenPatch() ?? 0;
   cells.forEach((cell, patch) => {
     cell.tabIndex = patch === tabbable ? 0 : -1;
     cell.setAttribute("aria-label", `${patchName(patch)}${state.removed.has(patch) ? ", removed" : ""}`);
