@@ -47,9 +47,9 @@ COLUMNS = {  # of the table: heading, and how a number is shown
     "weighted_f1": ("weighted F1", lambda value: f"{100 * value:.2f} %"),
     "calibration_error": ("calibration error", lambda value: f"{100 * value:.2f} %"),
 }
-PAIRS_NOTE = """How many test images only one of two networks gets right, and the probability that two equally good
-networks differ as much (McNemar's exact test). It is about these two networks, not about others trained alike; of
-twenty pairs that do not differ, one is below 0.05."""
+PAIRS_NOTE = """By how many points of accuracy A is better than B, with its 95 % interval; how many test images only one
+of them gets right; and the probability that two equally good networks differ as much (McNemar's exact test). It is
+about these two networks, not about others trained alike; of twenty pairs that do not differ, one is below 0.05."""
 MAPS_NOTE = "what speaks for the named class: Grad-CAM of a CNN, gradient rollout of a ViT"
 
 
@@ -150,8 +150,14 @@ def as_markdown(headings, rows):
 
 
 def runs_table(rows):
-    shown = [list(cells(row).values()) for row in rows]
-    return as_markdown([heading for heading, _ in COLUMNS.values()], shown)
+    """A row a run, or, where that is narrower, a column a run."""
+    lines = [[heading for heading, _ in COLUMNS.values()], *(list(cells(row).values()) for row in rows)]
+    upright = list(zip(*lines, strict=True))
+    return min((as_markdown(*table) for table in ((lines[0], lines[1:]), (upright[0], upright[1:]))), key=width)
+
+
+def width(table):
+    return len(table.splitlines()[0])
 
 
 def seed_groups(runs, rows):
@@ -178,31 +184,40 @@ def pairs_table(pairs):
     rows = []
     for pair in pairs:
         p_value = f"{pair['p']:.2g}" if pair["p"] else "<1e-300"
-        rows.append([pair["one"], pair["other"], str(pair["only_one"]), str(pair["only_other"]), p_value])
-    return as_markdown(["A", "B", "only A right", "only B right", "McNemar's p"], rows)
+        difference, low, high = (f"{100 * pair[key]:+.2f}" for key in ("difference", "low", "high"))
+        only = [str(pair[key]) for key in ("only_one", "only_other")]
+        rows.append([pair["one"], pair["other"], difference, f"{low} to {high}", *only, p_value])
+    headings = ["A", "B", "A - B (points)", "95 % interval", "only A right", "only B right", "McNemar's p"]
+    return as_markdown(headings, rows)
 
 
-def classes_table(runs):
-    """Each class's recall by every run; of two runs also the difference."""
-    names = [run.name for run in runs]
-    recalls = [run.results["by_class"]["recall"] for run in runs]
-    rows = []
-    for place, name in enumerate(runs[0].network.classes):
-        values = [recall[place] for recall in recalls]
-        difference = [f"{100 * (values[0] - values[1]):+.1f}"] if len(runs) == 2 else []
-        rows.append([name, *(f"{100 * value:.1f} %" for value in values), *difference])
-    return as_markdown(["class", *names, *(["difference"] if len(runs) == 2 else [])], rows)
+def class_recalls(runs):
+    """Each class's share of test images that every run names right: [{"class": name, run: share, ...}]."""
+    recalls = {run.name: run.results["by_class"]["recall"] for run in runs}
+    return [
+        {"class": name, **{run: recall[place] for run, recall in recalls.items()}}
+        for place, name in enumerate(runs[0].network.classes)
+    ]
 
 
-def report(runs, rows, groups, pairs):
+def classes_table(rows):
+    """The same as Markdown; of two runs also the difference."""
+    headings, shown = list(rows[0]), []
+    for name, *shares in (row.values() for row in rows):
+        difference = [f"{100 * (shares[0] - shares[1]):+.1f}"] if len(shares) == 2 else []
+        shown.append([name, *(f"{100 * share:.1f} %" for share in shares), *difference])
+    return as_markdown(headings + ["difference (points)"] * (len(headings) == 3), shown)
+
+
+def report(rows, groups, pairs, classes):
     """All tables with their headings, as Markdown."""
     parts = ["## Runs", runs_table(rows)]
     if groups:
         parts += ["## Seeds", "Mean ± sample deviation of runs that differ in their seed alone.", groups_table(groups)]
     if pairs:
         parts += ["## Pairs", PAIRS_NOTE, pairs_table(pairs)]
-    for comparable in by_classes(runs):
-        parts += ["## Classes", "Share of each class's test images that is named right.", classes_table(comparable)]
+    for shares in classes:
+        parts += ["## Classes", "Share of each class's test images that is named right.", classes_table(shares)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -215,8 +230,8 @@ def by_classes(runs):
     return [group for group in groups.values() if len(group) > 1]
 
 
-def write_tables(folder, text, rows, groups, pairs):
-    """comparison.md, .csv and .json."""
+def write_tables(folder, text, rows, **others):
+    """comparison.md, .csv and .json, the last with the `others` too."""
     with replacing(folder / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}")
     with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
@@ -224,7 +239,7 @@ def write_tables(folder, text, rows, groups, pairs):
         writer.writeheader()
         writer.writerows(rows)
     with replacing(folder / "comparison.json") as partial:
-        partial.write_text(json.dumps({"runs": rows, "pairs": pairs, "seeds": groups}, indent=2) + "\n")
+        partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n")
 
 
 def draw(folder, runs, tests):
@@ -286,9 +301,10 @@ def main(argv=None):
     pairs = compare_pairs(runs)
     folder = Path(args.compare_path)
     groups = seed_groups(runs, rows)
-    text = report(runs, rows, groups, pairs)
+    classes = [class_recalls(comparable) for comparable in by_classes(runs)]
+    text = report(rows, groups, pairs, classes)
     print(text)
-    write_tables(folder, text, rows, groups, pairs)
+    write_tables(folder, text, rows, seeds=groups, pairs=pairs, classes=classes)
     pictures = draw(folder, runs, tests)
     print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
 

@@ -16,14 +16,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
-from evaluate import mcnemar
+from evaluate import mcnemar, paired_difference
 from model import VisionTransformer, build_model
 from record import count_parameters
 from results import load_results, measure_network
 from runtime import UserError
 
 # What may differ between runs that are one recipe with several seeds.
-NOT_THE_RECIPE = {"seed", "run_name", "overwrite", *checkpoint.CIRCUMSTANCES}
+NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *checkpoint.CIRCUMSTANCES}
+LENGTH = {"epochs", "warmup_epochs"}  # how long a run takes
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
@@ -155,22 +156,38 @@ def summarize(run):
         "accuracy": results.get("accuracy"),
         "accuracy_low": results.get("accuracy_interval", [None])[0],
         "accuracy_high": results.get("accuracy_interval", [None])[-1],
-        "final_accuracy": rows[-1].get("test_accuracy") if rows else None,
+        "final_accuracy": rows[-1].get("test_accuracy") if rows and is_of_all_images(run) else None,
         "loss": results.get("loss"),
         "weighted_f1": results.get("weighted", {}).get("f1"),
         "calibration_error": results.get("calibration", {}).get("error"),
     }
 
 
+def is_of_all_images(run):
+    """Whether the run's epochs were measured on as many test images as its full test has, as far as is known."""
+    images = (run.config.get("test_images"), (run.results or {}).get("images"))
+    return None in images or images[0] == images[1]
+
+
 def compare_pairs(runs):
-    """McNemar's test of each two measured runs with the same test images: dicts of plain values."""
+    """Each two measured runs with the same test images: by how much they differ, and McNemar's test; plain values."""
     pairs = []
     for one, other in itertools.combinations([run for run in runs if run.logits is not None], 2):
         if same_images(one, other):
             right = [run.logits.argmax(dim=1) == run.labels for run in (one, other)]
             only_one, only_other, p_value = mcnemar(*right)
+            difference, (low, high) = paired_difference(only_one, only_other, len(one.labels))
             pairs.append(
-                {"one": one.name, "other": other.name, "only_one": only_one, "only_other": only_other, "p": p_value}
+                {
+                    "one": one.name,
+                    "other": other.name,
+                    "difference": difference,
+                    "low": low,
+                    "high": high,
+                    "only_one": only_one,
+                    "only_other": only_other,
+                    "p": p_value,
+                }
             )
     return pairs
 
@@ -227,17 +244,30 @@ def disagreements(one, other, count=4):
 def sample_sizes(runs):
     """Test accuracies of runs that differ in their number of training images: {network: {images: [accuracy, ...]}}.
 
-    Runs that differ in anything else but the seed are another curve.
+    Runs that differ in anything else but the seed are another curve; only in how long they take they may differ too,
+    as those that make as many steps of fewer images do.
     """
-    curves = {}
-    for run in runs:
-        if run.results and run.config.get("train_images"):
-            curves.setdefault(run.recipe(but={"num_train_images"}), []).append(run)
+    known = [run for run in runs if run.results and run.config.get("train_images")]
+    curves = []
+    for alike in grouped(known, lambda run: run.recipe(but={"num_train_images", *LENGTH})):
+        as_long = grouped(alike, lambda run: run.recipe(but={"num_train_images"}))
+        counts = [count for part in as_long for count in {run.config["train_images"] for run in part}]
+        curves += [alike] if len(counts) == len(set(counts)) else as_long
     sizes = {}
-    for members in curves.values():
+    for members in curves:
         by_size = {}
         for run in members:
             by_size.setdefault(run.config["train_images"], []).append(run.results["accuracy"])
         name = members[0].kind
+        epochs = sorted({run.network.saved["recipe"].get("epochs", 0) for run in members})
+        name += f", {epochs[0]:,} to {epochs[-1]:,} epochs" if len(epochs) > 1 else ""
         sizes[name if name not in sizes else f"{name} ({members[0].name})"] = by_size
     return sizes
+
+
+def grouped(runs, key):
+    """Lists of runs with the same key, in the order of their first."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return list(groups.values())

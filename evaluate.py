@@ -6,6 +6,7 @@ matrix = confusion_matrix(logits, test.labels)      # rows are true classes, col
 class_scores(matrix)                                # precision, recall, F1 and number of images of each class
 report(logits, test.labels)                         # all of it, and calibration, as plain numbers
 mcnemar(one_is_right, other_is_right)               # how likely two networks differ as much by chance
+paired_difference(only_one, only_other, images)     # by how much they differ, and its interval
 """
 
 import contextlib
@@ -44,10 +45,10 @@ def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda:
     return torch.cat(logits)
 
 
-def predict_with_flip(model, split, batch_size=1000, precision="fp32"):
+def predict_with_flip(model, split, *arguments, **options):
     """`predict`, and the same as the mean of an image's and its mirror image's probabilities, as their logarithms."""
-    logits = predict(model, split, batch_size, precision)
-    mirrored = predict(model, dataclasses.replace(split, images=split.images.flip(3)), batch_size, precision)
+    logits = predict(model, split, *arguments, **options)
+    mirrored = predict(model, dataclasses.replace(split, images=split.images.flip(3)), *arguments, **options)
     both = torch.stack([logits.log_softmax(dim=1), mirrored.log_softmax(dim=1)])
     return logits, both.logsumexp(dim=0) - math.log(2)
 
@@ -140,6 +141,20 @@ def mcnemar(one_is_right, other_is_right):
         for k in range(fewer + 1)
     ]
     return only_one, only_other, min(1.0, 2 * math.fsum(map(math.exp, terms)))
+
+
+def paired_difference(only_one, only_other, count, z=1.959964):
+    """How much larger the share of `count` images is that one network gets right than that of another.
+
+    Args:
+        only_one, only_other: images that only the one, or the other, gets right.
+
+    Returns:
+        The difference in [-1, 1], and its 95 % interval (low, high) by Bonett and Price (2012).
+    """
+    one, other = (only_one + 1) / (count + 2), (only_other + 1) / (count + 2)
+    half = z * math.sqrt((one + other - (one - other) ** 2) / (count + 2))
+    return (only_one - only_other) / count, (max(-1.0, one - other - half), min(1.0, one - other + half))
 
 
 def report(logits, labels):

@@ -24,6 +24,7 @@ NAMES = {"train": "training", "val": "validation", "test": "test"}
 METHOD_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00")
 GREY = "#555555"
 COLORMAP = "viridis"
+PERCENT = PowerNorm(0.5, vmin=0, vmax=100)  # a square root's scale, on which small shares can be told apart
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file or a class is a $
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box in its place says as much
@@ -70,7 +71,7 @@ def _marker(rows):
 def save_confusion_matrix(matrix, classes, path, title=""):
     """Counts and row percentages of a confusion matrix, int (C, C), rows the true classes.
 
-    With many classes the cells carry no numbers.
+    With many classes the cells carry no numbers, and none where there is no image.
     """
     matrix = np.asarray(matrix)
     share = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
@@ -78,19 +79,18 @@ def save_confusion_matrix(matrix, classes, path, title=""):
     side = min(max(5, 0.75 * count + 2.5), 20)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(share, cmap=COLORMAP, vmin=0, vmax=100)
-    figure.colorbar(image, label="share of the true class (%)", shrink=0.8)
+    image = axis.imshow(share, cmap=COLORMAP, norm=PERCENT)
+    figure.colorbar(image, label="share of the true class (%)", shrink=0.8, ticks=(0, 1, 5, 10, 25, 50, 75, 100))
     ticks = range(count)
     axis.set_xticks(ticks, classes, rotation=45 if count <= 20 else 90, ha="right" if count <= 20 else "center")
     axis.set_yticks(ticks, classes)
     if count > 20:
         axis.tick_params(labelsize=6)
     else:
-        for row in ticks:
-            for column in ticks:
-                color = "black" if share[row, column] > 55 else "white"
-                text = f"{matrix[row, column]}\n{share[row, column]:.0f} %"
-                axis.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
+        for row, column in zip(*matrix.nonzero(), strict=True):
+            color = "black" if share[row, column] > 35 else "white"
+            text = f"{matrix[row, column]}\n{share[row, column]:.1f} %"
+            axis.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
     axis.set(xlabel="predicted class", ylabel="true class", title=title)
     save_figure(figure, path)
 
@@ -142,8 +142,11 @@ def save_comparison(curves, path):
 
     Args:
         curves: names, and for each the histories of one or more seeds, as `rows` of `save_curves`; of several, the mean
-            is drawn, and from the lowest to the highest as a band.
+            is drawn, and from the lowest to the highest as a band. Epochs are on a logarithmic scale where one run
+            has ten times as many as another.
     """
+    lengths = [len(rows) for _, histories in curves for rows in histories]
+    scale_of_epochs = "log" if max(lengths) >= 10 * min(lengths) else "linear"
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     for axis, (quantity, scale, unit) in zip(
         figure.subplots(1, 2), (("loss", 1, "nats"), ("accuracy", 100, "%")), strict=True
@@ -151,8 +154,9 @@ def save_comparison(curves, path):
         for (_, histories), style in zip(curves, _styles(), strict=False):
             for split in ("test", "train"):
                 _draw_seeds(axis, histories, f"{split}_{quantity}", scale, split == "test", *style)
-        axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
+        if scale_of_epochs == "linear":
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     handles = [
         Line2D([], [], color=color, marker=marker, label=name)
@@ -247,9 +251,6 @@ def save_disagreements(panels, path, note):
 # bright in a later frame did become more relevant. The scale is a square root's, or a few patches would hide the rest.
 
 SCALE_LABEL = "relevance (% of the largest in any {frame})"
-RELEVANCE = PowerNorm(0.5, vmin=0, vmax=100)
-
-
 LAYER_TITLES = {
     "attention": "attention of layer {layer}",
     "rollout": "rollout up to layer {layer}",
@@ -405,7 +406,7 @@ def _relative(values):
 
 
 def _scale_colors():
-    return matplotlib.cm.ScalarMappable(RELEVANCE, COLORMAP)
+    return matplotlib.cm.ScalarMappable(PERCENT, COLORMAP)
 
 
 class _Panel:
@@ -418,7 +419,7 @@ class _Panel:
         self.picture = axis.imshow(
             np.zeros((1, 1)),
             cmap=COLORMAP,
-            norm=RELEVANCE,
+            norm=PERCENT,
             alpha=0.6,
             interpolation="nearest",
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),

@@ -99,7 +99,7 @@ class Record:
         self.locks = []
         self.written_at = time.monotonic()
         self.save = Paced(self.write)
-        self.draw = Paced(self.draw_curves)
+        self.draw = Paced(self.draw_curves, wait=60.0)
 
     @property
     def folders(self):
@@ -177,9 +177,6 @@ class Record:
         if is_due or not self.save_every:
             self.save(trainer, now=is_due)
         self.draw(now=is_last)
-        curves = self.output_folder / "curves.png"
-        if is_last and curves.exists():
-            self.tracker.finish({"curves": curves})
 
     def is_due(self):
         """Whether the last save is so old that the next should not wait for the end of the epoch."""
@@ -200,6 +197,15 @@ class Record:
         if self.best_state:
             checkpoint.save(self.model_folder / checkpoint.BEST, self.best_state)
             self.best_state = None
+
+    def send_pictures(self, trainer):
+        """Test the kept weights, as test.py does, and send the tracker the pictures of that and the curves."""
+        path = self.model_folder / checkpoint.BEST
+        network = checkpoint.load_network(path, trainer.device)
+        test = network.adopt(trainer.test_split)
+        results.measure_network(network, path, test, self.output_folder, trainer.test_batch_size)
+        files = [self.output_folder / name for name in ("curves.png", *results.FILES)]
+        self.tracker.finish({file.stem: file for file in files if file.suffix == ".png" and file.exists()})
 
     def close(self, failed):
         """Write the best weights if a run ends before its time, and let go of what is held."""
@@ -267,16 +273,17 @@ def remove_empty(folders):
 
 
 class Paced:
-    """Calls an action at once, and then as often as costs no more than a hundredth of the time, or once a minute.
+    """Calls an action after `wait` seconds, and then as often as costs no more than a hundredth of the time, or once a
+    minute.
 
     So checkpoints and pictures of epochs that take a second do not slow the run down.
     """
 
-    def __init__(self, action, share=0.01, longest=60.0):
+    def __init__(self, action, wait=0.0, share=0.01, longest=60.0):
         self.action = action
         self.share = share
         self.longest = longest
-        self.due = 0.0
+        self.due = time.monotonic() + wait
 
     def __call__(self, *arguments, now=False):
         start = time.monotonic()

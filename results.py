@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import figures
 from evaluate import predict, predict_with_flip, report, scores
@@ -22,10 +23,12 @@ def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta
 
     With `tta`, the scores of images averaged with their mirror images stand beside the others, under "flip".
     """
-    if tta:
-        logits, averaged = predict_with_flip(network.model, test, batch_size)
-    else:
-        logits = predict(network.model, test, batch_size)
+    batches = (1 + tta) * -(-len(test) // batch_size)
+    with tqdm(total=batches, desc=f"testing {network.name}", unit="batch", leave=False, disable=None) as bar:
+        if tta:
+            logits, averaged = predict_with_flip(network.model, test, batch_size, after_batch=bar.update)
+        else:
+            logits = predict(network.model, test, batch_size, after_batch=bar.update)
     results = {
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": fingerprint(checkpoint_path),

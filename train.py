@@ -465,10 +465,14 @@ def train(trainer, record, resumed, signals):
     try:
         job.on_first(lambda: begin(record, trainer, resumed))
         fit(trainer, record, signals)
+        if trainer.args.log != "none":
+            job.on_first(lambda: record.send_pictures(trainer))
         failed = False
     except Interrupted as stop:
         job.on_first(lambda: record.write(trainer))
         if record:
+            if record.rows:
+                record.draw(now=True)
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print(f"\ninterrupted at step {trainer.step}; go on with: {resume_command(record)}", flush=True)
         sys.exit(128 + stop.number)

@@ -120,6 +120,11 @@ class Trainer:
         return self.average.module if self.average else self.model
 
     @property
+    def test_batch_size(self):
+        """Images that are measured at once: without gradients, more have room."""
+        return min(1000, 4 * self.batch_size)
+
+    @property
     def learning_rate(self):
         return self.optimizer.param_groups[0]["lr"]
 
@@ -231,12 +236,10 @@ class Trainer:
         `after_batch()` may raise `Interrupted`; the epoch is then measured another time.
         """
         row = {"val_loss": None, "val_accuracy": None}
-        batch_size = min(1000, 4 * self.batch_size)
+        options = (self.test_batch_size, self.precision, after_batch)
         for name, split in (("val", self.val_split), ("test", self.test_split)):
             if split is not None:
-                logits = self.job.map(
-                    lambda part: predict(self.evaluated_model, part, batch_size, self.precision, after_batch), split
-                )
+                logits = self.job.map(lambda part: predict(self.evaluated_model, part, *options), split)
                 measured = scores(logits, split.labels)
                 self.check_loss(measured["loss"], name)
                 row |= {f"{name}_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
 import compare
+import comparison
 from model import build_model
 from runtime import UserError
 
@@ -53,6 +54,19 @@ def compared(runs, tmp_path_factory):
     return folder, printed, found, drawn.call_args.args[0]
 
 
+def printed_table(text, heading):
+    """The cells of the table below a heading, a list a line, the rule left out."""
+    (part,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    lines = [line for line in part.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+
+
+def printed_column(text, heading, name):
+    """A column of that table: {first cell: the column's cell}."""
+    head, *rows = printed_table(text, heading)
+    return {row[0]: row[head.index(name)] for row in rows}
+
+
 def test_screen_markdown_csv_and_json_agree(compared):
     folder, printed, found, _ = compared
     assert printed.split("\nwrote ")[0].strip() in (folder / "comparison" / "comparison.md").read_text()
@@ -61,11 +75,13 @@ def test_screen_markdown_csv_and_json_agree(compared):
     assert [row["run"] for row in rows] == ["vit", "cnn"]
     for row, ours in zip(rows, found["runs"], strict=True):
         assert {key: str("" if value is None else value) for key, value in ours.items()} == row
-        line = next(line for line in printed.splitlines() if line.startswith(f"| {ours['run']} "))
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[2] == f"{ours['parameters']:,}"
-        assert cells[8] == f"{100 * ours['accuracy']:.2f} %"
-        assert cells[11:] == [f"{100 * ours[key]:.2f} %" for key in ("weighted_f1", "calibration_error")]
+        cells = printed_column(printed, "Runs", ours["run"])
+        assert cells["parameters"] == f"{ours['parameters']:,}"
+        assert cells["test accuracy"] == f"{100 * ours['accuracy']:.2f} %"
+        assert cells["weighted F1"] == f"{100 * ours['weighted_f1']:.2f} %"
+        assert cells["calibration error"] == f"{100 * ours['calibration_error']:.2f} %"
+        recalls = printed_column(printed, "Classes", ours["run"])
+        assert recalls == {shares["class"]: f"{100 * shares[ours['run']]:.1f} %" for shares in found["classes"][0]}
         results, config = (
             json.loads((folder / "output" / ours["run"] / f"{name}.json").read_text())
             for name in ("test_results", "config")
@@ -74,12 +90,14 @@ def test_screen_markdown_csv_and_json_agree(compared):
         assert ours["weighted_f1"] == results["weighted"]["f1"]
         assert ours["calibration_error"] == results["calibration"]["error"]
         assert ours["parameters"] == config["parameters"]
+        shares = [shares[ours["run"]] for shares in found["classes"][0]]
+        assert shares == results["by_class"]["recall"]
     for picture in PICTURES:
         assert Image.open(folder / "comparison" / picture).width > 500
 
 
 def test_pairs_count_what_only_one_gets_right(compared):
-    folder, _, found, _ = compared
+    folder, printed, found, _ = compared
     right = {}
     for name in ("vit", "cnn"):
         saved = torch.load(folder / "output" / name / "test_logits.pt", weights_only=True)
@@ -88,7 +106,17 @@ def test_pairs_count_what_only_one_gets_right(compared):
     assert pair["only_one"] == (right["vit"] & ~right["cnn"]).sum().item()
     assert pair["only_other"] == (right["cnn"] & ~right["vit"]).sum().item()
     accuracies = [row["accuracy"] for row in found["runs"]]
-    assert (pair["only_one"] - pair["only_other"]) / 1000 == pytest.approx(accuracies[0] - accuracies[1], abs=1e-6)
+    assert pair["difference"] == pytest.approx(accuracies[0] - accuracies[1], abs=1e-6)
+    assert pair["low"] < pair["difference"] < pair["high"]
+    _, (_, _, *cells) = printed_table(printed, "Pairs")
+    points = [f"{100 * pair[key]:+.2f}" for key in ("difference", "low", "high")]
+    assert cells[:4] == [points[0], f"{points[1]} to {points[2]}", str(pair["only_one"]), str(pair["only_other"])]
+
+
+def test_the_table_of_many_runs_has_a_row_for_each():
+    row = dict.fromkeys((*compare.COLUMNS, "accuracy_low", "accuracy_high"))
+    lines = compare.runs_table([{**row, "run": f"a-rather-long-name-{place}"} for place in range(12)]).splitlines()
+    assert [line.split()[1] for line in lines[2:]] == [f"a-rather-long-name-{place}" for place in range(12)]
 
 
 def test_the_picture_shows_the_numbers_of_the_table(compared):
@@ -139,7 +167,7 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     for name, flags in {
         "a": "",
         "b": "--seed 1 --save_every 1",
-        "few": "--num_train_images 200",
+        "few": "--num_train_images 200 --epochs 2 --num_test_images 100",
         "wide": "--width 40",
     }.items():
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
@@ -154,9 +182,23 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     assert f"{100 * values.mean():.2f} ± {100 * values.std():.2f} %" in printed
     assert Image.open(tmp_path / "comparison" / "accuracy_by_images.png").width == 700
     accuracy = {row["run"]: row["accuracy"] for row in found["runs"]}
-    same, wide = drawn.call_args.args[0].values()
+    final = {row["run"]: row["final_accuracy"] for row in found["runs"]}
+    assert final["few"] is None  # it was of other images
+    assert final["a"] is not None
+    curves = drawn.call_args.args[0]
+    assert list(curves) == ["CNN, 1 to 2 epochs", "CNN"]
+    same, wide = curves.values()
     assert same == {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
     assert wide == {600: [accuracy["wide"]]}
+
+
+def test_runs_of_other_lengths_are_one_curve_only_if_their_sizes_differ(runs):
+    loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(3)]
+    for run, (images, epochs, accuracy) in zip(loaded, ((600, 1, 0.5), (600, 9, 0.9), (200, 1, 0.3)), strict=True):
+        run.network.saved["recipe"] = {"model": "cnn", "epochs": epochs, "num_train_images": images}
+        run.config, run.results = {"train_images": images}, {"accuracy": accuracy}
+    assert list(comparison.sample_sizes(loaded).values()) == [{600: [0.5], 200: [0.3]}, {600: [0.9]}]
+    assert list(comparison.sample_sizes(loaded[1:]).values()) == [{600: [0.9], 200: [0.3]}]
 
 
 def test_bad_runs_are_named_and_the_others_compared(copied):

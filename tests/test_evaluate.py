@@ -5,7 +5,15 @@ from scipy import stats
 from sklearn import metrics
 
 from dataset import Split
-from evaluate import calibration, mcnemar, predict, predict_with_flip, report, wilson_interval
+from evaluate import (
+    calibration,
+    mcnemar,
+    paired_difference,
+    predict,
+    predict_with_flip,
+    report,
+    wilson_interval,
+)
 from model import SimpleCNN
 
 
@@ -75,6 +83,16 @@ def test_mcnemar_is_scipys_binomial_test(counts):
     assert (only_one, only_other) == counts
     expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
     assert p == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("shares", "count"), [((0.05, 0.18), 1000), ((0.02, 0.03), 300), ((0.3, 0.3), 60)])
+def test_the_interval_of_a_difference_holds_the_true_one_as_often_as_it_says(shares, count):
+    draws = np.random.default_rng(0).multinomial(count, (*shares, 1 - sum(shares)), size=5000)
+    intervals = [paired_difference(one, other, count) for one, other, _ in draws.tolist()]
+    differences = np.array([difference for difference, _ in intervals])
+    assert differences.mean() == pytest.approx(shares[0] - shares[1], abs=0.003)
+    held = [low <= shares[0] - shares[1] <= high for _, (low, high) in intervals]
+    assert 0.94 < np.mean(held) < 0.965
 
 
 def test_predict_covers_every_image_in_order_and_leaves_the_mode():

@@ -1,15 +1,20 @@
 """TensorBoard's event files read back, and W&B run offline and its files read."""
 
 import importlib.util
+import json
 import re
 import struct
 import time
 
 import pytest
 from conftest import SMALL_VIT, run_training
+from PIL import Image
 from test_commands import read_metrics
 
+import checkpoint
+
 FLAGS = f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 50"
+PICTURES = ("curves", "confusion_matrix", "reliability", "mistakes")
 SCALARS = {"loss/train": "train_loss", "accuracy/val": "val_accuracy", "accuracy/test": "test_accuracy"}
 SCALARS |= {"learning_rate": "learning_rate", "images_per_second": "images_per_second"}
 
@@ -25,7 +30,11 @@ def test_tensorboard_gets_what_metrics_csv_gets(tmp_path):
         scalars = events.Scalars(tag)
         assert [scalar.step for scalar in scalars] == [1, 2]
         assert [scalar.value for scalar in scalars] == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
-    assert events.Images("curves")[0].width == 1200
+    for picture in PICTURES:
+        with Image.open(tmp_path / "output" / "run" / f"{picture}.png") as drawn:
+            assert (events.Images(picture)[0].width, events.Images(picture)[0].height) == drawn.size
+    results = json.loads((tmp_path / "output" / "run" / "test_results.json").read_text())
+    assert results["accuracy"] == pytest.approx(checkpoint.load(tmp_path / "model" / "run")["metrics"]["test_accuracy"])
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| embed_dim | 32 |" in text
 
@@ -76,7 +85,8 @@ def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
     for tag, column in SCALARS.items():
         sent = [float(items[tag]) for items in history if tag in items]
         assert sent == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
-    assert any("curves/path" in items for items in history), history
+    for picture in PICTURES:
+        assert any(f"{picture}/path" in items for items in history), history
     assert '"embed_dim":32' in re.sub(r"\s", "", config["flags"])
 
 
