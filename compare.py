@@ -30,7 +30,7 @@ from comparison import (
 )
 from explain import grad_cam, gradient_rollout
 from model import VisionTransformer
-from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
+from runtime import ArgumentParser, UserError, command, make_folder, number, pick_device, replacing
 
 COLUMNS = {  # of the table: heading, and how a number is shown
     "run": ("run", str),
@@ -296,10 +296,11 @@ def explained(index, pair, tests):
 def main(argv=None):
     args = build_parser().parse_args(argv)
     runs = load_runs(args, pick_device(args.device))
+    folder = Path(args.compare_path)
+    make_folder(folder)
     tests = measure_all(runs, args)
     rows = [summarize(run) for run in runs]
     pairs = compare_pairs(runs)
-    folder = Path(args.compare_path)
     groups = seed_groups(runs, rows)
     classes = [class_recalls(comparable) for comparable in by_classes(runs)]
     text = report(rows, groups, pairs, classes)

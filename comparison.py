@@ -76,7 +76,8 @@ def load_run(path, model_path, output_path, device):
         if cut:
             notes.append(f"the last line of {output_folder / 'metrics.csv'} is cut off and left out")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        notes.append(f"{output_folder / 'metrics.csv'} cannot be read ({error}); it has no curves")
+        reason = getattr(error, "strerror", None) or error
+        notes.append(f"{output_folder / 'metrics.csv'} cannot be read ({reason}); it has no curves")
     if not rows and not notes:
         notes.append(f"{output_folder / 'metrics.csv'} is empty; it has no curves")
     try:

@@ -275,7 +275,8 @@ def make_folder(path, new=False):
         with tempfile.TemporaryFile(dir=path):
             pass
     except FileExistsError as error:
-        raise UserError(f"{path} exists already; choose another --run_name") from error
+        advice = "exists already; choose another --run_name" if new else "is a file; choose a folder"
+        raise UserError(f"{path} {advice}") from error
     except OSError as error:
         raise UserError(f"cannot write to {path} ({error.strerror}); choose a folder you may write to") from error
 

@@ -239,6 +239,14 @@ def test_runs_of_other_data_are_not_paired(copied):
     assert len(found["runs"]) == 4
 
 
+def test_where_nothing_can_be_written_nothing_is_tested(copied):
+    (copied / "comparison").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        run_compare(copied, ["cnn"])
+    assert stopped.value.code == 2
+    assert not (copied / "output" / "cnn" / "test_results.json").exists()
+
+
 def test_nothing_to_compare_is_an_error(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         run_compare(tmp_path, ["nothing"])
