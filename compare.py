@@ -41,6 +41,7 @@ COLUMNS = {  # of the table: heading, and how a number is shown
     "epochs": ("epochs", str),
     "train_seconds": ("training (s)", "{:,.0f}".format),
     "images_per_second": ("images/s", "{:,.0f}".format),
+    "test_images": ("test images", "{:,}".format),
     "accuracy": ("test accuracy", lambda value: f"{100 * value:.2f} %"),
     "interval": ("95 % interval", lambda ends: f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"),
     "final_accuracy": ("at the last epoch", lambda value: f"{100 * value:.2f} %"),
@@ -50,6 +51,12 @@ COLUMNS = {  # of the table: heading, and how a number is shown
 PAIRS_NOTE = """By how many points of accuracy A is better than B, with its 95 % interval; how many test images only one
 of them gets right; and the probability that two equally good networks differ as much (McNemar's exact test). It is
 about these two networks, not about others trained alike; of twenty pairs that do not differ, one is below 0.05."""
+PICTURES = {
+    "model_comparison.png": "Loss and accuracy over the epochs",
+    "class_accuracy.png": "Share of each class's test images that is named right",
+    "accuracy_by_images.png": "Test accuracy against the number of training images",
+    "disagreements.png": "Images that one gets right and the other wrong",
+}
 MAPS_NOTE = "what speaks for the named class: Grad-CAM of a CNN, gradient rollout of a ViT"
 
 
@@ -230,10 +237,16 @@ def by_classes(runs):
     return [group for group in groups.values() if len(group) > 1]
 
 
-def write_tables(folder, text, rows, **others):
-    """comparison.md, .csv and .json, the last with the `others` too."""
+def write_tables(folder, text, pictures, rows, **others):
+    """comparison.md with the pictures, comparison.csv, and comparison.json with the `others` too.
+
+    Pictures of an earlier comparison that this one has none of are removed.
+    """
+    for name in PICTURES.keys() - set(pictures):
+        (folder / name).unlink(missing_ok=True)
+    shown = "\n".join(f"![{PICTURES[name]}]({name})\n" for name in pictures)
     with replacing(folder / "comparison.md") as partial:
-        partial.write_text(f"# Comparison\n\n{text}")
+        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n")
     with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -305,8 +318,8 @@ def main(argv=None):
     classes = [class_recalls(comparable) for comparable in by_classes(runs)]
     text = report(rows, groups, pairs, classes)
     print(text)
-    write_tables(folder, text, rows, seeds=groups, pairs=pairs, classes=classes)
-    pictures = draw(folder, runs, tests)
+    pictures = list(draw(folder, runs, tests))
+    write_tables(folder, text, pictures, rows, seeds=groups, pairs=pairs, classes=classes)
     print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
 
 

@@ -154,6 +154,7 @@ def summarize(run):
         "epochs": rows[-1]["epoch"] if rows else None,
         "train_seconds": sum(seconds) if seconds and None not in seconds else None,
         "images_per_second": statistics.median(rates) if rates else None,
+        "test_images": results.get("images"),
         "accuracy": results.get("accuracy"),
         "accuracy_low": results.get("accuracy_interval", [None])[0],
         "accuracy_high": results.get("accuracy_interval", [None])[-1],

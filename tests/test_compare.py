@@ -92,6 +92,8 @@ def test_screen_markdown_csv_and_json_agree(compared):
         assert ours["parameters"] == config["parameters"]
         shares = [shares[ours["run"]] for shares in found["classes"][0]]
         assert shares == results["by_class"]["recall"]
+    written = (folder / "comparison" / "comparison.md").read_text()
+    assert re.findall(r"!\[.+\]\((.+)\)", written) == list(PICTURES)
     for picture in PICTURES:
         assert Image.open(folder / "comparison" / picture).width > 500
 
@@ -142,8 +144,10 @@ def test_earlier_test_results_are_used_only_if_they_are_of_these_weights(copied)
     run_compare(copied, ["cnn"])
     file = copied / "output" / "cnn" / "test_results.json"
     made = file.stat().st_mtime_ns
+    (copied / "comparison" / "disagreements.png").write_text("of two other runs")
     run_compare(copied, ["cnn"])
     assert file.stat().st_mtime_ns == made
+    assert not (copied / "comparison" / "disagreements.png").exists()
     state = checkpoint.load(copied / "model" / "cnn")
     state["weights"]["classifier.4.bias"][3] += 100
     checkpoint.save(copied / "model" / "cnn" / "best.pt", state)
