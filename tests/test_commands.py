@@ -104,6 +104,7 @@ def test_one_seed_gives_one_network_also_across_an_interruption(optimizer, tmp_p
     assert stopped.value.code == 128 + signal.SIGTERM
     resume = re.search(r"--resume (\S+)", capsys.readouterr().out)[1]
     assert checkpoint.load(resume, "last.pt")["training"]["step"] == 8
+    assert (tmp_path / "output" / "broken" / "curves.png").exists()
     monkeypatch.setattr(trainer.Trainer, "train_step", train_step)
     train.main(["--resume", resume])
 
