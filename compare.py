@@ -38,7 +38,7 @@ COLUMNS = {  # of the table: heading, and how a number is shown
     "parameters": ("parameters", "{:,}".format),
     "flops": ("MFLOP an image", lambda value: f"{value / 1e6:,.1f}"),
     "train_images": ("training images", "{:,}".format),
-    "epochs": ("epochs", str),
+    "epochs": ("epochs", "{:,}".format),
     "train_seconds": ("training (s)", "{:,.0f}".format),
     "images_per_second": ("images/s", "{:,.0f}".format),
     "test_images": ("test images", "{:,}".format),

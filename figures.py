@@ -157,6 +157,8 @@ def save_comparison(curves, path):
         axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
         if scale_of_epochs == "linear":
             axis.xaxis.get_major_locator().set_params(integer=True)
+        else:
+            axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
     handles = [
         Line2D([], [], color=color, marker=marker, label=name)
@@ -175,7 +177,8 @@ def _draw_seeds(axis, histories, key, scale, is_main, color, marker):
         return
     values, epochs = scale * np.array(values), range(1, count + 1)
     line = {"color": color, "linestyle": "-" if is_main else "--", "alpha": 1 if is_main else 0.6}
-    axis.plot(epochs, values.mean(axis=0), marker=marker if is_main and count < 30 else None, **line)
+    every = None if count < 30 else 0.1  # of the frame's diagonal
+    axis.plot(epochs, values.mean(axis=0), marker=marker if is_main else None, markevery=every, **line)
     if len(histories) > 1:
         axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
