@@ -5,12 +5,14 @@
     python compare.py model/cnn-500 model/cnn-5000 model/cnn     # accuracy against the number of training images
 
 Takes folders under model/ or output/, checkpoints, or names. A run whose full test has not been made, or not with
-these weights, is tested first. Writes model_comparison.png, class_accuracy.png, disagreements.png, and the tables as
-comparison.md, .csv and .json to --compare_path.
+these weights, is tested first. Writes to --compare_path model_comparison.png, class_accuracy.png, disagreements.png,
+where runs differ in their number of training images accuracy_by_images.png, and the tables as comparison.md (with the
+pictures), comparison.json and, the first of them, comparison.csv.
 """
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from comparison import (
     GROUP_COLUMNS,
     compare_pairs,
     disagreements,
+    group_images,
     group_seeds,
+    has_whole_test,
     load_run,
     measure,
     most_unlike,
@@ -29,17 +33,20 @@ from comparison import (
     summarize_group,
 )
 from explain import grad_cam, gradient_rollout
+from figures import shorten
 from model import VisionTransformer
-from runtime import ArgumentParser, UserError, command, make_folder, number, pick_device, replacing
+from runtime import ArgumentParser, UserError, command, explaining_memory, make_folder, number, pick_device, replacing
 
 COLUMNS = {  # of the table: heading, and how a number is shown
     "run": ("run", str),
     "network": ("network", str),
+    "dataset": ("data set", str),
     "parameters": ("parameters", "{:,}".format),
     "flops": ("MFLOP an image", lambda value: f"{value / 1e6:,.1f}"),
     "train_images": ("training images", "{:,}".format),
     "epochs": ("epochs", "{:,}".format),
-    "train_seconds": ("training (s)", "{:,.0f}".format),
+    "kept_epoch": ("kept epoch", "{:,}".format),
+    "train_seconds": ("training (s)", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"),
     "images_per_second": ("images/s", "{:,.0f}".format),
     "test_images": ("test images", "{:,}".format),
     "accuracy": ("test accuracy", lambda value: f"{100 * value:.2f} %"),
@@ -57,7 +64,6 @@ PICTURES = {
     "accuracy_by_images.png": "Test accuracy against the number of training images",
     "disagreements.png": "Images that one gets right and the other wrong",
 }
-MAPS_NOTE = "what speaks for the named class: Grad-CAM of a CNN, gradient rollout of a ViT"
 
 
 def build_parser():
@@ -117,12 +123,13 @@ def measure_all(runs, args):
         try:
             measure(run, tests[key], args.batch_size)
         except UserError as error:
-            warn(f"{run.name} cannot be tested: {error}")
-        if tests[key] is None and not run.results:
+            warn(f"{run.name}: {error}" if run.measured else f"{run.name} cannot be tested: {error}")
+        if tests[key] is None and not run.measured:
             warn(f"{run.name} cannot be tested without its test images")
-    names = {run.network.saved["dataset"] for run in runs}
+    names = {run.dataset for run in runs}
     if len(names) > 1:
-        warn(f"these runs are of different data sets ({', '.join(sorted(names))}); only those of one are paired")
+        names = ", ".join(sorted(names))
+        warn(f"these runs are of different data sets ({names}); only those of one are paired and shown class by class")
     return tests
 
 
@@ -137,7 +144,7 @@ def load_test_images(name, size, args):
 
 def test_key(run):
     """Which test images a run takes: the data set, and the side in pixels."""
-    return run.network.saved["dataset"], run.network.image_size
+    return run.dataset, run.network.image_size
 
 
 def cells(row):
@@ -149,6 +156,7 @@ def cells(row):
 
 def as_markdown(headings, rows):
     """A Markdown table, its columns as wide as their longest cell."""
+    headings, *rows = [[re.sub(r"([\\|*<`])", r"\\\1", cell) for cell in line] for line in (headings, *rows)]
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     lines = [headings, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -157,9 +165,10 @@ def as_markdown(headings, rows):
 
 
 def runs_table(rows):
-    """A row a run, or, where that is narrower, a column a run."""
+    """A row a run, or, where that is narrower, a column a run; what is known of no run is left out."""
     lines = [[heading for heading, _ in COLUMNS.values()], *(list(cells(row).values()) for row in rows)]
-    upright = list(zip(*lines, strict=True))
+    upright = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    lines = list(zip(*upright, strict=True))
     return min((as_markdown(*table) for table in ((lines[0], lines[1:]), (upright[0], upright[1:]))), key=width)
 
 
@@ -190,7 +199,7 @@ def groups_table(groups):
 def pairs_table(pairs):
     rows = []
     for pair in pairs:
-        p_value = f"{pair['p']:.2g}" if pair["p"] else "<1e-300"
+        p_value = f"{pair['p']:.2g}" if pair["p"] else "below 1e-300"
         difference, low, high = (f"{100 * pair[key]:+.2f}" for key in ("difference", "low", "high"))
         only = [str(pair[key]) for key in ("only_one", "only_other")]
         rows.append([pair["one"], pair["other"], difference, f"{low} to {high}", *only, p_value])
@@ -198,22 +207,28 @@ def pairs_table(pairs):
     return as_markdown(headings, rows)
 
 
+def comparable(runs):
+    """The lists of two or more runs that saw the same test images."""
+    return [group for group in group_images(runs) if len(group) > 1]
+
+
 def class_recalls(runs):
-    """Each class's share of test images that every run names right: [{"class": name, run: share, ...}]."""
+    """Each class's share of test images that every run names right: [{"class": name, "recall": {run: share}}, ...]."""
     recalls = {run.name: run.results["by_class"]["recall"] for run in runs}
     return [
-        {"class": name, **{run: recall[place] for run, recall in recalls.items()}}
+        {"class": name, "recall": {run: recall[place] for run, recall in recalls.items()}}
         for place, name in enumerate(runs[0].network.classes)
     ]
 
 
 def classes_table(rows):
     """The same as Markdown; of two runs also the difference."""
-    headings, shown = list(rows[0]), []
-    for name, *shares in (row.values() for row in rows):
-        difference = [f"{100 * (shares[0] - shares[1]):+.1f}"] if len(shares) == 2 else []
-        shown.append([name, *(f"{100 * share:.1f} %" for share in shares), *difference])
-    return as_markdown(headings + ["difference (points)"] * (len(headings) == 3), shown)
+    names, shown = list(rows[0]["recall"]), []
+    for row in rows:
+        shares = list(row["recall"].values())
+        difference = [f"{100 * (shares[0] - shares[1]):+.1f}"] if len(names) == 2 else []
+        shown.append([row["class"], *(f"{100 * share:.1f} %" for share in shares), *difference])
+    return as_markdown(["class", *names, *["difference (points)"] * (len(names) == 2)], shown)
 
 
 def report(rows, groups, pairs, classes):
@@ -223,30 +238,14 @@ def report(rows, groups, pairs, classes):
         parts += ["## Seeds", "Mean ± sample deviation of runs that differ in their seed alone.", groups_table(groups)]
     if pairs:
         parts += ["## Pairs", PAIRS_NOTE, pairs_table(pairs)]
-    for shares in classes:
-        parts += ["## Classes", "Share of each class's test images that is named right.", classes_table(shares)]
+    for group in classes:
+        heading = f"## Classes of {group['dataset']}"
+        parts += [heading, "Share of each class's test images that is named right.", classes_table(group["classes"])]
     return "\n\n".join(parts) + "\n"
 
 
-def by_classes(runs):
-    """The measured runs, those of one data set together, where there are two or more."""
-    groups = {}
-    for run in runs:
-        if run.results:
-            groups.setdefault((run.network.saved["dataset"], *run.network.classes), []).append(run)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def write_tables(folder, text, pictures, rows, **others):
-    """comparison.md with the pictures, comparison.csv, and comparison.json with the `others` too.
-
-    Pictures of an earlier comparison that this one has none of are removed.
-    """
-    for name in PICTURES.keys() - set(pictures):
-        (folder / name).unlink(missing_ok=True)
-    shown = "\n".join(f"![{PICTURES[name]}]({name})\n" for name in pictures)
-    with replacing(folder / "comparison.md") as partial:
-        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n")
+def write_tables(folder, rows, **others):
+    """comparison.csv, and comparison.json with the `others` too."""
     with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -255,59 +254,86 @@ def write_tables(folder, text, pictures, rows, **others):
         partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n")
 
 
+def write_report(folder, text, pictures=()):
+    """comparison.md: the tables and the pictures."""
+    shown = "\n".join(f"![{PICTURES[name]}]({name})\n" for name in pictures)
+    with replacing(folder / "comparison.md") as partial:
+        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n")
+
+
 def draw(folder, runs, tests):
-    """Curves, classes, sizes of the training set, and disagreements; yields the names of the pictures."""
+    """Curves, classes, sizes of the training set, and disagreements; yields the names of the pictures.
+
+    Those of an earlier comparison are removed.
+    """
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
     groups = group_seeds(runs)
     curves = [(label(group), [run.rows for run in group if run.rows]) for group in groups]
     curves = [(name, histories) for name, histories in curves if histories]
     if curves:
         figures.save_comparison(curves, folder / "model_comparison.png")
         yield "model_comparison.png"
-    for comparable in by_classes(runs)[:1]:
-        recalls = {run.name: run.results["by_class"]["recall"] for run in comparable}
-        figures.save_class_accuracy(recalls, comparable[0].network.classes, folder / "class_accuracy.png")
+    for group in comparable(runs)[:1]:
+        recalls = {run.name: run.results["by_class"]["recall"] for run in group}
+        figures.save_class_accuracy(recalls, group[0].network.classes, folder / "class_accuracy.png")
         yield "class_accuracy.png"
     sizes = sample_sizes(runs)
-    if any(len(points) > 1 for points in sizes.values()):
+    sizes = {name: points for name, points in sizes.items() if len(points) > 1}
+    if sizes:
         figures.save_sample_sizes(sizes, folder / "accuracy_by_images.png")
         yield "accuracy_by_images.png"
     pair = most_unlike(runs)
     if pair and all(tests[test_key(run)] for run in pair):
         tests = [tests[test_key(run)] for run in pair]
         panels = [
-            (f"{one.name} is right, {other.name} is wrong", disagreements(one, other))
+            (f"{shorten(one.name, 30)} is right, {shorten(other.name, 30)} is wrong", disagreements(one, other))
             for one, other in (pair, pair[::-1])
         ]
         shown = [(title, [explained(index, pair, tests) for index in indices]) for title, indices in panels]
         if any(images for _, images in shown):
-            figures.save_disagreements(shown, folder / "disagreements.png", MAPS_NOTE)
+            methods = ["gradient rollout" if is_vit(run) else "Grad-CAM" for run in pair]
+            names = [f"{shorten(run.name, 22)}\n{method}" for run, method in zip(pair, methods, strict=True)]
+            figures.save_disagreements(shown, names, folder / "disagreements.png")
             yield "disagreements.png"
 
 
+def is_vit(run):
+    return isinstance(run.network.model, VisionTransformer)
+
+
 def label(group):
-    """A name for runs of several seeds, or for one."""
-    accuracies = [run.results["accuracy"] for run in group if run.results]
-    mean = f": {100 * sum(accuracies) / len(accuracies):.2f} %" if accuracies else ""
-    return f"{group[0].name}{f' and {len(group) - 1} more' if len(group) > 1 else ''}{mean}"
+    """What a legend says of a run, or of several seeds."""
+    first = group[0]
+    parts = [f"{shorten(first.name)}{f' and {len(group) - 1} more' if len(group) > 1 else ''}"]
+    accuracies = [run.results["accuracy"] for run in group if run.measured]
+    parts += [f": {100 * sum(accuracies) / len(accuracies):.2f} %"] if accuracies else []
+    parts += [] if has_whole_test(first) else [f" (curve of {first.flags['num_test_images']:,} test images)"]
+    return "".join(parts)
 
 
 def explained(index, pair, tests):
     """One test image, and for both networks what speaks for the class they name: (image, label, [(map, caption)])."""
     maps = []
     for run, test in zip(pair, tests, strict=True):
-        explain = gradient_rollout if isinstance(run.network.model, VisionTransformer) else grad_cam
+        explain = gradient_rollout if is_vit(run) else grad_cam
         inputs = run.network.prepare(test.images[index : index + 1])
         relevance = explain(run.network.model, inputs)[0].cpu().numpy()
-        probabilities = run.logits[index].softmax(dim=0)
-        name = run.network.classes[probabilities.argmax()]
-        maps.append((relevance, f"{run.kind.split(' ')[0]}: {name} {100 * probabilities.max():.0f} %"))
+        probabilities = run.measured.logits[index].softmax(dim=0)
+        name = shorten(run.network.classes[probabilities.argmax()], 16)
+        maps.append((relevance, f"{name} {100 * probabilities.max():.0f} %"))
     image = tests[0].images[index].permute(1, 2, 0).cpu().numpy()
-    return image, tests[0].classes[tests[0].labels[index]], maps
+    return image, shorten(tests[0].classes[tests[0].labels[index]], 16), maps
 
 
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    with explaining_memory("lower --batch_size, or use --device cpu"):
+        compare(args)
+
+
+def compare(args):
     runs = load_runs(args, pick_device(args.device))
     folder = Path(args.compare_path)
     make_folder(folder)
@@ -315,11 +341,13 @@ def main(argv=None):
     rows = [summarize(run) for run in runs]
     pairs = compare_pairs(runs)
     groups = seed_groups(runs, rows)
-    classes = [class_recalls(comparable) for comparable in by_classes(runs)]
+    classes = [{"dataset": group[0].dataset, "classes": class_recalls(group)} for group in comparable(runs)]
     text = report(rows, groups, pairs, classes)
     print(text)
+    write_tables(folder, rows, seeds=groups, pairs=pairs, classes=classes)
+    write_report(folder, text)
     pictures = list(draw(folder, runs, tests))
-    write_tables(folder, text, pictures, rows, seeds=groups, pairs=pairs, classes=classes)
+    write_report(folder, text, pictures)
     print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
 
 

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -16,10 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
+import results
 from evaluate import mcnemar, paired_difference
 from model import VisionTransformer, build_model
 from record import count_parameters
-from results import load_results, measure_network
 from runtime import UserError
 
 # What may differ between runs that are one recipe with several seeds.
@@ -30,27 +31,41 @@ GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error
 
 @dataclasses.dataclass
 class Run:
-    """One trained network with its record; `logits` and `results` are those of its full test, once it is measured.
+    """One trained network with its record; `measured` is its full test, once it is made, a `results.Measured`.
 
-    `notes` says what is missing, a line each.
+    `output_folder` is None where the record of that name is another run's. `notes` says what is missing, a line each.
+    `is_finished` is whether it has all its epochs, as far as is known.
     """
 
     name: str
     checkpoint_path: Path
-    output_folder: Path
+    output_folder: Path | None
     network: checkpoint.Network
     rows: list
-    config: dict
+    train_images: int | None
     notes: list
-    results: dict = None
-    logits: torch.Tensor = None
-    labels: torch.Tensor = None
+    is_finished: bool = True
+    measured: results.Measured = None
+
+    @property
+    def results(self):
+        return self.measured and self.measured.results
+
+    @property
+    def flags(self):
+        return self.network.saved["recipe"]
+
+    @property
+    def dataset(self):
+        return self.network.saved["dataset"]
 
     def recipe(self, but=()):
         """What runs of several seeds have in common, as a string, without the flags in `but`."""
         saved = self.network.saved
-        flags = {key: value for key, value in saved["recipe"].items() if key not in NOT_THE_RECIPE | set(but)}
-        return json.dumps([saved["model_config"], saved["dataset"], flags], sort_keys=True, default=str)
+        flags = {key: value for key, value in self.flags.items() if key not in NOT_THE_RECIPE | set(but)}
+        place = self.flags.get("data_path") if self.dataset == "folder" else None  # another folder has other images
+        recipe = [saved["model_config"], self.dataset, place, self.network.classes, flags]
+        return json.dumps(recipe, sort_keys=True, default=str)
 
     @property
     def kind(self):
@@ -69,22 +84,42 @@ def load_run(path, model_path, output_path, device):
     """
     place = find_checkpoint(Path(path), Path(model_path))
     network = checkpoint.load_network(place, device)
-    output_folder = Path(output_path) / network.name
-    notes, rows, config = [], [], {}
+    folder = Path(output_path) / network.name
+    rows, cut, train_images, notes = read_record(folder)
+    kept = next((row for row in rows if row["epoch"] == network.saved["epoch"]), None)
+    losses = [row and row.get("train_loss") for row in (kept, network.saved["metrics"])]
+    if kept and not math.isclose(*(loss or 0 for loss in losses), rel_tol=1e-6):
+        note = f"{folder} is the record of another run than {place}; it is left out"
+        return Run(network.name, place, None, network, [], None, [note])
+    run = Run(network.name, place, folder, network, rows, train_images, notes)
+    epochs = run.flags.get("epochs", 0)
+    if rows and not cut and rows[-1]["epoch"] < epochs:
+        run.is_finished = False
+        notes.append(f"{run.name} has {rows[-1]['epoch']} of {epochs} epochs; it is no seed of finished runs")
+    return run
+
+
+def read_record(folder):
+    """A run's metrics and whether the last were cut off, its number of training images or None, and what is missing.
+
+    The last is a list of lines.
+    """
+    rows, cut, train_images, notes = [], False, None, []
+    path = folder / "metrics.csv"
     try:
-        rows, cut = read_metrics(output_folder / "metrics.csv")
+        rows, cut = read_metrics(path)
         if cut:
-            notes.append(f"the last line of {output_folder / 'metrics.csv'} is cut off and left out")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        notes.append(f"{output_folder / 'metrics.csv'} cannot be read ({reason}); it has no curves")
-    if not rows and not notes:
-        notes.append(f"{output_folder / 'metrics.csv'} is empty; it has no curves")
+            notes.append(f"the last line of {path} is cut off and left out")
+        elif not rows:
+            notes.append(f"{path} is empty; it has no curves")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        notes.append(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); it has no curves")
+    path = folder / "config.json"
     try:
-        config = json.loads((output_folder / "config.json").read_text())
-    except (OSError, ValueError):
-        notes.append(f"{output_folder / 'config.json'} cannot be read; the number of training images is not known")
-    return Run(network.name, place, output_folder, network, rows, config, notes)
+        train_images = int(json.loads(path.read_text())["train_images"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        notes.append(f"{path} cannot be read; the number of training images is not known")
+    return rows, cut, train_images, notes
 
 
 def find_checkpoint(path, model_path):
@@ -111,19 +146,20 @@ def read_metrics(path):
 
 
 def measure(run, test, batch_size):
-    """Fill in a run's results and logits: those of an earlier full test of this checkpoint, or of one now.
+    """Fill in a run's full test: an earlier one of this checkpoint on these images, or one made now.
 
-    Without test images (None) only the former will do, and nothing is filled in if there are none.
+    Without test images (None) only the former will do, and nothing is filled in if there is none.
+
+    Raises:
+        UserError: the images are not of the network's classes, or what was measured could not be written down.
     """
     adopted = test and run.network.adopt(test)
-    found = load_results(run.output_folder, run.checkpoint_path, test and test.labels.cpu())
-    if found:
-        run.results, run.logits, run.labels = found
-    elif test:
-        run.labels = test.labels.cpu()
-        run.results, run.logits = measure_network(
-            run.network, run.checkpoint_path, adopted, run.output_folder, batch_size
-        )
+    if run.output_folder:
+        run.measured = results.load(run.output_folder, run.network, run.checkpoint_path, adopted)
+    if test and not run.measured:
+        run.measured = results.measure(run.network, run.checkpoint_path, adopted, batch_size)
+        if run.output_folder:
+            results.write(run.measured, run.network, adopted, run.output_folder)
 
 
 def forward_flops(config):
@@ -141,7 +177,7 @@ def forward_flops(config):
 
 def summarize(run):
     """A run as plain numbers, None where they are not known. Shares are of 1."""
-    saved, rows, results = run.network.saved, run.rows, run.results or {}
+    saved, rows, measured = run.network.saved, run.rows, run.results or {}
     seconds = [row.get("train_seconds") for row in rows]
     rates = [row["images_per_second"] for row in rows if row.get("images_per_second")]
     return {
@@ -150,35 +186,35 @@ def summarize(run):
         "dataset": saved["dataset"],
         "parameters": count_parameters(run.network.model),
         "flops": forward_flops(saved["model_config"]),
-        "train_images": run.config.get("train_images"),
+        "train_images": run.train_images,
         "epochs": rows[-1]["epoch"] if rows else None,
+        "kept_epoch": saved["epoch"],
         "train_seconds": sum(seconds) if seconds and None not in seconds else None,
         "images_per_second": statistics.median(rates) if rates else None,
-        "test_images": results.get("images"),
-        "accuracy": results.get("accuracy"),
-        "accuracy_low": results.get("accuracy_interval", [None])[0],
-        "accuracy_high": results.get("accuracy_interval", [None])[-1],
-        "final_accuracy": rows[-1].get("test_accuracy") if rows and is_of_all_images(run) else None,
-        "loss": results.get("loss"),
-        "weighted_f1": results.get("weighted", {}).get("f1"),
-        "calibration_error": results.get("calibration", {}).get("error"),
+        "test_images": measured.get("images"),
+        "accuracy": measured.get("accuracy"),
+        "accuracy_low": measured.get("accuracy_interval", [None])[0],
+        "accuracy_high": measured.get("accuracy_interval", [None])[-1],
+        "final_accuracy": rows[-1].get("test_accuracy") if rows and has_whole_test(run) else None,
+        "loss": measured.get("loss"),
+        "weighted_f1": measured.get("weighted", {}).get("f1"),
+        "calibration_error": measured.get("calibration", {}).get("error"),
     }
 
 
-def is_of_all_images(run):
-    """Whether the run's epochs were measured on as many test images as its full test has, as far as is known."""
-    images = (run.config.get("test_images"), (run.results or {}).get("images"))
-    return None in images or images[0] == images[1]
+def has_whole_test(run):
+    """Whether the run's epochs were measured on all test images, as its full test is."""
+    return run.flags.get("num_test_images") is None
 
 
 def compare_pairs(runs):
     """Each two measured runs with the same test images: by how much they differ, and McNemar's test; plain values."""
     pairs = []
-    for one, other in itertools.combinations([run for run in runs if run.logits is not None], 2):
+    for one, other in itertools.combinations([run for run in runs if run.measured], 2):
         if same_images(one, other):
-            right = [run.logits.argmax(dim=1) == run.labels for run in (one, other)]
+            right = [run.measured.logits.argmax(dim=1) == run.measured.labels for run in (one, other)]
             only_one, only_other, p_value = mcnemar(*right)
-            difference, (low, high) = paired_difference(only_one, only_other, len(one.labels))
+            difference, (low, high) = paired_difference(only_one, only_other, len(right[0]))
             pairs.append(
                 {
                     "one": one.name,
@@ -195,22 +231,37 @@ def compare_pairs(runs):
 
 
 def same_images(one, other):
-    """Whether two measured runs saw the same test images."""
-    return one.network.saved["dataset"] == other.network.saved["dataset"] and torch.equal(one.labels, other.labels)
+    """Whether two measured runs saw the same test images, be it in two sizes."""
+    if (one.dataset, one.network.classes) != (other.dataset, other.network.classes):
+        return False
+    if not torch.equal(one.measured.labels, other.measured.labels):
+        return False
+    has_one_size = one.network.image_size == other.network.image_size
+    return not has_one_size or one.results["test_sha256"] == other.results["test_sha256"]
+
+
+def group_images(runs):
+    """Measured runs that saw the same test images, together: lists of runs, in the order of their first."""
+    groups = []
+    for run in filter(lambda run: run.measured, runs):
+        known = next((group for group in groups if same_images(group[0], run)), None)
+        if known is None:
+            groups.append([run])
+        else:
+            known.append(run)
+    return groups
 
 
 def group_seeds(runs):
-    """Runs that differ in their seed alone, together: lists of runs, in the order of their first."""
+    """Finished runs that differ in their seed alone, together: lists of runs, in the order of their first."""
     groups = {}
     for run in runs:
-        key = (run.recipe(), run.network.saved["dataset"])
-        seed = run.network.saved["recipe"].get("seed")
-        others = groups.setdefault(key, [])
-        if any(other.network.saved["recipe"].get("seed") == seed for other in others):
+        seed, others = run.flags.get("seed"), groups.setdefault(run.recipe(), [])
+        if not run.is_finished or any(other.flags.get("seed") == seed for other in others):
             groups[run.name] = [run]  # the same seed again says nothing of others
         else:
             others.append(run)
-    return list(groups.values())
+    return [group for group in groups.values() if group]
 
 
 def summarize_group(rows):
@@ -228,7 +279,7 @@ def most_unlike(runs):
 
     None where fewer than two have been measured on the same images.
     """
-    measured = sorted((run for run in runs if run.logits is not None), key=lambda run: -run.results["accuracy"])
+    measured = sorted((run for run in runs if run.measured), key=lambda run: -run.results["accuracy"])
     pairs = [pair for pair in itertools.combinations(measured, 2) if same_images(*pair)]
     mixed = [pair for pair in pairs if pair[0].kind[:3] != pair[1].kind[:3]]
     return next(iter([*mixed, *pairs]), None)
@@ -236,8 +287,9 @@ def most_unlike(runs):
 
 def disagreements(one, other, count=4):
     """Indices of images that `one` gets right and `other` wrong, where both are surest of it, the surest first."""
-    confidence, predicted = zip(*(run.logits.softmax(dim=1).max(dim=1) for run in (one, other)), strict=True)
-    chosen = (predicted[0] == one.labels) & (predicted[1] != one.labels)
+    labels, logits = one.measured.labels, [run.measured.logits for run in (one, other)]
+    confidence, predicted = zip(*(values.softmax(dim=1).max(dim=1) for values in logits), strict=True)
+    chosen = (predicted[0] == labels) & (predicted[1] != labels)
     indices = chosen.nonzero().flatten()
     together = (confidence[0] + confidence[1])[indices]
     return indices[together.argsort(descending=True, stable=True)][:count].tolist()
@@ -249,19 +301,19 @@ def sample_sizes(runs):
     Runs that differ in anything else but the seed are another curve; only in how long they take they may differ too,
     as those that make as many steps of fewer images do.
     """
-    known = [run for run in runs if run.results and run.config.get("train_images")]
+    known = [run for run in runs if run.results and run.train_images]
     curves = []
     for alike in grouped(known, lambda run: run.recipe(but={"num_train_images", *LENGTH})):
         as_long = grouped(alike, lambda run: run.recipe(but={"num_train_images"}))
-        counts = [count for part in as_long for count in {run.config["train_images"] for run in part}]
+        counts = [count for part in as_long for count in {run.train_images for run in part}]
         curves += [alike] if len(counts) == len(set(counts)) else as_long
     sizes = {}
     for members in curves:
         by_size = {}
         for run in members:
-            by_size.setdefault(run.config["train_images"], []).append(run.results["accuracy"])
+            by_size.setdefault(run.train_images, []).append(run.results["accuracy"])
         name = members[0].kind
-        epochs = sorted({run.network.saved["recipe"].get("epochs", 0) for run in members})
+        epochs = sorted({run.flags.get("epochs", 0) for run in members})
         name += f", {epochs[0]:,} to {epochs[-1]:,} epochs" if len(epochs) > 1 else ""
         sizes[name if name not in sizes else f"{name} ({members[0].name})"] = by_size
     return sizes

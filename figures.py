@@ -6,6 +6,7 @@ Colours tell apart for colour-blind eyes too: lines are Okabe and Ito's, maps ar
 import itertools
 import os
 import sys
+import textwrap
 import warnings
 
 import imageio.v3 as iio
@@ -30,6 +31,16 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file or a
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box in its place says as much
 
 
+def shorten(name, longest=40):
+    """A name that fits on a line, its middle cut out."""
+    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
+
+
+def _set_title(figure, title):
+    """The title of a whole picture, in as many lines as it takes."""
+    figure.suptitle(textwrap.fill(title, int(9 * figure.get_figwidth())))
+
+
 def save_figure(figure, path, dpi=100):
     """Write a matplotlib figure as PNG."""
     with replacing(path) as partial:
@@ -46,21 +57,25 @@ def save_curves(rows, path, title=""):
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
-    for axis, quantity, scale, unit in ((axes[0], "loss", 1, "nats"), (axes[1], "accuracy", 100, "%")):
+    for axis, quantity, scale, unit, last in (
+        (axes[0], "loss", 1, "nats", "{:.3f}"),
+        (axes[1], "accuracy", 100, "%", "{:.2f} %"),
+    ):
         for split, color in COLORS.items():
             values = [row.get(f"{split}_{quantity}") for row in rows]
             if None not in values:
                 scaled = [value * scale for value in values]
-                axis.plot(epochs, scaled, color=color, marker=_marker(rows), label=f"{NAMES[split]} {scaled[-1]:.3g}")
+                label = f"{NAMES[split]} {last.format(scaled[-1])}"
+                axis.plot(epochs, scaled, color=color, marker=_marker(rows), label=label)
         axis.set_ylabel(f"{quantity} ({unit})")
         axis.legend(title="last epoch")
     axes[2].plot(epochs, [row["learning_rate"] for row in rows], color=GREY, marker=_marker(rows))
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-    figure.suptitle(title)
+    _set_title(figure, title)
     save_figure(figure, path)
 
 
@@ -81,9 +96,9 @@ def save_confusion_matrix(matrix, classes, path, title=""):
     axis = figure.subplots()
     image = axis.imshow(share, cmap=COLORMAP, norm=PERCENT)
     figure.colorbar(image, label="share of the true class (%)", shrink=0.8, ticks=(0, 1, 5, 10, 25, 50, 75, 100))
-    ticks = range(count)
-    axis.set_xticks(ticks, classes, rotation=45 if count <= 20 else 90, ha="right" if count <= 20 else "center")
-    axis.set_yticks(ticks, classes)
+    ticks, names = range(count), [shorten(name, 20) for name in classes]
+    axis.set_xticks(ticks, names, rotation=45 if count <= 20 else 90, ha="right" if count <= 20 else "center")
+    axis.set_yticks(ticks, names)
     if count > 20:
         axis.tick_params(labelsize=6)
     else:
@@ -91,7 +106,8 @@ def save_confusion_matrix(matrix, classes, path, title=""):
             color = "black" if share[row, column] > 35 else "white"
             text = f"{matrix[row, column]}\n{share[row, column]:.1f} %"
             axis.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
-    axis.set(xlabel="predicted class", ylabel="true class", title=title)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    _set_title(figure, title)
     save_figure(figure, path)
 
 
@@ -107,12 +123,14 @@ def save_reliability(calibration, path, title=""):
     confidence, accuracy = (100 * np.array(calibration[name], dtype=float)[full] for name in ("confidence", "accuracy"))
     edges, width = np.linspace(0, 100, len(images), endpoint=False), 100 / len(images)
     bars = {"width": width, "align": "edge", "edgecolor": "white"}
-    figure = Figure(figsize=(6, 7), layout="constrained")
+    figure = Figure(figsize=(6, 7.4), layout="constrained")
     upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
     upper.bar(edges[full], accuracy, color=COLORS["train"], label="accuracy", **bars)
     upper.plot(confidence, confidence, "o--", color=COLORS["val"], label="what it should be: the mean confidence")
-    upper.set(ylabel="accuracy of these images (%)", ylim=(0, 100), xlim=(0, 100), title=title)
-    upper.legend(loc="upper left", title=f"expected calibration error {100 * calibration['error']:.2f} %")
+    upper.set(ylabel="accuracy of these images (%)", ylim=(0, 100), xlim=(0, 100))
+    _set_title(figure, title)
+    error = f"expected calibration error {100 * calibration['error']:.2f} %"
+    figure.legend(loc="outside lower center", ncols=2, title=error)
     lower.bar(edges, 100 * images / images.sum(), color=GREY, **bars)
     lower.set(xlabel="confidence in the predicted class (%)", ylabel="images (%)")
     save_figure(figure, path)
@@ -122,15 +140,15 @@ def save_mistakes(images, captions, path, title=""):
     """Up to 25 images, uint8 (K, H, W, 3), with a caption under each."""
     columns = 5
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(10, 2.3 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(10.8, 2.35 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(images) :]:
         axis.set_axis_off()
     for axis, image, caption in zip(axes, images, captions, strict=False):
         axis.imshow(image, interpolation="nearest")
         axis.set(xticks=[], yticks=[])
-        axis.set_xlabel(caption, fontsize=10)
-    figure.suptitle(title)
+        axis.set_xlabel("\n".join(textwrap.fill(line, 26) for line in caption.splitlines()), fontsize=10)
+    _set_title(figure, title)
     save_figure(figure, path)
 
 
@@ -156,29 +174,38 @@ def save_comparison(curves, path):
                 _draw_seeds(axis, histories, f"{split}_{quantity}", scale, split == "test", *style)
         axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
         if scale_of_epochs == "linear":
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         else:
             axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
+    _add_legend(
+        figure, [name for name, _ in curves], "test solid, training dashed; accuracy of the weights that were kept"
+    )
+    save_figure(figure, path)
+
+
+def _add_legend(figure, names, title=None):
+    """The colour and marker of each curve and its name below a figure, in as many columns as there is room for."""
     handles = [
         Line2D([], [], color=color, marker=marker, label=name)
-        for (name, _), (color, marker) in zip(curves, _styles(), strict=False)
+        for name, (color, marker) in zip(names, _styles(), strict=False)
     ]
-    title = "test solid, training dashed; accuracy of the weights that were kept"
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)), title=title)
-    save_figure(figure, path)
+    room = 10 * figure.get_figwidth() / (max(map(len, names)) + 10)  # about ten letters an inch
+    columns = min(3, max(1, int(room)), len(names))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
 
 
 def _draw_seeds(axis, histories, key, scale, is_main, color, marker):
     """One curve over the epochs that all seeds have, if it was measured in all of them."""
-    count = min(map(len, histories))
-    values = [[row.get(key) for row in rows[:count]] for rows in histories]
+    epochs = sorted(set.intersection(*({row["epoch"] for row in rows} for rows in histories)))
+    values = [[row.get(key) for row in rows if row["epoch"] in epochs] for rows in histories]
     if any(None in seed for seed in values):
         return
-    values, epochs = scale * np.array(values), range(1, count + 1)
+    values = scale * np.array(values)
     line = {"color": color, "linestyle": "-" if is_main else "--", "alpha": 1 if is_main else 0.6}
-    every = None if count < 30 else 0.1  # of the frame's diagonal
-    axis.plot(epochs, values.mean(axis=0), marker=marker if is_main else None, markevery=every, **line)
+    line |= {"marker": marker if is_main or len(epochs) == 1 else None}
+    line |= {"markevery": None if len(epochs) < 30 else 0.1}  # of the frame's diagonal
+    axis.plot(epochs, values.mean(axis=0), **line)
     if len(histories) > 1:
         axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
@@ -192,16 +219,16 @@ def save_class_accuracy(recalls, classes, path):
     """How many images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
     values = 100 * np.array(list(recalls.values()))
     order = values.mean(axis=0).argsort()
-    figure = Figure(figsize=(9, 0.42 * len(classes) + 1.6), layout="constrained")
+    figure = Figure(figsize=(9, min(0.42 * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(classes))
     axis.hlines(places, values.min(axis=0)[order], values.max(axis=0)[order], color=GREY, linewidth=1, zorder=1)
-    for (name, row), (color, marker) in zip(zip(recalls, values, strict=True), _styles(), strict=False):
-        axis.scatter(row[order], places, color=color, marker=marker, s=55, label=name, zorder=2)
-    axis.set_yticks(places, [classes[index] for index in order])
-    axis.set_xlabel("test images of the class that are named right (%)")
+    for row, (color, marker) in zip(values, _styles(), strict=False):
+        axis.scatter(row[order], places, color=color, marker=marker, s=55, zorder=2)
+    axis.set_yticks(places, [shorten(classes[index], 24) for index in order])
+    axis.set(xlabel="test images of the class that are named right (%)", ylim=(-0.6, len(classes) - 0.4))
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=min(3, len(recalls)))
+    _add_legend(figure, [shorten(name) for name in recalls])
     save_figure(figure, path)
 
 
@@ -209,42 +236,50 @@ def save_sample_sizes(sizes, path):
     """Test accuracy against the number of training images: {network: {images: [share, ...]}}, a dot a run."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axis = figure.subplots()
-    for (name, by_size), (color, marker) in zip(sizes.items(), _styles(), strict=False):
+    for by_size, (color, marker) in zip(sizes.values(), _styles(), strict=False):
         counts = sorted(by_size)
-        axis.plot(counts, [100 * np.mean(by_size[count]) for count in counts], color=color, label=name)
+        axis.plot(counts, [100 * np.mean(by_size[count]) for count in counts], color=color)
         for count in counts:
             axis.scatter(
                 [count] * len(by_size[count]), 100 * np.array(by_size[count]), color=color, marker=marker, s=45
             )
     axis.set(xscale="log", xlabel="training images", ylabel="test accuracy (%)")
     counts = sorted({count for by_size in sizes.values() for count in by_size})
-    axis.set_xticks(counts, [f"{count:,}" for count in counts])
+    ticks = counts[:1]
+    for count in counts[1:]:
+        if count / ticks[-1] >= (counts[-1] / counts[0]) ** 0.1:  # else their numbers would touch
+            ticks.append(count)
+    axis.set_xticks(ticks, [f"{count:,}" for count in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend()
+    _add_legend(figure, list(sizes))
     save_figure(figure, path)
 
 
-def save_disagreements(panels, path, note):
+def save_disagreements(panels, rows, path):
     """Images that one network gets right and the other wrong, with what speaks for the class each of them names.
 
     Args:
         panels: titles, and for each image (uint8 (H, W, 3), label, [(map (h, w), caption), ...]).
-        note: a line below, on what the maps are.
+        rows: what the maps of each network are, a line or two each.
     """
     columns = max(len(images) for _, images in panels)
-    figure = Figure(figsize=(2.05 * columns, 6.2 * len(panels) + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.05 * columns + 0.5, 6.2 * len(panels) + 0.4), layout="constrained")
     for part, (title, images) in zip(figure.subfigures(len(panels), 1, squeeze=False).ravel(), panels, strict=True):
         part.suptitle(title)
         axes = part.subplots(3, columns, squeeze=False)
         for axis in axes.ravel():
             axis.set_axis_off()
+        for axis, name in zip(axes[:, 0], ("test image", *rows), strict=True):
+            axis.text(-0.06, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center", fontsize=9)
         for column, (image, label, maps) in enumerate(images):
             axes[0, column].imshow(image, interpolation="nearest")
             axes[0, column].set_title(f"label: {label}", fontsize=10, pad=4)
             for axis, (relevance, caption) in zip(axes[1:, column], maps, strict=True):
                 _Panel(axis, image).fill(_relative(relevance), caption)
-    figure.supxlabel(note, fontsize=9)
+    figure.supxlabel(
+        "the brighter, the more it speaks for the named class; each map by its own largest value", fontsize=9
+    )
     save_figure(figure, path)
 
 
@@ -398,7 +433,7 @@ def save_faithfulness(path, fractions, curves, correlations, stages, title):
     axis.set_title("maps of a network that forgets: should fall to 0", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.suptitle(title)
+    _set_title(figure, title)
     save_figure(figure, path)
 
 

@@ -28,6 +28,7 @@ from runtime import (
     UserError,
     also_as,
     device_label,
+    explaining_memory,
     lock_folder,
     make_folder,
     remove_partial,
@@ -199,13 +200,22 @@ class Record:
             self.best_state = None
 
     def send_pictures(self, trainer):
-        """Test the kept weights, as test.py does, and send the tracker the pictures of that and the curves."""
+        """Test the kept weights, as test.py does, and send the tracker the pictures of that and the curves.
+
+        The run is complete: where this fails, it is said, and nothing else is lost.
+        """
         path = self.model_folder / checkpoint.BEST
-        network = checkpoint.load_network(path, trainer.device)
-        test = network.adopt(trainer.test_split)
-        results.measure_network(network, path, test, self.output_folder, trainer.test_batch_size)
-        files = [self.output_folder / name for name in ("curves.png", *results.FILES)]
-        self.tracker.finish({file.stem: file for file in files if file.suffix == ".png" and file.exists()})
+        try:
+            with explaining_memory("the pictures of a full test are not sent"):
+                network = checkpoint.load_network(path, trainer.device)
+                test = network.adopt(trainer.test_split)
+                measured = results.measure(network, path, test, trainer.test_batch_size)
+            results.write(measured, network, test, self.output_folder)
+            files = [self.output_folder / name for name in ("curves.png", *results.FILES)]
+            pictures = {file.stem: file for file in files if file.suffix == ".png" and file.exists()}
+            self.tracker.finish(pictures, self.rows[-1]["epoch"])
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
     def close(self, failed):
         """Write the best weights if a run ends before its time, and let go of what is held."""

@@ -1,8 +1,13 @@
 """What a full test leaves: its numbers, its pictures, and every image's logits, for a later comparison.
 
 output/<run>/  test_results.json, test_logits.pt, confusion_matrix.png, reliability.png, mistakes.png
+
+measured = measure(network, checkpoint_path, test)
+write(measured, network, test, folder)
+load(folder, network, checkpoint_path, test)        # the same again, if it was of these weights and images
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -18,8 +23,17 @@ FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliabi
 MISTAKES = 25
 
 
-def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta=False):
-    """Measure a network on a test split, write all of `FILES` to `folder`, and return the results and the logits.
+@dataclasses.dataclass
+class Measured:
+    """A full test: what test_results.json holds, and logits (N, C) and labels (N,) on the CPU."""
+
+    results: dict
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+def measure(network, checkpoint_path, test, batch_size=1000, tta=False):
+    """A full test of a network from a checkpoint on a split of images.
 
     With `tta`, the scores of images averaged with their mirror images stand beside the others, under "flip".
     """
@@ -32,6 +46,7 @@ def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta
     results = {
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": fingerprint(checkpoint_path),
+        "test_sha256": fingerprint_images(test),
         "dataset": network.saved["dataset"],
         "epoch": network.saved["epoch"],
         "classes": network.classes,
@@ -39,29 +54,34 @@ def measure_network(network, checkpoint_path, test, folder, batch_size=1000, tta
     }
     if tta:
         results["flip"] = scores(averaged, test.labels)
-    logits = logits.cpu()
+    return Measured(results, logits.cpu(), test.labels.cpu())
+
+
+def write(measured, network, test, folder):
+    """Write all of `FILES` to a folder."""
     with replacing(folder / "test_results.json") as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-    same = {"checkpoint_sha256": results["checkpoint_sha256"], "labels": test.labels.cpu()}
-    save_tensors(folder / "test_logits.pt", {"logits": logits, **same})
-    draw(network, results, logits, test, folder)
-    return results, logits
+        partial.write_text(json.dumps(measured.results, indent=2) + "\n")
+    same = {key: measured.results[key] for key in ("checkpoint_sha256", "test_sha256")}
+    save_tensors(folder / "test_logits.pt", {"logits": measured.logits, "labels": measured.labels, **same})
+    draw(measured, network, test, folder)
 
 
-def draw(network, results, logits, test, folder):
+def draw(measured, network, test, folder):
     """The pictures of a full test, into `folder`."""
-    title = f"{network.name}: test accuracy {100 * results['accuracy']:.2f} %"
-    classes = network.classes
+    results, classes = measured.results, network.classes
+    title = f"{figures.shorten(network.name)}: test accuracy {100 * results['accuracy']:.2f} %"
     figures.save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
     figures.save_reliability(results["calibration"], folder / "reliability.png", title)
-    confidence, predicted = logits.softmax(dim=1).max(dim=1)
-    chosen = surest_mistakes(confidence, predicted != test.labels.cpu())
+    confidence, predicted = measured.logits.softmax(dim=1).max(dim=1)
+    chosen = surest_mistakes(confidence, predicted != measured.labels)
+    names = [figures.shorten(name, 18) for name in classes]
     captions = [
-        f"label: {classes[test.labels[index]]}\ntaken for {classes[predicted[index]]}, {100 * confidence[index]:.0f} %"
+        f"label: {names[measured.labels[index]]}\ntaken for {names[predicted[index]]}, {100 * confidence[index]:.0f} %"
         for index in chosen
     ]
     images = test.images[chosen].permute(0, 2, 3, 1).cpu().numpy()
-    figures.save_mistakes(images, captions, folder / "mistakes.png", f"{network.name}: the mistakes it is surest of")
+    title = f"{figures.shorten(network.name)}: the mistakes it is surest of"
+    figures.save_mistakes(images, captions, folder / "mistakes.png", title)
 
 
 def surest_mistakes(confidence, is_wrong):
@@ -70,18 +90,20 @@ def surest_mistakes(confidence, is_wrong):
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
 
 
-def load_results(folder, checkpoint_path, labels=None):
-    """Results, logits and labels of an earlier full test of this very checkpoint, on images of `labels` if given.
+def load(folder, network, checkpoint_path, test=None):
+    """An earlier full test of this very checkpoint, on these very images if they are given; None if there was none.
 
-    None if there was no such test.
+    Only the logits are taken from the file, and everything else is worked out from them.
     """
     try:
-        results = json.loads((folder / "test_results.json").read_text())
         saved = torch.load(folder / "test_logits.pt", weights_only=True)
-        is_same = results["checkpoint_sha256"] == saved["checkpoint_sha256"] == fingerprint(checkpoint_path)
-        if not is_same or not (labels is None or torch.equal(saved["labels"], labels)):
+        logits, labels = saved["logits"].float(), saved["labels"].long()
+        is_same = saved["checkpoint_sha256"] == fingerprint(checkpoint_path) and isinstance(saved["test_sha256"], str)
+        fits = logits.shape == (len(labels), len(network.classes)) and logits.isfinite().all()
+        if not (is_same and fits) or (test and saved["test_sha256"] != fingerprint_images(test)):
             return None
-        return results, saved["logits"], saved["labels"]
+        same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
+        return Measured({**same, **report(logits, labels)}, logits, labels)
     except Exception:  # whatever is wrong with what an earlier test has left, it is made anew
         return None
 
@@ -94,3 +116,10 @@ def fingerprint(checkpoint_path):
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
+
+
+def fingerprint_images(split):
+    """SHA-256 of a split's labels and images."""
+    digest = hashlib.sha256(split.labels.cpu().numpy())
+    digest.update(split.images.cpu().contiguous().numpy())
+    return digest.hexdigest()

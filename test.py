@@ -34,6 +34,7 @@ from runtime import (
     UserError,
     command,
     explaining_memory,
+    make_folder,
     number,
     pick_device,
     printable,
@@ -124,7 +125,15 @@ def full_test(network, args):
     """Measure the whole test set; print, and write results and pictures under output/RUN/."""
     test = load_test_images(network, args)
     folder = Path(args.output_path) / network.name
-    measured, _ = results.measure_network(network, args.model_path, test, folder, args.batch_size, args.tta)
+    make_folder(folder)
+    found = results.measure(network, args.model_path, test, args.batch_size, args.tta)
+    print_scores(found.results)
+    results.write(found, network, test, folder)
+    print(f"wrote {', '.join(results.FILES)} to {folder}")
+
+
+def print_scores(measured):
+    """What test_results.json holds, on the screen."""
     print_class_scores(measured)
     print_confusion_matrix(measured)
     low, high = (100 * end for end in measured["accuracy_interval"])
@@ -133,10 +142,9 @@ def full_test(network, args):
         f" top-5 {100 * measured['top5']:.2f} %, loss {measured['loss']:.4f},"
         f" calibration error {100 * measured['calibration']['error']:.2f} %, {measured['images']} images"
     )
-    if args.tta:
+    if "flip" in measured:
         flip = measured["flip"]
         print(f"averaged with the mirror images: test accuracy {100 * flip['accuracy']:.2f} %, loss {flip['loss']:.4f}")
-    print(f"wrote {', '.join(results.FILES)} to {folder}")
 
 
 def print_class_scores(measured):
@@ -155,10 +163,11 @@ def print_confusion_matrix(measured):
     classes = measured["classes"]
     if len(classes) > 12:
         return
-    width = max(4, *(len(name) for name in classes)) + 1
-    print(f"\ntrue class, and how many were taken for\n{'':<{width}}" + "".join(f"{name[:7]:>8}" for name in classes))
-    for name, counts in zip(classes, measured["confusion_matrix"], strict=True):
-        print(f"{name:<{width}}" + "".join(f"{count:>8}" for count in counts))
+    width = max(map(len, classes)) + 4
+    numbers = "".join(f"{place:>6}" for place in range(len(classes)))
+    print(f"\n{'true class':<{width}}  and how many of it were taken for\n{'':<{width}}{numbers}")
+    for place, (name, counts) in enumerate(zip(classes, measured["confusion_matrix"], strict=True)):
+        print(f"{place:>2} {name:<{width - 3}}" + "".join(f"{count:>6}" for count in counts))
 
 
 def single_test(network, args):
@@ -184,7 +193,7 @@ def custom_test(network, args):
     image = dataset.open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     name = printable(path.name)
-    classify(network, image, path.stem, f"image: {shorten(name)}", args)
+    classify(network, image, path.stem, f"image: {figures.shorten(name)}", args)
     explore(network, [(image, name, "")], args)
 
 
@@ -194,11 +203,6 @@ def explore(network, images, args):
         entries = [explorer.explain_image(network, *image) for image in images]
         explorer.write_page(args.html, network, entries)
         print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1000:,.0f} KB), to be opened in a browser")
-
-
-def shorten(name, longest=40):
-    """A name that fits on a line, its middle cut out."""
-    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 :]}"
 
 
 def classify(network, image, name, label, args):

@@ -51,8 +51,8 @@ class Tracker:
     def log(self, row):
         """Send a row of metrics."""
 
-    def finish(self, pictures):
-        """Send the final pictures, {name: path of a PNG}."""
+    def finish(self, pictures, epoch):
+        """Send the pictures, {name: path of a PNG}, as of the last epoch."""
 
     def close(self, failed=False):
         """Let go of files and connections, and say whether the run failed; more than once does no harm."""
@@ -67,7 +67,8 @@ class TensorBoard(Tracker):
         purge = {"purge_step": first_epoch} if first_epoch > 1 else {}
         self.writer = SummaryWriter(str(folder / "tensorboard"), **purge)
         if first_epoch == 1:
-            table = "\n".join(f"| {key} | {value} |" for key, value in sorted(config["flags"].items()))
+            flags = {key: str(value).replace("|", "\\|") for key, value in sorted(config["flags"].items())}
+            table = "\n".join(f"| {key} | {value} |" for key, value in flags.items())
             self.writer.add_text("config", f"| flag | value |\n|---|---|\n{table}")
 
     def log(self, row):
@@ -75,13 +76,13 @@ class TensorBoard(Tracker):
             self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 
-    def finish(self, pictures):
+    def finish(self, pictures, epoch):
         import numpy as np
         from PIL import Image
 
         for name, path in pictures.items():
             with Image.open(path) as picture:
-                self.writer.add_image(name, np.asarray(picture.convert("RGB")), dataformats="HWC")
+                self.writer.add_image(name, np.asarray(picture.convert("RGB")), epoch, dataformats="HWC")
 
     def close(self, failed=False):
         self.writer.close()
@@ -111,8 +112,8 @@ class WandB(Tracker):
     def log(self, row):
         self.run.log(scalars(row), step=row["epoch"])
 
-    def finish(self, pictures):
-        self.run.log({name: self.picture(str(path)) for name, path in pictures.items()})
+    def finish(self, pictures, epoch):
+        self.run.log({name: self.picture(str(path)) for name, path in pictures.items()}, step=epoch)
 
     def close(self, failed=False):
         self.run.finish(exit_code=int(failed))

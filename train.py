@@ -286,7 +286,10 @@ def add_run_flags(parser):
         "--log",
         choices=tuple(PACKAGES),
         default="none",
-        help="also send metrics, flags and curves to TensorBoard (under --output_path) or Weights & Biases",
+        help=(
+            "also send metrics, flags and, at the end, the curves and the pictures of a full test to TensorBoard "
+            "(under --output_path) or Weights & Biases"
+        ),
     )
     run.add_argument("--model_path", default="./model", help="folder for the runs' checkpoints")
     run.add_argument("--output_path", default="./output", help="folder for the runs' metrics and figures")

@@ -241,7 +241,7 @@ def test_printed_scores_are_the_written_ones_and_flipping_stands_beside_them(run
         scores = [100 * results["by_class"][key][place] for key in ("precision", "recall", "f1")]
         line = re.search(rf"^{name} +([\d.]+) % +([\d.]+) % +([\d.]+) % +100$", printed, re.MULTILINE)
         assert [float(text) for text in line.groups()] == pytest.approx(scores, abs=0.006)
-        counts = re.search(rf"^{name} +((?: *\d+){{10}})$", printed, re.MULTILINE)[1].split()
+        counts = re.search(rf"^ {place} {name} +((?: *\d+){{10}})$", printed, re.MULTILINE)[1].split()
         assert list(map(int, counts)) == results["confusion_matrix"][place]
     low, high = (100 * end for end in results["accuracy_interval"])
     assert f"test accuracy {100 * results['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f})" in printed

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import checkpoint
 import compare
 import comparison
+import results
+import train
 from model import build_model
 from runtime import UserError
 
@@ -80,18 +82,20 @@ def test_screen_markdown_csv_and_json_agree(compared):
         assert cells["test accuracy"] == f"{100 * ours['accuracy']:.2f} %"
         assert cells["weighted F1"] == f"{100 * ours['weighted_f1']:.2f} %"
         assert cells["calibration error"] == f"{100 * ours['calibration_error']:.2f} %"
-        recalls = printed_column(printed, "Classes", ours["run"])
-        assert recalls == {shares["class"]: f"{100 * shares[ours['run']]:.1f} %" for shares in found["classes"][0]}
-        results, config = (
+        recalls = printed_column(printed, "Classes of shapes", ours["run"])
+        assert recalls == {
+            row["class"]: f"{100 * row['recall'][ours['run']]:.1f} %" for row in found["classes"][0]["classes"]
+        }
+        tested, config = (
             json.loads((folder / "output" / ours["run"] / f"{name}.json").read_text())
             for name in ("test_results", "config")
         )
-        assert ours["accuracy"] == results["accuracy"]
-        assert ours["weighted_f1"] == results["weighted"]["f1"]
-        assert ours["calibration_error"] == results["calibration"]["error"]
+        assert ours["accuracy"] == tested["accuracy"]
+        assert ours["weighted_f1"] == tested["weighted"]["f1"]
+        assert ours["calibration_error"] == tested["calibration"]["error"]
         assert ours["parameters"] == config["parameters"]
-        shares = [shares[ours["run"]] for shares in found["classes"][0]]
-        assert shares == results["by_class"]["recall"]
+        shares = [row["recall"][ours["run"]] for row in found["classes"][0]["classes"]]
+        assert shares == tested["by_class"]["recall"]
     written = (folder / "comparison" / "comparison.md").read_text()
     assert re.findall(r"!\[.+\]\((.+)\)", written) == list(PICTURES)
     for picture in PICTURES:
@@ -189,18 +193,16 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     final = {row["run"]: row["final_accuracy"] for row in found["runs"]}
     assert final["few"] is None  # it was of other images
     assert final["a"] is not None
-    curves = drawn.call_args.args[0]
-    assert list(curves) == ["CNN, 1 to 2 epochs", "CNN"]
-    same, wide = curves.values()
-    assert same == {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
-    assert wide == {600: [accuracy["wide"]]}
+    curves = drawn.call_args.args[0]  # of one size, as "wide" is, there is none
+    expected = {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
+    assert curves == {"CNN, 1 to 2 epochs": expected}
 
 
 def test_runs_of_other_lengths_are_one_curve_only_if_their_sizes_differ(runs):
     loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(3)]
     for run, (images, epochs, accuracy) in zip(loaded, ((600, 1, 0.5), (600, 9, 0.9), (200, 1, 0.3)), strict=True):
         run.network.saved["recipe"] = {"model": "cnn", "epochs": epochs, "num_train_images": images}
-        run.config, run.results = {"train_images": images}, {"accuracy": accuracy}
+        run.train_images, run.measured = images, results.Measured({"accuracy": accuracy}, None, None)
     assert list(comparison.sample_sizes(loaded).values()) == [{600: [0.5], 200: [0.3]}, {600: [0.9]}]
     assert list(comparison.sample_sizes(loaded[1:]).values()) == [{600: [0.9], 200: [0.3]}]
 
@@ -228,6 +230,80 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
     ):
         assert len(re.findall(pattern, complaints)) == 1, pattern
     assert len(complaints.splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("metrics.csv", "epoch,train_loss\ninf,1.0\n", "it has no curves"),
+        ("metrics.csv", "\x00\x01\n", "it has no curves"),
+        ("config.json", "[]", "training images is not known"),
+        ("config.json", '{"train_images": "many"}', "training images is not known"),
+        ("test_logits.pt", "rubbish", ""),
+    ],
+)
+def test_a_damaged_record_costs_only_what_stood_in_it(file, content, complaint, copied):
+    before = run_compare(copied, ["cnn"])[2]["runs"][0]
+    (copied / "output" / "cnn" / file).write_text(content)
+    _, complaints, found = run_compare(copied, ["cnn"])
+    assert complaint in complaints
+    assert len(complaints.splitlines()) == bool(complaint)
+    assert found["runs"][0]["accuracy"] == before["accuracy"]
+
+
+def test_logits_of_another_network_are_not_taken(copied):
+    run_compare(copied, ["cnn"])
+    file = copied / "output" / "cnn" / "test_logits.pt"
+    saved = torch.load(file, weights_only=True)
+    for wrong in (saved["logits"][:, :3], saved["logits"][:9], saved["logits"] * float("nan")):
+        torch.save({**saved, "logits": wrong}, file)
+        assert "it is left out" not in run_compare(copied, ["cnn"])[1]
+        torch.testing.assert_close(torch.load(file, weights_only=True)["logits"], saved["logits"])
+
+
+def test_a_record_of_another_run_of_that_name_is_not_taken(copied):
+    shutil.copytree(copied / "model" / "vit", copied / "elsewhere" / "cnn")
+    run_compare(copied, ["cnn"])
+    tested = (copied / "output" / "cnn" / "test_results.json").read_text()
+    _, complaints, found = run_compare(copied, [str(copied / "elsewhere" / "cnn")])
+    assert "is the record of another run than" in complaints
+    (row,) = found["runs"]
+    assert (row["epochs"], row["train_seconds"], row["train_images"]) == (None, None, None)
+    assert row["accuracy"] == checkpoint.load(copied / "model" / "vit")["metrics"]["test_accuracy"]
+    assert (copied / "output" / "cnn" / "test_results.json").read_text() == tested
+
+
+def test_a_run_that_was_stopped_is_no_seed_of_others(runs):
+    loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(3)]
+    for seed, run in enumerate(loaded):
+        run.name, run.network.saved["recipe"] = f"seed{seed}", {**run.flags, "seed": seed}
+    assert [len(group) for group in comparison.group_seeds(loaded)] == [3]
+    loaded[1].is_finished = False
+    assert sorted(len(group) for group in comparison.group_seeds(loaded)) == [1, 2]
+    rows = (runs / "output" / "cnn" / "metrics.csv").read_text().splitlines(keepends=True)
+    with mock.patch("pathlib.Path.read_text", return_value="".join(rows[:2])):
+        stopped = comparison.load_run("cnn", runs / "model", runs / "output", "cpu")
+    assert not stopped.is_finished
+    assert "cnn has 1 of 2 epochs" in stopped.notes[-1]
+
+
+def test_a_folder_of_other_images_is_another_test(tmp_path):
+    for place, name in enumerate(("one", "other")):
+        images = torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8)
+        for number, image in enumerate(images):
+            file = tmp_path / name / ("train" if number % 2 else "test") / ("ab"[number // 12]) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.numpy()).save(file)
+        flags = f"--dataset folder --val_images 0 --epochs 1 --model cnn --num_workers 0 --seed {place}"
+        places = [f"--{kind}_path={tmp_path / kind}" for kind in ("model", "output")]
+        train.main([*places, f"--data_path={tmp_path / name}", "--run_name", name, "--device", "cpu", *flags.split()])
+        run_compare(tmp_path, [name], f"--data_path {tmp_path / name} --num_workers 0")
+    tested = json.loads((tmp_path / "output" / "one" / "test_results.json").read_text())["test_sha256"]
+    _, _, apart = run_compare(tmp_path, ["one", "other"])  # each as it was tested, for there are no images in data/
+    assert (apart["pairs"], apart["classes"], apart["seeds"]) == ([], [], [])
+    _, _, found = run_compare(tmp_path, ["one", "other"], f"--data_path {tmp_path / 'other'} --num_workers 0")
+    assert len(found["pairs"]) == 1
+    assert json.loads((tmp_path / "output" / "one" / "test_results.json").read_text())["test_sha256"] != tested
 
 
 def test_runs_of_other_data_are_not_paired(copied):

@@ -1,0 +1,101 @@
+"""That what is written in the pictures can be read, whatever the names: inside the picture, and not on each other."""
+
+import itertools
+from unittest import mock
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+import figures
+
+RUNS = [f"vit-layer6-32-cifar10-20261120-1830{place:02}-with-more" for place in range(12)]
+SHAPES = ["filled circle", "vertical stripes", "horizontal stripes", "checkerboard"]
+LONG = ["a class whose name is far too long for any of the pictures", "cat | dog", "costs $5 or $6", "x" * 80]
+EPOCHS = [1, 2, 12, 1200]
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """A function that draws a picture and returns its figure, and the texts that were drawn."""
+
+    def draw(save, *arguments, **options):
+        with mock.patch.object(figures, "save_figure", wraps=figures.save_figure) as saved:
+            save(*arguments, tmp_path / "picture.png", **options)
+        figure, texts, draw_text = saved.call_args.args[0], [], Text.draw
+
+        def collect(text, renderer):
+            if text.get_visible() and text.get_text().strip():
+                texts.append(text)
+            draw_text(text, renderer)
+
+        with mock.patch.object(Text, "draw", collect):
+            FigureCanvasAgg(figure).draw()
+        return figure, texts
+
+    return draw
+
+
+def assert_legible(drawn):
+    figure, texts = drawn
+    boxes = {text: text.get_window_extent().padded(-1) for text in texts}
+    for text, box in boxes.items():
+        assert "mathdefault" not in text.get_text()
+        assert min(box.x0, box.y0) > -2, text
+        assert box.x1 < figure.bbox.x1 + 2, text
+        assert box.y1 < figure.bbox.y1 + 2, text
+    level = [(text, box) for text, box in boxes.items() if text.get_rotation() in (0, 90)]
+    for (one, box), (other, other_box) in itertools.combinations(level, 2):
+        assert not box.overlaps(other_box), (one, other)
+
+
+def history(epochs):
+    values = np.linspace(2, 1, epochs)
+    rows = zip(range(1, epochs + 1), values, strict=True)
+    names = [f"{split}_{quantity}" for split in ("train", "val", "test") for quantity in ("loss", "accuracy")]
+    return [{"epoch": epoch, "learning_rate": 1e-3, **dict.fromkeys(names, value)} for epoch, value in rows]
+
+
+@pytest.mark.parametrize("epochs", EPOCHS)
+def test_curves(epochs, drawn):
+    figure, texts = drawn(figures.save_curves, history(epochs), title=figures.shorten("n" * 90))
+    assert_legible((figure, texts))
+    for axis in figure.axes:
+        shown = [label.get_text() for label in axis.get_xticklabels() if label in texts]
+        assert shown
+        assert all(label.isdigit() for label in shown)
+
+
+@pytest.mark.parametrize("lengths", [(12, 12), (12, 1), (1200, 12, 60), (1,)])
+@pytest.mark.parametrize("runs", [1, 3, 12])
+def test_comparisons(lengths, runs, drawn):
+    curves = [(f"{RUNS[place]}: 87.16 %", [history(lengths[place % len(lengths)])]) for place in range(runs)]
+    assert_legible(drawn(figures.save_comparison, curves))
+
+
+@pytest.mark.parametrize("classes", [SHAPES, LONG, [f"class {place}" for place in range(10)]], ids=len)
+def test_pictures_of_a_full_test(classes, drawn):
+    count = len(classes)
+    title = f"{'n' * 40}: test accuracy 87.16 %"
+    assert_legible(drawn(figures.save_confusion_matrix, np.eye(count) * 1000, classes, title=title))
+    calibration = {"error": 0.5, "confidence": [0.5, 0.9], "accuracy": [0.5, 1.0], "images": [10, 900]}
+    assert_legible(drawn(figures.save_reliability, calibration, title=title))
+    images = np.zeros((25, 32, 32, 3), dtype=np.uint8)
+    names = [figures.shorten(classes[place % count], 18) for place in range(26)]
+    captions = [f"label: {one}\ntaken for {other}, 100 %" for one, other in itertools.pairwise(names)]
+    for shown in (25, 3):
+        assert_legible(drawn(figures.save_mistakes, images[:shown], captions[:shown], title=title))
+
+
+@pytest.mark.parametrize("runs", [2, 12])
+def test_pictures_of_a_comparison(runs, drawn):
+    recalls = {name: np.linspace(0, 1, len(LONG)) for name in RUNS[:runs]}
+    assert_legible(drawn(figures.save_class_accuracy, recalls, LONG))
+    images = [500, 1000, 40_000, 45_000, 50_000]
+    assert_legible(drawn(figures.save_sample_sizes, {name: {count: [0.5] for count in images} for name in RUNS[:runs]}))
+    image, relevance = np.zeros((32, 32, 3), dtype=np.uint8), np.ones((4, 4))
+    name = figures.shorten(LONG[0], 16)
+    shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * 4
+    panels = [(f"{'a' * 30} is right, {'b' * 30} is wrong", shown)] * 2
+    assert_legible(drawn(figures.save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))
