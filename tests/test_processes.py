@@ -36,10 +36,11 @@ LONG = f"{SMALL_VIT} --epochs 500 --warmup_epochs 0 --num_train_images 640 --bat
 def test_two_processes_give_the_losses_of_one(flags, tmp_path):
     flags = f"{TWENTY_STEPS} {flags}"
     alone = start(flags_for(tmp_path, f"--run_name one {flags}"), tmp_path / "one.log")
-    job = start_job(flags_for(tmp_path, f"--run_name two {flags}"), tmp_path)
+    job = start_job(flags_for(tmp_path, f"--run_name two {flags} --log tensorboard"), tmp_path)
     for process in (alone, *job):
         assert end(process) == 0, (tmp_path / "0.log").read_text()
     assert "epoch" not in (tmp_path / "1.log").read_text()
+    assert (tmp_path / "output" / "two" / "confusion_matrix.png").exists()  # for the tracker
     one, two = (read_metrics(tmp_path, run) for run in ("one", "two"))
     assert len(one) == 20
     for row, other in zip(one, two, strict=True):
@@ -82,8 +83,8 @@ def test_batch_normalisation_sees_the_batch_of_all_processes(tmp_path):
 
 
 def test_torchrun_trains_is_interrupted_and_one_process_goes_on(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "train.py")]
-    flags = flags_for(tmp_path, f"--run_name run {LONG}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--", str(ROOT / "train.py")]
+    flags = flags_for(tmp_path, f"--run_name run {LONG} --log tensorboard")  # without the -- it would be torchrun's
     with open(tmp_path / "log.txt", "w") as log:
         job = subprocess.Popen([*torchrun, *flags], stdout=log, stderr=log)
         wait_for(lambda: has_saved(tmp_path), 120)
