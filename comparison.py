@@ -86,9 +86,7 @@ def load_run(path, model_path, output_path, device):
     network = checkpoint.load_network(place, device)
     folder = Path(output_path) / network.name
     rows, cut, train_images, notes = read_record(folder)
-    kept = next((row for row in rows if row["epoch"] == network.saved["epoch"]), None)
-    losses = [row and row.get("train_loss") for row in (kept, network.saved["metrics"])]
-    if kept and not math.isclose(*(loss or 0 for loss in losses), rel_tol=1e-6):
+    if not is_of(network, rows, cut):
         note = f"{folder} is the record of another run than {place}; it is left out"
         return Run(network.name, place, None, network, [], None, [note])
     run = Run(network.name, place, folder, network, rows, train_images, notes)
@@ -97,6 +95,15 @@ def load_run(path, model_path, output_path, device):
         run.is_finished = False
         notes.append(f"{run.name} has {rows[-1]['epoch']} of {epochs} epochs; it is no seed of finished runs")
     return run
+
+
+def is_of(network, rows, cut):
+    """Whether metrics are those of a network's run, as far as is known: they hold the epoch that was kept."""
+    kept = next((row for row in rows if row["epoch"] == network.saved["epoch"]), None)
+    if kept is None:
+        return cut or not rows
+    losses = [row.get("train_loss") or 0 for row in (kept, network.saved["metrics"])]
+    return math.isclose(*losses, rel_tol=1e-6)
 
 
 def read_record(folder):

@@ -436,7 +436,8 @@ def spelled_out(loop):
 
 
 def test_readme_commands_parse():
-    text = re.sub(r"^for \w+ in .*?^done$", spelled_out, (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = (ROOT / "README.md").read_text()
+    text = re.sub(r"^for \w+ in .*?^done$", spelled_out, text, flags=re.MULTILINE | re.DOTALL)
     commands = re.findall(r"python (train|test|compare)\.py ([^#`&\n]*)", text)
     assert len(commands) >= 6
     for script, flags in commands:

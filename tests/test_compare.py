@@ -273,18 +273,19 @@ def test_a_record_of_another_run_of_that_name_is_not_taken(copied):
     assert (copied / "output" / "cnn" / "test_results.json").read_text() == tested
 
 
-def test_a_run_that_was_stopped_is_no_seed_of_others(runs):
-    loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(3)]
+def test_a_run_that_was_stopped_is_no_seed_of_others(copied):
+    loaded = [comparison.load_run("cnn", copied / "model", copied / "output", "cpu") for _ in range(3)]
     for seed, run in enumerate(loaded):
         run.name, run.network.saved["recipe"] = f"seed{seed}", {**run.flags, "seed": seed}
     assert [len(group) for group in comparison.group_seeds(loaded)] == [3]
     loaded[1].is_finished = False
     assert sorted(len(group) for group in comparison.group_seeds(loaded)) == [1, 2]
-    rows = (runs / "output" / "cnn" / "metrics.csv").read_text().splitlines(keepends=True)
-    with mock.patch("pathlib.Path.read_text", return_value="".join(rows[:2])):
-        stopped = comparison.load_run("cnn", runs / "model", runs / "output", "cpu")
+    state = checkpoint.load(copied / "model" / "cnn")
+    state["recipe"]["epochs"] = 5
+    checkpoint.save(copied / "model" / "cnn" / "best.pt", state)
+    stopped = comparison.load_run("cnn", copied / "model", copied / "output", "cpu")
     assert not stopped.is_finished
-    assert "cnn has 1 of 2 epochs" in stopped.notes[-1]
+    assert "cnn has 2 of 5 epochs" in stopped.notes[-1]
 
 
 def test_a_folder_of_other_images_is_another_test(tmp_path):
