@@ -46,7 +46,7 @@ COLUMNS = {  # of the table: heading, and how a number is shown
     "train_images": ("training images", "{:,}".format),
     "epochs": ("epochs", "{:,}".format),
     "kept_epoch": ("kept epoch", "{:,}".format),
-    "train_seconds": ("training (s)", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"),
+    "train_seconds": ("training (s)", lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.3g}"),
     "images_per_second": ("images/s", "{:,.0f}".format),
     "test_images": ("test images", "{:,}".format),
     "accuracy": ("test accuracy", lambda value: f"{100 * value:.2f} %"),

@@ -178,9 +178,10 @@ def save_comparison(curves, path):
         else:
             axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
-    _add_legend(
-        figure, [name for name, _ in curves], "test solid, training dashed; accuracy of the weights that were kept"
-    )
+    title = "test solid, training dashed; accuracy of the weights that were kept"
+    if any(len(histories) > 1 for _, histories in curves):
+        title += "\nseveral seeds: mean, and from the lowest to the highest"
+    _add_legend(figure, [name for name, _ in curves], title)
     save_figure(figure, path)
 
 
