@@ -4,15 +4,17 @@
     python compare.py model/vit-seed* model/cnn-seed*            # seeds of one recipe become mean and deviation
     python compare.py model/cnn-500 model/cnn-5000 model/cnn     # accuracy against the number of training images
 
-Takes folders under model/ or output/, checkpoints, or names. A run whose full test has not been made, or not with
-these weights, is tested first. Writes to --compare_path model_comparison.png, class_accuracy.png, disagreements.png,
-where runs differ in their number of training images accuracy_by_images.png, and the tables as comparison.md (with the
-pictures), comparison.json and, the first of them, comparison.csv.
+Takes folders under model/ or output/, checkpoints, or names. Those that can be read are compared, and the status is 2
+if there are others. A run whose full test has not been made, or not with these weights, is tested first. Writes to
+--compare_path model_comparison.png, class_accuracy.png, disagreements.png, where runs differ in their number of
+training images accuracy_by_images.png, and the tables as comparison.md (with the pictures), comparison.json and, the
+first of them, comparison.csv.
 """
 
 import csv
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -44,9 +46,9 @@ COLUMNS = {  # of the table: heading, and how a number is shown
     "parameters": ("parameters", "{:,}".format),
     "flops": ("MFLOP an image", lambda value: f"{value / 1e6:,.1f}"),
     "train_images": ("training images", "{:,}".format),
-    "epochs": ("epochs", "{:,}".format),
+    "progress": ("epochs", str),
     "kept_epoch": ("kept epoch", "{:,}".format),
-    "train_seconds": ("training (s)", lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.3g}"),
+    "train_seconds": ("training (s)", lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2f}"),
     "images_per_second": ("images/s", "{:,.0f}".format),
     "test_images": ("test images", "{:,}".format),
     "accuracy": ("test accuracy", lambda value: f"{100 * value:.2f} %"),
@@ -82,10 +84,12 @@ def build_parser():
 
 
 def load_runs(args, device):
-    """The runs that can be read, each once; the others, and what is missing, are said on standard error.
+    """The runs that can be read, each once, and how many cannot.
+
+    The latter, and what is missing, are said on standard error.
 
     Raises:
-        UserError: none can be.
+        UserError: there is nothing left to compare.
     """
     runs, errors = [], []
     for path in args.runs:
@@ -103,7 +107,9 @@ def load_runs(args, device):
         warn(note)
     if not runs:
         raise UserError("none of these is a run that can be read; name folders under model/ that train.py has written")
-    return runs
+    if errors and len(runs) == 1:
+        raise UserError(f"{runs[0].name} is the only one left; there is nothing to compare it with")
+    return runs, len(errors)
 
 
 def warn(message):
@@ -149,8 +155,9 @@ def test_key(run):
 
 def cells(row):
     """A row of `summarize` as text, {column: text}; empty where nothing is known."""
-    ends = (row["accuracy_low"], row["accuracy_high"])
-    values = {**row, "interval": None if None in ends else ends}
+    ends, epochs, planned = (row["accuracy_low"], row["accuracy_high"]), row["epochs"], row["planned_epochs"]
+    progress = epochs and (f"{epochs:,} of {planned:,}" if planned and epochs < planned else f"{epochs:,}")
+    values = {**row, "interval": None if None in ends else ends, "progress": progress}
     return {column: "" if values[column] is None else show(values[column]) for column, (_, show) in COLUMNS.items()}
 
 
@@ -187,19 +194,22 @@ def groups_table(groups):
     """Mean and deviation of runs that differ in their seeds alone."""
     rows = []
     for means in groups:
-        name = f"{means['runs'][0]} and {len(means['runs']) - 1} more"
+        name = ", ".join(means["runs"])
         shown = []
         for column in GROUP_COLUMNS:
             show = COLUMNS[column][1]
             shown.append(" ± ".join(map(show, means[column])).replace(" % ±", " ±") if column in means else "")
         rows.append([name, str(len(means["runs"])), *shown])
-    return as_markdown(["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)], rows)
+    headings = ["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)]
+    columns = [column for column in zip(headings, *rows, strict=True) if any(column[1:])]
+    headings, *rows = zip(*columns, strict=True)
+    return as_markdown(headings, rows)
 
 
 def pairs_table(pairs):
     rows = []
     for pair in pairs:
-        p_value = f"{pair['p']:.2g}" if pair["p"] else "below 1e-300"
+        p_value = f"{pair['p']:.2g}" if pair["p"] >= 1e-300 else "below 1e-300"
         difference, low, high = (f"{100 * pair[key]:+.2f}" for key in ("difference", "low", "high"))
         only = [str(pair[key]) for key in ("only_one", "only_other")]
         rows.append([pair["one"], pair["other"], difference, f"{low} to {high}", *only, p_value])
@@ -212,9 +222,13 @@ def comparable(runs):
     return [group for group in group_images(runs) if len(group) > 1]
 
 
+def recall(run):
+    return run.results["by_class"]["recall"]
+
+
 def class_recalls(runs):
     """Each class's share of test images that every run names right: [{"class": name, "recall": {run: share}}, ...]."""
-    recalls = {run.name: run.results["by_class"]["recall"] for run in runs}
+    recalls = {run.name: recall(run) for run in runs}
     return [
         {"class": name, "recall": {run: recall[place] for run, recall in recalls.items()}}
         for place, name in enumerate(runs[0].network.classes)
@@ -275,7 +289,10 @@ def draw(folder, runs, tests):
         figures.save_comparison(curves, folder / "model_comparison.png")
         yield "model_comparison.png"
     for group in comparable(runs)[:1]:
-        recalls = {run.name: run.results["by_class"]["recall"] for run in group}
+        recalls = {
+            label(seeds): [statistics.mean(shares) for shares in zip(*map(recall, seeds), strict=True)]
+            for seeds in group_seeds(group)
+        }
         figures.save_class_accuracy(recalls, group[0].network.classes, folder / "class_accuracy.png")
         yield "class_accuracy.png"
     sizes = sample_sizes(runs)
@@ -307,7 +324,9 @@ def label(group):
     first = group[0]
     parts = [f"{shorten(first.name)}{f' and {len(group) - 1} more' if len(group) > 1 else ''}"]
     accuracies = [run.results["accuracy"] for run in group if run.measured]
-    parts += [f": {100 * sum(accuracies) / len(accuracies):.2f} %"] if accuracies else []
+    mean = "mean " if len(group) > 1 else ""
+    parts += [f": {mean}{100 * sum(accuracies) / len(accuracies):.2f} %"] if accuracies else []
+    parts += [] if first.is_finished else [" (unfinished)"]
     parts += [] if has_whole_test(first) else [f" (curve of {first.flags['num_test_images']:,} test images)"]
     return "".join(parts)
 
@@ -334,7 +353,7 @@ def main(argv=None):
 
 
 def compare(args):
-    runs = load_runs(args, pick_device(args.device))
+    runs, unread = load_runs(args, pick_device(args.device))
     folder = Path(args.compare_path)
     make_folder(folder)
     tests = measure_all(runs, args)
@@ -349,6 +368,8 @@ def compare(args):
     pictures = list(draw(folder, runs, tests))
     write_report(folder, text, pictures)
     print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
+    if unread:
+        raise UserError(f"{unread} of the runs named could not be compared; see above")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Run:
     """One trained network with its record; `measured` is its full test, once it is made, a `results.Measured`.
 
     `output_folder` is None where the record of that name is another run's. `notes` says what is missing, a line each.
-    `is_finished` is whether it has all its epochs, as far as is known.
+    `is_finished` is whether it has all its epochs, as far as is known; `is_cut`, whether `rows` lacks the last of them.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Run:
     train_images: int | None
     notes: list
     is_finished: bool = True
+    is_cut: bool = False
     measured: results.Measured = None
 
     @property
@@ -89,11 +90,11 @@ def load_run(path, model_path, output_path, device):
     if not is_of(network, rows, cut):
         note = f"{folder} is the record of another run than {place}; it is left out"
         return Run(network.name, place, None, network, [], None, [note])
-    run = Run(network.name, place, folder, network, rows, train_images, notes)
+    run = Run(network.name, place, folder, network, rows, train_images, notes, is_cut=cut)
     epochs = run.flags.get("epochs", 0)
     if rows and not cut and rows[-1]["epoch"] < epochs:
         run.is_finished = False
-        notes.append(f"{run.name} has {rows[-1]['epoch']} of {epochs} epochs; it is no seed of finished runs")
+        notes.append(f"{run.name} is unfinished: it has {rows[-1]['epoch']} of {epochs} epochs")
     return run
 
 
@@ -196,7 +197,8 @@ def summarize(run):
         "train_images": run.train_images,
         "epochs": rows[-1]["epoch"] if rows else None,
         "kept_epoch": saved["epoch"],
-        "train_seconds": sum(seconds) if seconds and None not in seconds else None,
+        "planned_epochs": run.flags.get("epochs"),
+        "train_seconds": sum(seconds) if seconds and None not in seconds and not run.is_cut else None,
         "images_per_second": statistics.median(rates) if rates else None,
         "test_images": measured.get("images"),
         "accuracy": measured.get("accuracy"),
@@ -303,27 +305,39 @@ def disagreements(one, other, count=4):
 
 
 def sample_sizes(runs):
-    """Test accuracies of runs that differ in their number of training images: {network: {images: [accuracy, ...]}}.
+    """Test accuracies of finished runs that differ in their number of training images.
 
-    Runs that differ in anything else but the seed are another curve; only in how long they take they may differ too,
-    as those that make as many steps of fewer images do.
+    Runs that differ in anything else but the seed are another curve; only in their epochs they may differ too, if they
+    make about as many steps.
+
+    Returns:
+        {network: {images: [(accuracy, low, high), ...]}}, shares with their 95 % intervals.
     """
-    known = [run for run in runs if run.results and run.train_images]
+    known = [run for run in runs if run.measured and run.train_images and run.is_finished]
     curves = []
     for alike in grouped(known, lambda run: run.recipe(but={"num_train_images", *LENGTH})):
         as_long = grouped(alike, lambda run: run.recipe(but={"num_train_images"}))
         counts = [count for part in as_long for count in {run.train_images for run in part}]
-        curves += [alike] if len(counts) == len(set(counts)) else as_long
+        steps = [count_steps(run) for run in alike]
+        is_one = len(counts) == len(set(counts)) and max(steps) <= 1.25 * min(steps)
+        curves += [alike] if is_one else as_long
     sizes = {}
     for members in curves:
         by_size = {}
         for run in members:
-            by_size.setdefault(run.train_images, []).append(run.results["accuracy"])
+            found = (run.results["accuracy"], *run.results["accuracy_interval"])
+            by_size.setdefault(run.train_images, []).append(found)
         name = members[0].kind
         epochs = sorted({run.flags.get("epochs", 0) for run in members})
         name += f", {epochs[0]:,} to {epochs[-1]:,} epochs" if len(epochs) > 1 else ""
         sizes[name if name not in sizes else f"{name} ({members[0].name})"] = by_size
     return sizes
+
+
+def count_steps(run):
+    """Updates of the weights in all of a run's epochs."""
+    batch = min(run.flags.get("batch_size", 1), run.train_images)
+    return run.flags.get("epochs", 0) * (run.train_images // batch)
 
 
 def grouped(runs, key):

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from runtime import replacing
@@ -172,11 +173,15 @@ def save_comparison(curves, path):
         for (_, histories), style in zip(curves, _styles(), strict=False):
             for split in ("test", "train"):
                 _draw_seeds(axis, histories, f"{split}_{quantity}", scale, split == "test", *style)
-        axis.set(xlabel="epoch", ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
+        axis.set(ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
         if scale_of_epochs == "linear":
+            axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         else:
+            axis.set_xlabel("epoch (logarithmic)")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:,.0f}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     title = "test solid, training dashed; accuracy of the weights that were kept"
     if any(len(histories) > 1 for _, histories in curves):
@@ -234,17 +239,22 @@ def save_class_accuracy(recalls, classes, path):
 
 
 def save_sample_sizes(sizes, path):
-    """Test accuracy against the number of training images: {network: {images: [share, ...]}}, a dot a run."""
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    """Test accuracy against the number of training images, a dot a run.
+
+    Args:
+        sizes: {network: {images: [(share, low, high), ...]}}, the last two the ends of its interval.
+    """
+    figure = Figure(figsize=(7, 4.6 + 0.2 * len(sizes)), layout="constrained")
     axis = figure.subplots()
     for by_size, (color, marker) in zip(sizes.values(), _styles(), strict=False):
         counts = sorted(by_size)
-        axis.plot(counts, [100 * np.mean(by_size[count]) for count in counts], color=color)
+        means = [100 * np.mean([share for share, _, _ in by_size[count]]) for count in counts]
+        axis.plot(counts, means, color=color)
         for count in counts:
-            axis.scatter(
-                [count] * len(by_size[count]), 100 * np.array(by_size[count]), color=color, marker=marker, s=45
-            )
-    axis.set(xscale="log", xlabel="training images", ylabel="test accuracy (%)")
+            shares, low, high = 100 * np.array(by_size[count]).T
+            axis.vlines([count] * len(low), low, high, color=color, linewidth=3, alpha=0.5)
+            axis.scatter([count] * len(shares), shares, color=color, marker=marker, s=45)
+    axis.set(xscale="log", xlabel="training images (logarithmic)", ylabel="test accuracy (%), with 95 % intervals")
     counts = sorted({count for by_size in sizes.values() for count in by_size})
     ticks = counts[:1]
     for count in counts[1:]:

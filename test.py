@@ -92,9 +92,14 @@ def build_parser():
 
 
 def find_checkpoint(model_path):
-    """The path asked for, else the default run, else the newest one there is, else the default that comes with this."""
+    """The path asked for, else the default run, else the newest one there is, else the default that comes with this.
+
+    A run may also be asked for by its name, or its folder under output/.
+    """
     if model_path:
-        return Path(model_path)
+        named = Path("model") / Path(model_path).name
+        has_none = not any(Path(model_path, *file).is_file() for file in ((), ("best.pt",)))
+        return named if has_none and (named / "best.pt").is_file() else Path(model_path)
     runs = sorted(Path("model").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
     if Path(MODEL_PATH).exists():
         return Path(MODEL_PATH)
@@ -106,6 +111,8 @@ def describe(network):
     saved = network.saved
     accuracy = saved["metrics"].get("test_accuracy")
     measured = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
+    few = saved["recipe"].get("num_test_images")
+    measured += f" of {few:,} images" if measured and few else ""
     return f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}{measured}"
 
 

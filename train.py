@@ -451,6 +451,13 @@ def begin(record, trainer, resumed):
         f" {device_label(trainer.device)}{processes}, {trainer.precision}",
         flush=True,
     )
+    images, batch = len(trainer.train_split), trainer.batch_size
+    left_out = images - trainer.steps_per_epoch * batch
+    if left_out > images / 20:
+        print(
+            f"each epoch leaves out {left_out} of the {images} images, in turn: they fill no batch of {batch}",
+            flush=True,
+        )
     if resumed:
         print(f"going on after {trainer.epoch} of {args.epochs} epochs, at step {trainer.step + 1}", flush=True)
         before = resumed["recipe"].get("epochs")

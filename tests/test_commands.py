@@ -118,6 +118,11 @@ def test_one_seed_gives_one_network_also_across_an_interruption(optimizer, tmp_p
     assert ours == theirs
 
 
+def test_images_that_fill_no_batch_are_not_left_out_silently(tmp_path, capsys):
+    run_training(tmp_path, "--run_name run --model cnn --epochs 1 --num_train_images 200 --num_test_images 10")
+    assert "each epoch leaves out 72 of the 200 images, in turn: they fill no batch of 128" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("schedule", ["linear", "onecycle", "plateau", "constant"])
 def test_the_other_schedules_train(schedule, tmp_path):
     run_training(tmp_path, f"--run_name run --model cnn --epochs 2 --schedule {schedule}")
@@ -222,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
 
 @pytest.mark.parametrize("run", ["vit", "cnn"])
 def test_full_test_agrees_with_training_and_with_itself(runs, run, monkeypatch, capsys):
-    run_test(runs, f"--model_path model/{run}", monkeypatch)
+    run_test(runs, f"--model_path {run}", monkeypatch)
     results = json.loads((runs / "output" / run / "test_results.json").read_text())
     matrix = np.array(results["confusion_matrix"])
     assert matrix.sum() == results["images"] == 1000

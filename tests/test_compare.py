@@ -25,14 +25,19 @@ from runtime import UserError
 PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
 
 
-def run_compare(folder, runs, extra=""):
-    """Runs compare.py below `folder`; returns what it printed and complained, and comparison.json."""
+def run_compare(folder, runs, extra="", status=0):
+    """Runs compare.py below `folder`; returns what it printed and complained, and comparison.json if there is one."""
     places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        compare.main([*runs, *places, f"--compare_path={folder / 'comparison'}", "--device=cpu", *extra.split()])
-    found = json.loads((folder / "comparison" / "comparison.json").read_text())
-    return out.getvalue(), err.getvalue(), found
+        try:
+            compare.main([*runs, *places, f"--compare_path={folder / 'comparison'}", "--device=cpu", *extra.split()])
+            ended = 0
+        except SystemExit as stopped:
+            ended = stopped.code
+    assert ended == status, err.getvalue()
+    file = folder / "comparison" / "comparison.json"
+    return out.getvalue(), err.getvalue(), json.loads(file.read_text()) if file.exists() else None
 
 
 def copy_runs(runs, folder):
@@ -120,7 +125,7 @@ def test_pairs_count_what_only_one_gets_right(compared):
 
 
 def test_the_table_of_many_runs_has_a_row_for_each():
-    row = dict.fromkeys((*compare.COLUMNS, "accuracy_low", "accuracy_high"))
+    row = dict.fromkeys((*compare.COLUMNS, "accuracy_low", "accuracy_high", "epochs", "planned_epochs"))
     lines = compare.runs_table([{**row, "run": f"a-rather-long-name-{place}"} for place in range(12)]).splitlines()
     assert [line.split()[1] for line in lines[2:]] == [f"a-rather-long-name-{place}" for place in range(12)]
 
@@ -175,7 +180,7 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     for name, flags in {
         "a": "",
         "b": "--seed 1 --save_every 1",
-        "few": "--num_train_images 200 --epochs 2 --num_test_images 100",
+        "few": "--num_train_images 200 --epochs 4 --num_test_images 100",
         "wide": "--width 40",
     }.items():
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
@@ -194,17 +199,26 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     assert final["few"] is None  # it was of other images
     assert final["a"] is not None
     curves = drawn.call_args.args[0]  # of one size, as "wide" is, there is none
-    expected = {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
-    assert curves == {"CNN, 1 to 2 epochs": expected}
+    (sizes,) = curves.values()
+    assert list(curves) == ["CNN, 1 to 4 epochs"]
+    shares = {images: [share for share, _, _ in found] for images, found in sizes.items()}
+    assert shares == {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
 
 
-def test_runs_of_other_lengths_are_one_curve_only_if_their_sizes_differ(runs):
-    loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(3)]
-    for run, (images, epochs, accuracy) in zip(loaded, ((600, 1, 0.5), (600, 9, 0.9), (200, 1, 0.3)), strict=True):
-        run.network.saved["recipe"] = {"model": "cnn", "epochs": epochs, "num_train_images": images}
-        run.train_images, run.measured = images, results.Measured({"accuracy": accuracy}, None, None)
-    assert list(comparison.sample_sizes(loaded).values()) == [{600: [0.5], 200: [0.3]}, {600: [0.9]}]
-    assert list(comparison.sample_sizes(loaded[1:]).values()) == [{600: [0.9], 200: [0.3]}]
+def test_runs_on_fewer_images_are_one_curve_if_they_make_as_many_steps(runs):
+    loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(4)]
+    for run, (images, epochs) in zip(loaded, ((640, 10), (64, 100), (64, 10), (640, 20)), strict=True):
+        run.network.saved["recipe"] = {"model": "cnn", "epochs": epochs, "num_train_images": images, "batch_size": 64}
+        found = {"accuracy": epochs / 100, "accuracy_interval": [0, 1]}
+        run.train_images, run.measured = images, results.Measured(found, None, None)
+    as_many, few, fewer_steps, longer = loaded
+    assert comparison.sample_sizes([as_many, few]) == {
+        "CNN, 10 to 100 epochs": {640: [(0.1, 0, 1)], 64: [(1.0, 0, 1)]},
+    }
+    assert list(comparison.sample_sizes([as_many, fewer_steps]).values()) == [{640: [(0.1, 0, 1)], 64: [(0.1, 0, 1)]}]
+    assert list(comparison.sample_sizes([longer, fewer_steps]).values()) == [{640: [(0.2, 0, 1)]}, {64: [(0.1, 0, 1)]}]
+    few.is_finished = False
+    assert list(comparison.sample_sizes([as_many, few]).values()) == [{640: [(0.1, 0, 1)]}]
 
 
 def test_bad_runs_are_named_and_the_others_compared(copied):
@@ -216,9 +230,10 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
     (output / "cnn" / "config.json").unlink()
     shutil.copytree(copied / "model" / "cnn", copied / "elsewhere" / "cnn")
     again = [str(copied / "model" / "cnn" / "best.pt"), str(copied / "elsewhere" / "cnn")]
-    _, complaints, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing", *again])
+    _, complaints, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing", *again], status=2)
     assert [row["run"] for row in found["runs"]] == ["vit", "cnn"]
     assert [row["epochs"] for row in found["runs"]] == [1, None]
+    assert found["runs"][0]["train_seconds"] is None
     assert len(found["pairs"]) == 1
     for pattern in (
         r"last line of .*metrics\.csv is cut off",
@@ -227,9 +242,10 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
         r"empty is no run",
         r"no run nothing",
         r"elsewhere/cnn is left out: a run of the name cnn",
+        r"error: 3 of the runs named could not be compared",
     ):
         assert len(re.findall(pattern, complaints)) == 1, pattern
-    assert len(complaints.splitlines()) == 6
+    assert len(complaints.splitlines()) == 7
 
 
 @pytest.mark.parametrize(
@@ -285,7 +301,9 @@ def test_a_run_that_was_stopped_is_no_seed_of_others(copied):
     checkpoint.save(copied / "model" / "cnn" / "best.pt", state)
     stopped = comparison.load_run("cnn", copied / "model", copied / "output", "cpu")
     assert not stopped.is_finished
-    assert "cnn has 2 of 5 epochs" in stopped.notes[-1]
+    assert "cnn is unfinished: it has 2 of 5 epochs" in stopped.notes[-1]
+    printed, _, _ = run_compare(copied, ["cnn"])
+    assert printed_column(printed, "Runs", "cnn")["epochs"] == "2 of 5"
 
 
 def test_a_folder_of_other_images_is_another_test(tmp_path):
@@ -322,14 +340,19 @@ def test_runs_of_other_data_are_not_paired(copied):
 
 def test_where_nothing_can_be_written_nothing_is_tested(copied):
     (copied / "comparison").write_text("mine")
-    with pytest.raises(SystemExit) as stopped:
-        run_compare(copied, ["cnn"])
-    assert stopped.value.code == 2
-    assert not (copied / "output" / "cnn" / "test_results.json").exists()
+    with mock.patch.object(compare, "measure_all") as measured:
+        run_compare(copied, ["cnn"], status=2)
+    measured.assert_not_called()
+
+
+def test_with_nothing_to_compare_an_earlier_comparison_stays(copied):
+    _, _, before = run_compare(copied, ["vit", "cnn"])
+    _, complaints, after = run_compare(copied, ["vit", "cmn"], status=2)
+    assert before == after
+    assert "there is no run cmn" in complaints
+    assert "vit is the only one left" in complaints
 
 
 def test_nothing_to_compare_is_an_error(tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        run_compare(tmp_path, ["nothing"])
-    assert stopped.value.code == 2
+    run_compare(tmp_path, ["nothing"], status=2)
     assert not any(tmp_path.iterdir())

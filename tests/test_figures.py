@@ -93,7 +93,9 @@ def test_pictures_of_a_comparison(runs, drawn):
     recalls = {name: np.linspace(0, 1, len(LONG)) for name in RUNS[:runs]}
     assert_legible(drawn(figures.save_class_accuracy, recalls, LONG))
     images = [500, 1000, 40_000, 45_000, 50_000]
-    assert_legible(drawn(figures.save_sample_sizes, {name: {count: [0.5] for count in images} for name in RUNS[:runs]}))
+    assert_legible(
+        drawn(figures.save_sample_sizes, {name: {count: [(0.5, 0.4, 0.6)] for count in images} for name in RUNS[:runs]})
+    )
     image, relevance = np.zeros((32, 32, 3), dtype=np.uint8), np.ones((4, 4))
     name = figures.shorten(LONG[0], 16)
     shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * 4
