@@ -283,7 +283,7 @@ def draw(folder, runs, tests):
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     groups = group_seeds(runs)
-    curves = [(label(group), [run.rows for run in group if run.rows]) for group in groups]
+    curves = [(label(group) + curve_note(group[0]), [run.rows for run in group if run.rows]) for group in groups]
     curves = [(name, histories) for name, histories in curves if histories]
     if curves:
         figures.save_comparison(curves, folder / "model_comparison.png")
@@ -327,8 +327,12 @@ def label(group):
     mean = "mean " if len(group) > 1 else ""
     parts += [f": {mean}{100 * sum(accuracies) / len(accuracies):.2f} %"] if accuracies else []
     parts += [] if first.is_finished else [" (unfinished)"]
-    parts += [] if has_whole_test(first) else [f" (curve of {first.flags['num_test_images']:,} test images)"]
     return "".join(parts)
+
+
+def curve_note(run):
+    """What a legend adds where a run's epochs were not measured on all test images."""
+    return "" if has_whole_test(run) else f" (curve of {run.flags['num_test_images']:,} test images)"
 
 
 def explained(index, pair, tests):

@@ -234,7 +234,7 @@ def save_class_accuracy(recalls, classes, path):
     axis.set_yticks(places, [shorten(classes[index], 24) for index in order])
     axis.set(xlabel="test images of the class that are named right (%)", ylim=(-0.6, len(classes) - 0.4))
     axis.grid(alpha=0.3)
-    _add_legend(figure, [shorten(name) for name in recalls])
+    _add_legend(figure, list(recalls))
     save_figure(figure, path)
 
 
