@@ -283,7 +283,7 @@ def draw(folder, runs, tests):
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     groups = group_seeds(runs)
-    curves = [(label(group) + curve_note(group[0]), [run.rows for run in group if run.rows]) for group in groups]
+    curves = [(label(group) + curve_note(group), [run.rows for run in group if run.rows]) for group in groups]
     curves = [(name, histories) for name, histories in curves if histories]
     if curves:
         figures.save_comparison(curves, folder / "model_comparison.png")
@@ -293,7 +293,7 @@ def draw(folder, runs, tests):
             label(seeds): [statistics.mean(shares) for shares in zip(*map(recall, seeds), strict=True)]
             for seeds in group_seeds(group)
         }
-        figures.save_class_accuracy(recalls, group[0].network.classes, folder / "class_accuracy.png")
+        figures.save_class_accuracy(recalls, group[0].network.classes, group[0].dataset, folder / "class_accuracy.png")
         yield "class_accuracy.png"
     sizes = sample_sizes(runs)
     sizes = {name: points for name, points in sizes.items() if len(points) > 1}
@@ -330,9 +330,10 @@ def label(group):
     return "".join(parts)
 
 
-def curve_note(run):
-    """What a legend adds where a run's epochs were not measured on all test images."""
-    return "" if has_whole_test(run) else f" (curve of {run.flags['num_test_images']:,} test images)"
+def curve_note(group):
+    """What a legend adds where the epochs of a run, or of several seeds, were not measured on all test images."""
+    counts = sorted({run.flags["num_test_images"] for run in group if not has_whole_test(run)})
+    return f" (curve of {' or '.join(map('{:,}'.format, counts))} test images)" if counts else ""
 
 
 def explained(index, pair, tests):

@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import math
 import statistics
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from runtime import UserError
 # What may differ between runs that are one recipe with several seeds.
 NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *checkpoint.CIRCUMSTANCES}
 LENGTH = {"epochs", "warmup_epochs"}  # how long a run takes
+MAY_CHANGE = {"overwrite", *LENGTH, *checkpoint.CIRCUMSTANCES}  # when a run is resumed
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
@@ -41,6 +41,7 @@ class Run:
     checkpoint_path: Path
     output_folder: Path | None
     network: checkpoint.Network
+    flags: dict
     rows: list
     train_images: int | None
     notes: list
@@ -53,8 +54,8 @@ class Run:
         return self.measured and self.measured.results
 
     @property
-    def flags(self):
-        return self.network.saved["recipe"]
+    def planned_epochs(self):
+        return self.flags.get("epochs", 0)
 
     @property
     def dataset(self):
@@ -86,33 +87,29 @@ def load_run(path, model_path, output_path, device):
     place = find_checkpoint(Path(path), Path(model_path))
     network = checkpoint.load_network(place, device)
     folder = Path(output_path) / network.name
-    rows, cut, train_images, notes = read_record(folder)
-    if not is_of(network, rows, cut):
+    rows, cut, config, notes = read_record(folder)
+    flags = network.saved["recipe"]
+    if config and not is_of(flags, config["flags"]):
         note = f"{folder} is the record of another run than {place}; it is left out"
-        return Run(network.name, place, None, network, [], None, [note])
-    run = Run(network.name, place, folder, network, rows, train_images, notes, is_cut=cut)
-    epochs = run.flags.get("epochs", 0)
-    if rows and not cut and rows[-1]["epoch"] < epochs:
+        return Run(network.name, place, None, network, flags, [], None, [note])
+    if config:  # the kept weights may be from before a resume to more epochs
+        flags = {**flags, **{flag: config["flags"].get(flag) for flag in LENGTH}}
+    run = Run(network.name, place, folder, network, flags, rows, config.get("train_images"), notes, is_cut=cut)
+    if rows and not cut and rows[-1]["epoch"] < run.planned_epochs:
         run.is_finished = False
-        notes.append(f"{run.name} is unfinished: it has {rows[-1]['epoch']} of {epochs} epochs")
+        notes.append(f"{run.name} is unfinished: it has {rows[-1]['epoch']} of {run.planned_epochs} epochs")
     return run
 
 
-def is_of(network, rows, cut):
-    """Whether metrics are those of a network's run, as far as is known: they hold the epoch that was kept."""
-    kept = next((row for row in rows if row["epoch"] == network.saved["epoch"]), None)
-    if kept is None:
-        return cut or not rows
-    losses = [row.get("train_loss") or 0 for row in (kept, network.saved["metrics"])]
-    return math.isclose(*losses, rel_tol=1e-6)
+def is_of(recipe, flags):
+    """Whether the flags in a record are those of a network's recipe, but for what a resume may change."""
+    ours, theirs = ({key: value for key, value in each.items() if key not in MAY_CHANGE} for each in (recipe, flags))
+    return ours == theirs
 
 
 def read_record(folder):
-    """A run's metrics and whether the last were cut off, its number of training images or None, and what is missing.
-
-    The last is a list of lines.
-    """
-    rows, cut, train_images, notes = [], False, None, []
+    """A run's metrics and whether the last were cut off, its config.json or {}, and what is missing, a line each."""
+    rows, cut, config, notes = [], False, {}, []
     path = folder / "metrics.csv"
     try:
         rows, cut = read_metrics(path)
@@ -124,10 +121,14 @@ def read_record(folder):
         notes.append(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); it has no curves")
     path = folder / "config.json"
     try:
-        train_images = int(json.loads(path.read_text())["train_images"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        config = json.loads(path.read_text())
+        counts = (config["train_images"], config["flags"]["epochs"])
+        if not all(isinstance(count, int) and count > 0 for count in counts):
+            raise ValueError("these are no counts")
+    except (OSError, ValueError, KeyError, TypeError):
         notes.append(f"{path} cannot be read; the number of training images is not known")
-    return rows, cut, train_images, notes
+        config = {}
+    return rows, cut, config, notes
 
 
 def find_checkpoint(path, model_path):
@@ -197,7 +198,7 @@ def summarize(run):
         "train_images": run.train_images,
         "epochs": rows[-1]["epoch"] if rows else None,
         "kept_epoch": saved["epoch"],
-        "planned_epochs": run.flags.get("epochs"),
+        "planned_epochs": run.planned_epochs,
         "train_seconds": sum(seconds) if seconds and None not in seconds and not run.is_cut else None,
         "images_per_second": statistics.median(rates) if rates else None,
         "test_images": measured.get("images"),
@@ -328,7 +329,7 @@ def sample_sizes(runs):
             found = (run.results["accuracy"], *run.results["accuracy_interval"])
             by_size.setdefault(run.train_images, []).append(found)
         name = members[0].kind
-        epochs = sorted({run.flags.get("epochs", 0) for run in members})
+        epochs = sorted({run.planned_epochs for run in members})
         name += f", {epochs[0]:,} to {epochs[-1]:,} epochs" if len(epochs) > 1 else ""
         sizes[name if name not in sizes else f"{name} ({members[0].name})"] = by_size
     return sizes
@@ -337,7 +338,7 @@ def sample_sizes(runs):
 def count_steps(run):
     """Updates of the weights in all of a run's epochs."""
     batch = min(run.flags.get("batch_size", 1), run.train_images)
-    return run.flags.get("epochs", 0) * (run.train_images // batch)
+    return run.planned_epochs * (run.train_images // batch)
 
 
 def grouped(runs, key):

@@ -221,8 +221,8 @@ def _styles():
     return zip(itertools.cycle(METHOD_COLORS), itertools.cycle("osD^vPX*"), strict=False)
 
 
-def save_class_accuracy(recalls, classes, path):
-    """How many images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
+def save_class_accuracy(recalls, classes, dataset, path):
+    """How many test images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
     values = 100 * np.array(list(recalls.values()))
     order = values.mean(axis=0).argsort()
     figure = Figure(figsize=(9, min(0.42 * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
@@ -232,7 +232,7 @@ def save_class_accuracy(recalls, classes, path):
     for row, (color, marker) in zip(values, _styles(), strict=False):
         axis.scatter(row[order], places, color=color, marker=marker, s=55, zorder=2)
     axis.set_yticks(places, [shorten(classes[index], 24) for index in order])
-    axis.set(xlabel="test images of the class that are named right (%)", ylim=(-0.6, len(classes) - 0.4))
+    axis.set(xlabel=f"test images of the class that are named right (%), {dataset}", ylim=(-0.6, len(classes) - 0.4))
     axis.grid(alpha=0.3)
     _add_legend(figure, list(recalls))
     save_figure(figure, path)
@@ -274,7 +274,7 @@ def save_disagreements(panels, rows, path):
         panels: titles, and for each image (uint8 (H, W, 3), label, [(map (h, w), caption), ...]).
         rows: what the maps of each network are, a line or two each.
     """
-    columns = max(len(images) for _, images in panels)
+    columns = max(4, *(len(images) for _, images in panels))  # with fewer the titles would have no room
     figure = Figure(figsize=(2.05 * columns + 0.5, 6.2 * len(panels) + 0.4), layout="constrained")
     for part, (title, images) in zip(figure.subfigures(len(panels), 1, squeeze=False).ravel(), panels, strict=True):
         part.suptitle(title)

@@ -206,7 +206,7 @@ class Record:
         """
         path = self.model_folder / checkpoint.BEST
         try:
-            with explaining_memory("the pictures of a full test are not sent"):
+            with explaining_memory("test.py makes them with a lower --batch_size"):
                 network = checkpoint.load_network(path, trainer.device)
                 test = network.adopt(trainer.test_split)
                 measured = results.measure(network, path, test, trainer.test_batch_size)
@@ -214,8 +214,8 @@ class Record:
             files = [self.output_folder / name for name in ("curves.png", *results.FILES)]
             pictures = {file.stem: file for file in files if file.suffix == ".png" and file.exists()}
             self.tracker.finish(pictures, self.rows[-1]["epoch"])
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+        except (UserError, OSError) as error:
+            print(f"warning: the final pictures are not sent: {error}", file=sys.stderr)
 
     def close(self, failed):
         """Write the best weights if a run ends before its time, and let go of what is held."""
@@ -307,12 +307,15 @@ class Paced:
 def write_config(record, trainer):
     """config.json: flags, versions, commit, machine and sizes, enough to trust the run a month later.
 
-    A resumed run keeps the one it began with.
+    A resumed run keeps the one it began with, but for its length.
     """
     path = record.output_folder / "config.json"
     if record.mode == "resume" and path.exists():
-        with contextlib.suppress(ValueError):  # damaged: written anew
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: written anew
             record.config = json.loads(path.read_text())
+            length = {flag: getattr(trainer.args, flag) for flag in ("epochs", "warmup_epochs")}
+            record.config["flags"] = {**record.config["flags"], **length}
+            record.write_config()
             return
     record.config = {
         "flags": vars(trainer.args),

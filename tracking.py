@@ -107,13 +107,16 @@ class WandB(Tracker):
         except wandb.Error as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"W&B refuses ({reason}); try wandb login, or set WANDB_MODE=offline") from error
-        self.picture = wandb.Image
+        self.picture, self.error = wandb.Image, wandb.Error
 
     def log(self, row):
         self.run.log(scalars(row), step=row["epoch"])
 
     def finish(self, pictures, epoch):
-        self.run.log({name: self.picture(str(path)) for name, path in pictures.items()}, step=epoch)
+        try:
+            self.run.log({name: self.picture(str(path)) for name, path in pictures.items()}, step=epoch)
+        except self.error as error:
+            raise UserError(f"W&B refuses them ({error})") from error
 
     def close(self, failed=False):
         self.run.finish(exit_code=int(failed))

@@ -88,16 +88,16 @@ def test_pictures_of_a_full_test(classes, drawn):
         assert_legible(drawn(figures.save_mistakes, images[:shown], captions[:shown], title=title))
 
 
-@pytest.mark.parametrize("runs", [2, 12])
+@pytest.mark.parametrize("runs", [1, 2, 12])
 def test_pictures_of_a_comparison(runs, drawn):
     recalls = {name: np.linspace(0, 1, len(LONG)) for name in RUNS[:runs]}
-    assert_legible(drawn(figures.save_class_accuracy, recalls, LONG))
+    assert_legible(drawn(figures.save_class_accuracy, recalls, LONG, "cifar100"))
     images = [500, 1000, 40_000, 45_000, 50_000]
     assert_legible(
         drawn(figures.save_sample_sizes, {name: {count: [(0.5, 0.4, 0.6)] for count in images} for name in RUNS[:runs]})
     )
     image, relevance = np.zeros((32, 32, 3), dtype=np.uint8), np.ones((4, 4))
     name = figures.shorten(LONG[0], 16)
-    shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * 4
+    shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * min(runs, 4)
     panels = [(f"{'a' * 30} is right, {'b' * 30} is wrong", shown)] * 2
     assert_legible(drawn(figures.save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import time
+from unittest import mock
 
 import pytest
 from conftest import SMALL_VIT, run_training
@@ -12,6 +13,7 @@ from PIL import Image
 from test_commands import read_metrics
 
 import checkpoint
+import results
 
 FLAGS = f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 50"
 PICTURES = ("curves", "confusion_matrix", "reliability", "mistakes")
@@ -88,6 +90,15 @@ def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
     for picture in PICTURES:
         assert any(f"{picture}/path" in items for items in history), history
     assert '"embed_dim":32' in re.sub(r"\s", "", config["flags"])
+
+
+def test_a_complete_run_survives_that_its_pictures_cannot_be_sent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "measure", mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
+    run_training(tmp_path, f"{FLAGS} --log tensorboard")
+    printed = capsys.readouterr()
+    assert "warning: the final pictures are not sent: out of memory" in printed.err
+    assert "is kept" in printed.out
+    assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 2
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
