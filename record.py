@@ -283,8 +283,7 @@ def remove_empty(folders):
 
 
 class Paced:
-    """Calls an action after `wait` seconds, and then as often as costs no more than a hundredth of the time, or once a
-    minute.
+    """Calls an action after `wait` seconds, and then once a minute, or as often as costs a hundredth of the time.
 
     So checkpoints and pictures of epochs that take a second do not slow the run down.
     """
