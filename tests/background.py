@@ -5,6 +5,7 @@ They are forked from one that has imported everything, so they start at once.
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 
@@ -22,6 +23,8 @@ def _train(flags, log, environment, setup):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run under nohup, they are ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if setup:
         setup()
     try:
