@@ -41,6 +41,7 @@ MAY_BE_NONE = {"gpu_memory_gb", "val_loss", "val_accuracy"}
 # Flags of a recipe that say where and how a run goes, not what it is.
 CIRCUMSTANCES = {"resume", "device", "num_workers", "compile", "log", "save_every", "save_minutes"}
 CIRCUMSTANCES |= {"data_path", "model_path", "output_path"}
+LENGTH = ("epochs", "warmup_epochs")  # flags of how long a run takes
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}  # all that a file of this format calls
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")

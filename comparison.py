@@ -24,8 +24,7 @@ from runtime import UserError
 
 # What may differ between runs that are one recipe with several seeds.
 NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *checkpoint.CIRCUMSTANCES}
-LENGTH = {"epochs", "warmup_epochs"}  # how long a run takes
-MAY_CHANGE = {"overwrite", *LENGTH, *checkpoint.CIRCUMSTANCES}  # when a run is resumed
+MAY_CHANGE = {"overwrite", *checkpoint.LENGTH, *checkpoint.CIRCUMSTANCES}  # when a run is resumed
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
@@ -93,7 +92,7 @@ def load_run(path, model_path, output_path, device):
         note = f"{folder} is the record of another run than {place}; it is left out"
         return Run(network.name, place, None, network, flags, [], None, [note])
     if config:  # the kept weights may be from before a resume to more epochs
-        flags = {**flags, **{flag: config["flags"].get(flag) for flag in LENGTH}}
+        flags = {**flags, **{flag: config["flags"].get(flag) for flag in checkpoint.LENGTH}}
     run = Run(network.name, place, folder, network, flags, rows, config.get("train_images"), notes, is_cut=cut)
     if rows and not cut and rows[-1]["epoch"] < run.planned_epochs:
         run.is_finished = False
@@ -316,7 +315,7 @@ def sample_sizes(runs):
     """
     known = [run for run in runs if run.measured and run.train_images and run.is_finished]
     curves = []
-    for alike in grouped(known, lambda run: run.recipe(but={"num_train_images", *LENGTH})):
+    for alike in grouped(known, lambda run: run.recipe(but={"num_train_images", *checkpoint.LENGTH})):
         as_long = grouped(alike, lambda run: run.recipe(but={"num_train_images"}))
         counts = [count for part in as_long for count in {run.train_images for run in part}]
         steps = [count_steps(run) for run in alike]

@@ -312,7 +312,7 @@ def write_config(record, trainer):
     if record.mode == "resume" and path.exists():
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: written anew
             record.config = json.loads(path.read_text())
-            length = {flag: getattr(trainer.args, flag) for flag in ("epochs", "warmup_epochs")}
+            length = {flag: getattr(trainer.args, flag) for flag in checkpoint.LENGTH}
             record.config["flags"] = {**record.config["flags"], **length}
             record.write_config()
             return
