@@ -174,9 +174,14 @@ def as_markdown(headings, rows):
 def runs_table(rows):
     """A row a run, or, where that is narrower, a column a run; what is known of no run is left out."""
     lines = [[heading for heading, _ in COLUMNS.values()], *(list(cells(row).values()) for row in rows)]
-    upright = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    upright = known_columns(lines)
     lines = list(zip(*upright, strict=True))
     return min((as_markdown(*table) for table in ((lines[0], lines[1:]), (upright[0], upright[1:]))), key=width)
+
+
+def known_columns(lines):
+    """The columns of a table's lines, the first of which are headings, without those that are empty below theirs."""
+    return [column for column in zip(*lines, strict=True) if any(column[1:])]
 
 
 def width(table):
@@ -201,8 +206,7 @@ def groups_table(groups):
             shown.append(" ± ".join(map(show, means[column])).replace(" % ±", " ±") if column in means else "")
         rows.append([name, str(len(means["runs"])), *shown])
     headings = ["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)]
-    columns = [column for column in zip(headings, *rows, strict=True) if any(column[1:])]
-    headings, *rows = zip(*columns, strict=True)
+    headings, *rows = zip(*known_columns([headings, *rows]), strict=True)
     return as_markdown(headings, rows)
 
 
@@ -230,7 +234,7 @@ def class_recalls(runs):
     """Each class's share of test images that every run names right: [{"class": name, "recall": {run: share}}, ...]."""
     recalls = {run.name: recall(run) for run in runs}
     return [
-        {"class": name, "recall": {run: recall[place] for run, recall in recalls.items()}}
+        {"class": name, "recall": {run: shares[place] for run, shares in recalls.items()}}
         for place, name in enumerate(runs[0].network.classes)
     ]
 
