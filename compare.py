@@ -18,9 +18,9 @@ import statistics
 import sys
 from pathlib import Path
 
-import dataset
-import figures
-from comparison import (
+from model import VisionTransformer
+from vit_cifar10.data import dataset
+from vit_cifar10.evaluation.comparison import (
     GROUP_COLUMNS,
     compare_pairs,
     disagreements,
@@ -34,10 +34,19 @@ from comparison import (
     summarize,
     summarize_group,
 )
-from explain import grad_cam, gradient_rollout
-from figures import shorten
-from model import VisionTransformer
-from runtime import ArgumentParser, UserError, command, explaining_memory, make_folder, number, pick_device, replacing
+from vit_cifar10.explain.methods import grad_cam, gradient_rollout
+from vit_cifar10.plots import figures
+from vit_cifar10.plots.figures import shorten
+from vit_cifar10.utils.cli import (
+    ArgumentParser,
+    UserError,
+    command,
+    explaining_memory,
+    make_folder,
+    number,
+    pick_device,
+    replacing,
+)
 
 COLUMNS = {  # of the table: heading, and how a number is shown
     "run": ("run", str),

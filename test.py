@@ -21,15 +21,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import dataset
-import explorer
-import faithfulness
-import figures
-import results
-from explain import explain_layers, grad_cam
 from model import VisionTransformer
-from runtime import (
+from vit_cifar10.data import dataset
+from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.explain import explorer, faithfulness
+from vit_cifar10.explain.methods import explain_layers, grad_cam
+from vit_cifar10.plots import figures
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.utils.cli import (
     ArgumentParser,
     UserError,
     command,

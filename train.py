@@ -18,14 +18,16 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import dataset
-from augment import POLICIES
 from model import NETWORKS, build_model
-from optimizer import SCHEDULES
-from processes import Interrupted, StopSignals, join_job
-from record import count_parameters, open_record, run_folder, write_config
-from runtime import (
+from vit_cifar10.data import dataset
+from vit_cifar10.data.augment import POLICIES
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import count_parameters, open_record, run_folder, write_config
+from vit_cifar10.runs.trackers import PACKAGES, check_package, open_tracker
+from vit_cifar10.training.distributed import Interrupted, StopSignals, join_job
+from vit_cifar10.training.optim import SCHEDULES
+from vit_cifar10.training.trainer import Trainer, fit, model_config
+from vit_cifar10.utils.cli import (
     ArgumentParser,
     UserError,
     command,
@@ -35,8 +37,6 @@ from runtime import (
     physical_memory,
     pick_device,
 )
-from tracking import PACKAGES, check_package, open_tracker
-from trainer import Trainer, fit, model_config
 
 # What may differ when a run is resumed; everything else is the run's own.
 RESUME_FLAGS = {"epochs", *checkpoint.CIRCUMSTANCES}

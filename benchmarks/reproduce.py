@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-import checkpoint
-import dataset
 import train
-from evaluate import predict, scores
-from record import git_commit
-from runtime import ArgumentParser, UserError, command, number, pick_device, replacing
+from vit_cifar10.data import dataset
+from vit_cifar10.evaluation.metrics import predict, scores
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import git_commit
+from vit_cifar10.utils.cli import ArgumentParser, UserError, command, number, pick_device, replacing
 
 RECIPES = ROOT / "recipes"
 RESULTS = ROOT / "benchmarks" / "results.csv"

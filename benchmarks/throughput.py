@@ -34,14 +34,14 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-import checkpoint
-import dataset
 import train
-import trainer
-from evaluate import predict
 from model import VisionTransformer, build_model
-from record import Record
-from runtime import ArgumentParser, autocast, command, device_label, number, pick_device, synchronize
+from vit_cifar10.data import dataset
+from vit_cifar10.evaluation.metrics import predict
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import Record
+from vit_cifar10.training import trainer
+from vit_cifar10.utils.cli import ArgumentParser, autocast, command, device_label, number, pick_device, synchronize
 
 
 class OurLoop:

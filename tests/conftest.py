@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import figures
 import train
+from vit_cifar10.plots import figures
 
 CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
 SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"

@@ -8,9 +8,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, _apply_op
 
-import augment
-from augment import OPERATIONS, Augment, apply_operations
-from dataset import draw_shapes, normalize
+from vit_cifar10.data import augment
+from vit_cifar10.data.augment import OPERATIONS, Augment, apply_operations
+from vit_cifar10.data.dataset import draw_shapes, normalize
 
 MAGNITUDES = {
     "Identity": [0],

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 from model import SimpleCNN, build_model
-from runtime import UserError, replacing
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.utils.cli import UserError, replacing
 
 CONFIG = {"model": "cnn", "num_classes": 3}
 
@@ -154,7 +154,7 @@ def test_a_full_disk_is_said_in_a_line(tmp_path):
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "import checkpoint; from test_checkpoint import contents;"
+        "from test_checkpoint import checkpoint, contents;"
         "checkpoint.save(sys.argv[1], contents())"
     )
     path = tmp_path / "best.pt"
@@ -162,7 +162,7 @@ def test_a_full_disk_is_said_in_a_line(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", program, path], capture_output=True, text=True, check=False, env=environment
     )
-    assert ended.stderr.splitlines()[-1].startswith("runtime.UserError: cannot write")
+    assert ended.stderr.splitlines()[-1].startswith("vit_cifar10.utils.cli.UserError: cannot write")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,12 +18,12 @@ import torch
 from conftest import SMALL_VIT, run_training
 from PIL import Image, ImageSequence
 
-import checkpoint
 import compare
-import record
 import test as test_command
 import train
-import trainer
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs import run as record
+from vit_cifar10.training import trainer
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,14 +14,14 @@ from conftest import SMALL_VIT, run_training
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import checkpoint
 import compare
-import comparison
-import processes
-import results
 import train
 from model import build_model
-from runtime import UserError
+from vit_cifar10.evaluation import comparison
+from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.training import distributed as processes
+from vit_cifar10.utils.cli import UserError
 
 PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
 

@@ -14,8 +14,8 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-import dataset
-from runtime import UserError
+from vit_cifar10.data import dataset
+from vit_cifar10.utils.cli import UserError
 
 # What the first release held out. If one of these changes, results can no longer be compared.
 HELD_OUT_FIRST = [0, 8, 11, 36, 40]

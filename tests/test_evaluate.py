@@ -4,8 +4,9 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from dataset import Split
-from evaluate import (
+from model import SimpleCNN
+from vit_cifar10.data.dataset import Split
+from vit_cifar10.evaluation.metrics import (
     calibration,
     mcnemar,
     paired_difference,
@@ -14,7 +15,6 @@ from evaluate import (
     report,
     wilson_interval,
 )
-from model import SimpleCNN
 
 
 @pytest.fixture

@@ -8,8 +8,14 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from explain import attention_maps, attention_rollout, attention_to_patches, grad_cam, gradient_rollout
 from model import build_model
+from vit_cifar10.explain.methods import (
+    attention_maps,
+    attention_rollout,
+    attention_to_patches,
+    grad_cam,
+    gradient_rollout,
+)
 
 # how the network pools, and the number of its class tokens
 POOLS = [("token", 1), ("avg", 1), ("avg", 0)]

@@ -14,11 +14,11 @@ from conftest import CHROMIUM
 from PIL import Image
 from test_commands import ROOT, run_test
 
-import checkpoint
-import dataset
-import explorer
-from explain import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from model import build_model
+from vit_cifar10.data import dataset
+from vit_cifar10.explain import explorer
+from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from vit_cifar10.runs import checkpoint
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # 16 bits of attention; the rest is float32

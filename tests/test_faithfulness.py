@@ -6,10 +6,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-import faithfulness
-from dataset import Split, normalize
-from faithfulness import BASELINES, FILLS, FRACTIONS
 from model import build_model
+from vit_cifar10.data.dataset import Split, normalize
+from vit_cifar10.explain import faithfulness
+from vit_cifar10.explain.faithfulness import BASELINES, FILLS, FRACTIONS
 
 
 def random_split(count=12):

@@ -16,10 +16,10 @@ from conftest import SMALL_VIT, run_training
 from PIL import Image
 from test_commands import EVERYTHING, assert_equal_weights, read_metrics, weights
 
-import checkpoint
 import train
-import trainer
-from record import Record
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import Record
+from vit_cifar10.training import trainer
 
 resource = pytest.importorskip("resource")  # not on Windows
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-import figures
+from vit_cifar10.plots import figures
 
 RUNS = [f"vit-layer6-32-cifar10-20261120-1830{place:02}-with-more" for place in range(12)]
 SHAPES = ["filled circle", "vertical stripes", "horizontal stripes", "checkerboard"]

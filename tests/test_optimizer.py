@@ -5,7 +5,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
-from optimizer import (
+from vit_cifar10.training.optim import (
     FINAL_FACTOR,
     SCHEDULES,
     AveragedWeights,

@@ -15,9 +15,9 @@ from test_commands import ROOT, read_metrics
 from test_faults import flags_for, has_saved, wait_for
 from torch import nn
 
-import checkpoint
-import processes
-import trainer
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.training import distributed as processes
+from vit_cifar10.training import trainer
 
 TWENTY_STEPS = "--epochs 20 --num_train_images 64 --batch_size 64 --num_test_images 31 --val_images 33 --dropout 0"
 MIXED = "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --ema 0.9 --clip_grad 1"

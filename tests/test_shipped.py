@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 
-import checkpoint
-import dataset
 import reproduce
 import test as test_command
-from evaluate import predict, scores
+from vit_cifar10.data import dataset
+from vit_cifar10.evaluation.metrics import predict, scores
+from vit_cifar10.runs import checkpoint
 
 PATHS = re.compile(r"[\"'](/|[A-Z]:\\)")  # absolute ones
 SHIPPED = sorted(

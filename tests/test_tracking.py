@@ -12,8 +12,8 @@ from conftest import SMALL_VIT, run_training
 from PIL import Image
 from test_commands import read_metrics
 
-import checkpoint
-import results
+from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.runs import checkpoint
 
 FLAGS = f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 50"
 PICTURES = ("curves", "confusion_matrix", "reliability", "mistakes")

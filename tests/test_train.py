@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import SMALL_VIT
 
-import checkpoint
-import dataset
-import record as record_module
 import train
-import trainer as trainer_module
-from optimizer import Schedule
-from processes import Job, StopSignals
-from record import Record
+from vit_cifar10.data import dataset
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs import run as record_module
+from vit_cifar10.runs.run import Record
+from vit_cifar10.training import trainer as trainer_module
+from vit_cifar10.training.distributed import Job, StopSignals
+from vit_cifar10.training.optim import Schedule
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from dataset import batches, normalize
-from runtime import autocast
+from vit_cifar10.data.dataset import batches, normalize
+from vit_cifar10.utils.cli import autocast
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import checkpoint
-import results
-from evaluate import mcnemar, paired_difference
 from model import VisionTransformer, build_model
-from record import count_parameters
-from runtime import UserError
+from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import count_parameters
+from vit_cifar10.utils.cli import UserError
 
 # What may differ between runs that are one recipe with several seeds.
 NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *checkpoint.CIRCUMSTANCES}

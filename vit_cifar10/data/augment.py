@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dataset import normalize
+from vit_cifar10.data.dataset import normalize
 
 OPERATIONS = (
     "Identity",

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import torchvision
 
-import checkpoint
-import results
-from figures import save_curves
-from runtime import (
+from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.plots.figures import save_curves
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
+from vit_cifar10.utils.cli import (
     UserError,
     also_as,
     device_label,
@@ -35,7 +36,6 @@ from runtime import (
     replacing,
     save_tensors,
 )
-from tracking import TRACKING_FOLDERS, Tracker
 
 
 def open_record(args, resumed):

@@ -16,8 +16,8 @@ import math
 
 import torch
 
-from evaluate import evaluating
 from model import SimpleCNN
+from vit_cifar10.evaluation.metrics import evaluating
 
 
 @torch.no_grad()

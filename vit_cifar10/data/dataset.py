@@ -24,7 +24,7 @@ import torchvision
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tvf
 
-from runtime import UserError, printable
+from vit_cifar10.utils.cli import UserError, printable
 
 # Fixed for good: they decide which images are held out, whatever the seed of a run.
 VALIDATION_SEED = 20_210_322

@@ -16,9 +16,15 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from dataset import normalize
-from explain import attention_maps, attention_rollout, attention_to_patches, grad_cam, gradient_rollout
 from model import VisionTransformer, build_model
+from vit_cifar10.data.dataset import normalize
+from vit_cifar10.explain.methods import (
+    attention_maps,
+    attention_rollout,
+    attention_to_patches,
+    grad_cam,
+    gradient_rollout,
+)
 
 BASELINES = ("random", "edges", "centre")
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches, dense where decisions turn

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import torch
 
-from dataset import DATASETS, normalize
 from model import build_model
-from runtime import UserError, save_tensors
+from vit_cifar10.data.dataset import DATASETS, normalize
+from vit_cifar10.utils.cli import UserError, save_tensors
 
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
