@@ -37,16 +37,10 @@ from vit_cifar10.evaluation.comparison import (
 from vit_cifar10.explain.methods import grad_cam, gradient_rollout
 from vit_cifar10.plots import figures
 from vit_cifar10.plots.figures import shorten
-from vit_cifar10.utils.cli import (
-    ArgumentParser,
-    UserError,
-    command,
-    explaining_memory,
-    make_folder,
-    number,
-    pick_device,
-    replacing,
-)
+from vit_cifar10.utils.cli import ArgumentParser, command, number
+from vit_cifar10.utils.device import pick_device
+from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.files import make_folder, replacing
 
 COLUMNS = {  # of the table: heading, and how a number is shown
     "run": ("run", str),
@@ -366,7 +360,7 @@ def explained(index, pair, tests):
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    with explaining_memory("lower --batch_size, or use --device cpu"):
+    with out_of_memory_advice("lower --batch_size, or use --device cpu"):
         compare(args)
 
 

@@ -28,17 +28,10 @@ from vit_cifar10.explain import explorer, faithfulness
 from vit_cifar10.explain.methods import explain_layers, grad_cam
 from vit_cifar10.plots import figures
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.utils.cli import (
-    ArgumentParser,
-    UserError,
-    command,
-    explaining_memory,
-    make_folder,
-    number,
-    pick_device,
-    printable,
-    replacing,
-)
+from vit_cifar10.utils.cli import ArgumentParser, command, number, printable
+from vit_cifar10.utils.device import pick_device
+from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.files import make_folder, replacing
 
 MODEL_PATH = "model/vit-layer12-32-cifar10"
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
@@ -339,7 +332,7 @@ def main(argv=None):
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
     device = pick_device(args.device)
     args.model_path = find_checkpoint(args.model_path)
-    with explaining_memory("lower --batch_size, or use --device cpu"):
+    with out_of_memory_advice("lower --batch_size, or use --device cpu"):
         network = checkpoint.load_network(args.model_path, device)
         print(f"{args.model_path}: {describe(network)}")
         MODES[args.mode](network, args)

@@ -27,16 +27,9 @@ from vit_cifar10.runs.trackers import PACKAGES, check_package, open_tracker
 from vit_cifar10.training.distributed import Interrupted, StopSignals, join_job
 from vit_cifar10.training.optim import SCHEDULES
 from vit_cifar10.training.trainer import Trainer, fit, model_config
-from vit_cifar10.utils.cli import (
-    ArgumentParser,
-    UserError,
-    command,
-    device_label,
-    explaining_memory,
-    number,
-    physical_memory,
-    pick_device,
-)
+from vit_cifar10.utils.cli import ArgumentParser, command, number
+from vit_cifar10.utils.device import device_label, physical_memory, pick_device
+from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 
 # What may differ when a run is resumed; everything else is the run's own.
 RESUME_FLAGS = {"epochs", *checkpoint.CIRCUMSTANCES}
@@ -405,7 +398,7 @@ def test_flags(args, record):
 
 @command
 def main(argv=None):
-    with join_job() as job, explaining_memory(f"lower {', '.join(MEMORY_FLAGS)}, or raise --patch_size"):
+    with join_job() as job, out_of_memory_advice(f"lower {', '.join(MEMORY_FLAGS)}, or raise --patch_size"):
         args, resumed = job.from_first(lambda: parse(argv))
         device = job.device(pick_device(args.device))
         record = job.on_first(lambda: open_record(args, resumed))

@@ -31,7 +31,10 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import git_commit
-from vit_cifar10.utils.cli import ArgumentParser, UserError, command, number, pick_device, replacing
+from vit_cifar10.utils.cli import ArgumentParser, command, number
+from vit_cifar10.utils.device import pick_device
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import replacing
 
 RECIPES = ROOT / "recipes"
 RESULTS = ROOT / "benchmarks" / "results.csv"

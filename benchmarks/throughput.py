@@ -41,7 +41,8 @@ from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import Record
 from vit_cifar10.training import trainer
-from vit_cifar10.utils.cli import ArgumentParser, autocast, command, device_label, number, pick_device, synchronize
+from vit_cifar10.utils.cli import ArgumentParser, command, number
+from vit_cifar10.utils.device import autocast, device_label, pick_device, synchronize
 
 
 class OurLoop:

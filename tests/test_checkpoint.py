@@ -11,7 +11,8 @@ import torch
 
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.utils.cli import UserError, replacing
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import replacing
 
 CONFIG = {"model": "cnn", "num_classes": 3}
 

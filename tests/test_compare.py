@@ -21,7 +21,7 @@ from vit_cifar10.evaluation import comparison
 from vit_cifar10.evaluation import full_test as results
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training import distributed as processes
-from vit_cifar10.utils.cli import UserError
+from vit_cifar10.utils.errors import UserError
 
 PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
 

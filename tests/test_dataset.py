@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from vit_cifar10.data import dataset
-from vit_cifar10.utils.cli import UserError
+from vit_cifar10.utils.errors import UserError
 
 # What the first release held out. If one of these changes, results can no longer be compared.
 HELD_OUT_FIRST = [0, 8, 11, 36, 40]

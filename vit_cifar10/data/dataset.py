@@ -9,22 +9,19 @@ An image file given by a user takes the same way: `open_image(path, 32)` is uint
 """
 
 import dataclasses
-import functools
-import multiprocessing
-import os
-import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tvf
 
-from vit_cifar10.utils.cli import UserError, printable
+from vit_cifar10.data.images import decode_images, flatten, list_images, report_skipped
+from vit_cifar10.data.shapes import SHAPES, draw_shapes
+from vit_cifar10.utils.cli import printable
+from vit_cifar10.utils.errors import UserError
 
 # Fixed for good: they decide which images are held out, whatever the seed of a run.
 VALIDATION_SEED = 20_210_322
@@ -44,12 +41,6 @@ CIFAR = {  # torchvision's class, the folder in the archive, and mean and deviat
     ),
 }
 DATASETS = (*CIFAR, "folder", "shapes")
-
-FORMATS = (  # pictures alone: Pillow also reads PostScript, which is a program, and guesses at much else
-    *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
-    *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
-)
-MOST_PIXELS = 100_000_000  # of an image file, some 400 MB decoded: more than cameras make, less than a trap would take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,54 +159,6 @@ def normalize(images, mean, std):
     return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]
 
 
-def open_image(path, image_size):
-    """Any image file as uint8 (3, image_size, image_size), RGB.
-
-    Rotated as its EXIF says, its transparency laid over white, the first frame of an animation; the centre square is
-    resized with antialiasing. `read_image` gives it before the last step.
-
-    Raises:
-        UserError: there is no such file, or it is not an image that can be read.
-    """
-    square = ImageOps.fit(read_image(path), (image_size, image_size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
-
-
-def read_image(path):
-    """Any image file as an upright PIL image in RGB. Raises `UserError` as `open_image` does."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not an image; name one image file")
-    if not path.exists():
-        raise UserError(f"there is no image {path}; check the path")
-    if not path.is_file():  # a pipe could keep one waiting for ever
-        raise UserError(f"{path} is no ordinary file; name an image file")
-    Image.init()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
-            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(f"its {image.width} x {image.height} pixels are too many")
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise UserError(f"{path} cannot be read as an image ({error}); try to save it again as PNG or JPEG") from error
-
-
-def _to_rgb(image):
-    if image.mode.startswith("I"):  # 16-bit greys
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":  # floats, either in [0, 1] or in [0, 255]
-        values = np.nan_to_num(np.asarray(image))
-        scale = 255 if values.max() <= 1 else 1
-        image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
 def _limit(split, count, flag):
     if count is None:
         return split
@@ -287,164 +230,26 @@ def _read_folder(data_path, is_train, image_size, num_workers):
     root = Path(data_path)
     test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     train_folder = root / "train" if (root / "train").is_dir() else root
-    by_class = _list_images(train_folder, root)
+    by_class = list_images(train_folder, root)
     if train_folder != root and test_folder:
         if not is_train:
-            of_train, by_class = by_class, _list_images(test_folder, root)
+            of_train, by_class = by_class, list_images(test_folder, root)
             if by_class.keys() != of_train.keys():
                 raise UserError(f"{train_folder} and {test_folder} do not have the same class folders; rename them")
-        files, labels = _flatten(by_class)
+        files, labels = flatten(by_class)
     else:
-        files, labels = _flatten(by_class)
+        files, labels = flatten(by_class)
         test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
         chosen = [i for i in range(len(files)) if (i in test) != is_train]
         files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
     images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
     kept = []
-    for image, label in zip(_decode(files, image_size, num_workers), labels, strict=True):
+    for image, label in zip(decode_images(files, image_size, num_workers), labels, strict=True):
         if isinstance(image, str):
-            _skip(image)
+            report_skipped(image)
         else:
             images[len(kept)] = torch.from_numpy(image)
             kept.append(label)
     if not kept:
         raise UserError(f"none of the {len(files)} files under {root} is an image that can be read; check --data_path")
     return images[: len(kept)], torch.tensor(kept), tuple(map(printable, by_class))
-
-
-def _list_images(folder, root):
-    """{class: its files}: every folder in `folder` is a class, every file in it an image.
-
-    What cannot be used is named: a class without images, folders that cannot be read, links out of `root`.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; --data_path takes a folder with one sub-folder a class")
-    by_class = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith(".") and _stays_inside(entry, root):
-            by_class[entry.name] = _list_files(entry, root)
-            if not by_class[entry.name]:
-                _skip(f"the class folder {entry} holds no files")
-    filled = sum(map(bool, by_class.values()))
-    if filled < 2:
-        raise UserError(
-            f"{folder} has {filled} class folders with images, at least 2 are needed: one sub-folder of images a class"
-        )
-    return by_class
-
-
-def _list_files(folder, root):
-    """The files in a folder and those below it, sorted."""
-    files = []
-    for place, folders, names in os.walk(folder, onerror=lambda error: _skip(f"{error.filename}: {error.strerror}")):
-        for name in folders:
-            if os.path.islink(os.path.join(place, name)):
-                _skip(f"{os.path.join(place, name)} is a link to a folder")
-        paths = (os.path.join(place, name) for name in names if not name.startswith("."))
-        files += [path for path in paths if _stays_inside(path, root)]
-    return sorted(files)
-
-
-def _stays_inside(path, root):
-    """Whether a path is what lies in `root`, and no link to something elsewhere."""
-    if not os.path.islink(path):
-        return True
-    is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-    if not is_inside:
-        _skip(f"{path} is a link that leads out of {root}; put the image itself there")
-    return is_inside
-
-
-@functools.cache
-def _skip(reason):
-    """Say what is left out, once: training and test images are listed apart."""
-    print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
-
-
-def _flatten(by_class):
-    """All files, and their labels."""
-    files = [file for members in by_class.values() for file in members]
-    return files, [label for label, members in enumerate(by_class.values()) for _ in members]
-
-
-def _decode(files, image_size, num_workers):
-    """The files' images in order, by several processes if they are many; the reason in place of one that cannot be."""
-    decode = functools.partial(_decode_one, image_size=image_size)
-    if num_workers < 2 or len(files) < 200:
-        yield from map(decode, files)
-        return
-    with multiprocessing.get_context("spawn").Pool(num_workers, _ignore_interrupts) as pool:
-        yield from pool.imap(decode, files, chunksize=32)
-
-
-def _ignore_interrupts():
-    """Ctrl-C is for the process that waits for these, and ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _decode_one(file, image_size):
-    try:
-        return open_image(file, image_size).numpy()
-    except UserError as error:
-        return str(error)
-
-
-def _square(x, y):
-    return np.maximum(abs(x), abs(y)) - 0.85
-
-
-def _circle(x, y):
-    return np.hypot(x, y) - 1
-
-
-def _bands(along):
-    """Negative on every second band across an axis, positive between."""
-    return 0.6 * abs(along / 0.6 % 1 - 0.5) - 0.15
-
-
-# How far (x, y) lies outside a shape of radius 1 about the origin, in radii; negative inside.
-SHAPES = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": lambda x, y: np.maximum(y - 0.6, 0.88 * abs(x) - 0.47 * y - 0.45),
-    "diamond": lambda x, y: (abs(x) + abs(y)) / 2**0.5 - 0.75,
-    "cross": lambda x, y: np.minimum(
-        np.maximum(abs(x) - 0.3, abs(y) - 1),
-        np.maximum(abs(y) - 0.3, abs(x) - 1),
-    ),
-    "ring": lambda x, y: abs(_circle(x, y) + 0.25) - 0.25,
-    "moon": lambda x, y: np.maximum(_circle(x, y), 0.8 - np.hypot(x - 0.5, y)),
-    "horizontal stripes": lambda x, y: np.maximum(_square(x, y), _bands(y)),
-    "vertical stripes": lambda x, y: np.maximum(_square(x, y), _bands(x)),
-    "checkerboard": lambda x, y: np.maximum(_square(x, y), -_bands(x) * _bands(y) / 0.15),
-}
-
-
-def draw_shapes(count, image_size, seed):
-    """Draw `count` images of the ten `SHAPES` in turn, the same for a seed.
-
-    A shape of one colour on a ground of another, with its own place, size and slight rotation, under a little noise.
-
-    Returns:
-        uint8 (count, 3, image_size, image_size) and labels, int64 (count,).
-    """
-    random = np.random.RandomState(seed)
-    labels = np.arange(count) % len(SHAPES)
-    radius = random.uniform(0.22, 0.42, count) * image_size
-    centre = random.uniform(0.38, 0.62, (2, count)) * image_size
-    angle = random.uniform(-0.3, 0.3, count)
-    ground = random.uniform(0.0, 1.0, (count, 3))
-    colour = (ground + random.uniform(0.3, 0.7, (count, 3))) % 1.0  # far from the ground in every channel
-    noise = random.standard_normal((count, 3, image_size, image_size)).astype(np.float32) * 0.04
-    pixels = np.arange(image_size, dtype=np.float32) + 0.5
-    images = np.empty((count, 3, image_size, image_size), dtype=np.uint8)
-    for label, distance_to in enumerate(SHAPES.values()):
-        of = np.flatnonzero(labels == label)
-        x = (pixels[None, None, :] - centre[0, of][:, None, None]) / radius[of][:, None, None]
-        y = (pixels[None, :, None] - centre[1, of][:, None, None]) / radius[of][:, None, None]
-        cos, sin = np.cos(angle[of])[:, None, None], np.sin(angle[of])[:, None, None]
-        distance = distance_to(cos * x + sin * y, cos * y - sin * x)
-        cover = np.clip(0.5 - distance * radius[of][:, None, None], 0, 1)[:, None]
-        drawn = cover * colour[of][:, :, None, None] + (1 - cover) * ground[of][:, :, None, None] + noise[of]
-        images[of] = (np.clip(drawn, 0, 1) * 255).round()
-    return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))

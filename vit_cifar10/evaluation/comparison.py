@@ -20,7 +20,7 @@ from vit_cifar10.evaluation import full_test as results
 from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import count_parameters
-from vit_cifar10.utils.cli import UserError
+from vit_cifar10.utils.errors import UserError
 
 # What may differ between runs that are one recipe with several seeds.
 NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *checkpoint.CIRCUMSTANCES}

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots import figures
-from vit_cifar10.utils.cli import UserError, replacing, save_tensors
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import replacing, save_tensors
 
 FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 MISTAKES = 25

@@ -9,7 +9,6 @@ mcnemar(one_is_right, other_is_right)               # how likely two networks di
 paired_difference(only_one, only_other, images)     # by how much they differ, and its interval
 """
 
-import contextlib
 import dataclasses
 import math
 
@@ -17,18 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from vit_cifar10.data.dataset import batches, normalize
-from vit_cifar10.utils.cli import autocast
-
-
-@contextlib.contextmanager
-def evaluating(model):
-    """The network in evaluation mode, and afterwards in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield model
-    finally:
-        model.train(was_training)
+from vit_cifar10.utils.device import autocast, eval_mode
 
 
 @torch.inference_mode()
@@ -38,7 +26,7 @@ def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda:
     `after_batch()` is called between batches, and may raise to give it up.
     """
     logits = []
-    with evaluating(model), autocast(split.images.device, precision):
+    with eval_mode(model), autocast(split.images.device, precision):
         for images, _ in batches(split, batch_size):
             logits.append(model(normalize(images, split.mean, split.std)).float())
             after_batch()

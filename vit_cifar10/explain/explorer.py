@@ -22,7 +22,8 @@ from model import VisionTransformer
 from vit_cifar10.explain.faithfulness import patch_grid, remove_each_patch
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.plots.figures import COLORMAP
-from vit_cifar10.utils.cli import printable, replacing
+from vit_cifar10.utils.cli import printable
+from vit_cifar10.utils.files import replacing
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {"vit": "ViT", "cnn": "CNN"}

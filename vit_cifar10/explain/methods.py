@@ -17,7 +17,7 @@ import math
 import torch
 
 from model import SimpleCNN
-from vit_cifar10.evaluation.metrics import evaluating
+from vit_cifar10.utils.device import eval_mode
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def attention_maps(model, images):
     Returns:
         (depth, B, heads, N, N); row i is where token i looks, and sums to 1. The class token, if any, is the first.
     """
-    with evaluating(model), torch.autocast(images.device.type, enabled=False):
+    with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         _, attentions = model.forward_with_attention(images.float())
     return torch.stack(attentions)
 
@@ -150,7 +150,7 @@ def explain_layers(model, image):
 def _differentiable(model, images):
     """Inputs through which gradients flow in float32, in evaluation mode, even where they are switched off outside."""
     no_autocast = torch.autocast(images.device.type, enabled=False)
-    with evaluating(model), no_autocast, torch.inference_mode(False), torch.enable_grad():
+    with eval_mode(model), no_autocast, torch.inference_mode(False), torch.enable_grad():
         yield images.detach().clone().float().requires_grad_()
 
 

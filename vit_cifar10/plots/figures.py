@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
-from vit_cifar10.utils.cli import replacing
+from vit_cifar10.utils.files import replacing
 
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 NAMES = {"train": "training", "val": "validation", "test": "test"}

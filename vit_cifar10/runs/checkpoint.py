@@ -28,7 +28,8 @@ import torch
 
 from model import build_model
 from vit_cifar10.data.dataset import DATASETS, normalize
-from vit_cifar10.utils.cli import UserError, save_tensors
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import save_tensors
 
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")

@@ -25,17 +25,9 @@ from vit_cifar10.evaluation import full_test as results
 from vit_cifar10.plots.figures import save_curves
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
-from vit_cifar10.utils.cli import (
-    UserError,
-    also_as,
-    device_label,
-    explaining_memory,
-    lock_folder,
-    make_folder,
-    remove_partial,
-    replacing,
-    save_tensors,
-)
+from vit_cifar10.utils.device import device_label
+from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.files import link_or_copy, lock_folder, make_folder, remove_partial, replacing, save_tensors
 
 
 def open_record(args, resumed):
@@ -206,7 +198,7 @@ class Record:
         """
         path = self.model_folder / checkpoint.BEST
         try:
-            with explaining_memory("test.py makes them with a lower --batch_size"):
+            with out_of_memory_advice("test.py makes them with a lower --batch_size"):
                 network = checkpoint.load_network(path, trainer.device)
                 test = network.adopt(trainer.test_split)
                 measured = results.measure(network, path, test, trainer.test_batch_size)
@@ -263,7 +255,7 @@ class Record:
         best.pt may be from an epoch after that; then it is what a new best has to beat. Without it the next epoch is.
         """
         if resumed["is_older"]:  # or the damaged last.pt would become the previous one
-            also_as(self.model_folder / checkpoint.PREVIOUS, self.model_folder / checkpoint.LAST)
+            link_or_copy(self.model_folder / checkpoint.PREVIOUS, self.model_folder / checkpoint.LAST)
         self.rows, self.best = resumed["training"]["rows"], resumed["training"]["best"]
         if self.best and self.best["val_accuracy"] is not None:
             try:

@@ -6,7 +6,7 @@ Both packages are optional and only imported when asked for.
 import importlib.util
 import re
 
-from vit_cifar10.utils.cli import UserError
+from vit_cifar10.utils.errors import UserError
 
 TRACKING_FOLDERS = ("tensorboard", "wandb")
 PACKAGES = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}

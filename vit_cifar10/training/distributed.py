@@ -20,7 +20,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit_cifar10.utils.cli import LocalError, UserError
+from vit_cifar10.utils.errors import LocalError, UserError
 
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler that wants the machine back, a closed terminal
 ECHO_SECONDS = 5  # within which a launcher and its scheduler pass on one and the same signal

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from vit_cifar10.utils.cli import has_fast_bf16
+from vit_cifar10.utils.device import has_fast_bf16
 
 SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
 FINAL_FACTOR = 0.01  # of the peak, at the last step of cosine and linear: low enough to settle, not a wasted step

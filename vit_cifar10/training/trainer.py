@@ -21,15 +21,8 @@ from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training.distributed import Agreement, Interrupted, Job
 from vit_cifar10.training.optim import AveragedWeights, Schedule, build_optimizer, load_state
-from vit_cifar10.utils.cli import (
-    UserError,
-    autocast,
-    pick_compile,
-    pick_precision,
-    seed_everything,
-    seed_step,
-    synchronize,
-)
+from vit_cifar10.utils.device import autocast, pick_compile, pick_precision, seed_everything, seed_step, synchronize
+from vit_cifar10.utils.errors import UserError
 
 ORDER_SEEDS = 2**40  # from here on, so that an epoch's order has no step's seed
 SAVE, STOP, NOT_FINITE = 1, 100, 1000  # what processes agree on after a step; a signal's number is added to STOP

@@ -1,0 +1,120 @@
+"""Where and how a network runs: device, precision, compilation, random seeds, training or evaluation mode."""
+
+import contextlib
+import importlib.util
+import math
+import os
+import random
+import shutil
+
+import numpy as np
+import torch
+
+from vit_cifar10.utils.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name):
+    """The torch.device for `auto`, `cpu`, `cuda` or `mps`. `auto` prefers cuda, then mps, then cpu.
+
+    Raises:
+        UserError: this machine, or this build of PyTorch, does not have the device.
+    """
+    is_available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    devices = [device for device, available in is_available.items() if available]
+    if name == "auto":
+        name = devices[0]
+    if name not in devices:
+        raise UserError(f"--device {name} is not available here; use --device {' or '.join(devices)} (or auto)")
+    return torch.device(name)
+
+
+def has_fast_bf16(device):
+    """Whether matrix products are faster in bf16: on CUDA GPUs since Ampere and on processors with AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def pick_precision(name, device):
+    """Resolve `auto` to a precision: bf16 where it is fast, fp16 on older CUDA GPUs, fp32 elsewhere."""
+    if name != "auto":
+        return name
+    if has_fast_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
+def autocast(device, precision):
+    """A context manager that runs the forward pass in `fp32`, `bf16` or `fp16`."""
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def pick_compile(name, device):
+    """Whether to compile the network: `on`, `off`, or `auto`, which compiles on CUDA if the toolchain is there."""
+    if name != "auto":
+        return name == "on"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
+
+
+@contextlib.contextmanager
+def eval_mode(model):
+    """Put a network in evaluation mode, then back in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
+
+
+def seed_everything(seed):
+    """Seed Python's, NumPy's and PyTorch's generators, on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_step(seed, device):
+    """Seed the generators that a training step uses: NumPy's and PyTorch's on the CPU and on `device`.
+
+    `torch.manual_seed` seeds every device, which takes longer than the random draws of a step.
+    """
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def synchronize(device):
+    """Wait until the device has finished its work, so that timings are correct."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_label(device):
+    """The name of a device for people, such as "NVIDIA H200" or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def physical_memory():
+    """Bytes of memory in this machine; infinity if the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return math.inf
