@@ -35,8 +35,10 @@ from vit_cifar10.evaluation.comparison import (
     summarize_group,
 )
 from vit_cifar10.explain.methods import grad_cam, gradient_rollout
-from vit_cifar10.plots import figures
-from vit_cifar10.plots.figures import shorten
+from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
+from vit_cifar10.plots.explanations import save_disagreements
+from vit_cifar10.plots.scores import save_class_accuracy
+from vit_cifar10.plots.style import shorten
 from vit_cifar10.utils.cli import ArgumentParser, command, number
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
@@ -293,19 +295,19 @@ def draw(folder, runs, tests):
     curves = [(label(group) + curve_note(group), [run.rows for run in group if run.rows]) for group in groups]
     curves = [(name, histories) for name, histories in curves if histories]
     if curves:
-        figures.save_comparison(curves, folder / "model_comparison.png")
+        save_comparison(curves, folder / "model_comparison.png")
         yield "model_comparison.png"
     for group in comparable(runs)[:1]:
         recalls = {
             label(seeds): [statistics.mean(shares) for shares in zip(*map(recall, seeds), strict=True)]
             for seeds in group_seeds(group)
         }
-        figures.save_class_accuracy(recalls, group[0].network.classes, group[0].dataset, folder / "class_accuracy.png")
+        save_class_accuracy(recalls, group[0].network.classes, group[0].dataset, folder / "class_accuracy.png")
         yield "class_accuracy.png"
     sizes = sample_sizes(runs)
     sizes = {name: points for name, points in sizes.items() if len(points) > 1}
     if sizes:
-        figures.save_sample_sizes(sizes, folder / "accuracy_by_images.png")
+        save_sample_sizes(sizes, folder / "accuracy_by_images.png")
         yield "accuracy_by_images.png"
     pair = most_unlike(runs)
     if pair and all(tests[test_key(run)] for run in pair):
@@ -318,7 +320,7 @@ def draw(folder, runs, tests):
         if any(images for _, images in shown):
             methods = ["gradient rollout" if is_vit(run) else "Grad-CAM" for run in pair]
             names = [f"{shorten(run.name, 22)}\n{method}" for run, method in zip(pair, methods, strict=True)]
-            figures.save_disagreements(shown, names, folder / "disagreements.png")
+            save_disagreements(shown, names, folder / "disagreements.png")
             yield "disagreements.png"
 
 

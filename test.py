@@ -26,7 +26,15 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation import full_test as results
 from vit_cifar10.explain import explorer, faithfulness
 from vit_cifar10.explain.methods import explain_layers, grad_cam
-from vit_cifar10.plots import figures
+from vit_cifar10.plots import explanations
+from vit_cifar10.plots.explanations import (
+    attention_frames,
+    class_frames,
+    save_faithfulness,
+    save_gif,
+    save_relevance_grid,
+)
+from vit_cifar10.plots.style import shorten
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.cli import ArgumentParser, command, number, printable
 from vit_cifar10.utils.device import pick_device
@@ -192,7 +200,7 @@ def custom_test(network, args):
     image = dataset.open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     name = printable(path.name)
-    classify(network, image, path.stem, f"image: {figures.shorten(name)}", args)
+    classify(network, image, path.stem, f"image: {shorten(name)}", args)
     explore(network, [(image, name, "")], args)
 
 
@@ -224,20 +232,20 @@ def classify(network, image, name, label, args):
     frames, save_still = picture(network, inputs, pixels, probabilities.numpy(), top.indices, caption)
     if not args.no_gif:
         path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
-        figures.save_gif(frames, path)
+        save_gif(frames, path)
         save_still(path.with_suffix(".png"))
         print(f"wrote {path} and {path.with_suffix('.png')}")
     if not args.no_image:
-        figures.show(frames[-1], caption)
+        explanations.show(frames[-1], caption)
 
 
 def vit_picture(network, inputs, pixels, probabilities, top, caption):
     """The GIF's frames for one image through a ViT, a frame a layer, and what saves a still of them."""
     maps, heads = explain_layers(network.model, inputs)
-    frames = figures.attention_frames(pixels, maps, heads, probabilities, network.classes, caption)
+    frames = attention_frames(pixels, maps, heads, probabilities, network.classes, caption)
     maps[f"gradient rollout\n{network.classes[top[0]]}"] = maps.pop("gradient rollout")
     layers = [f"layer {layer + 1}" for layer in range(len(heads))]
-    return frames, lambda path: figures.save_relevance_grid(path, pixels, maps, layers, caption)
+    return frames, lambda path: save_relevance_grid(path, pixels, maps, layers, caption)
 
 
 def cnn_picture(network, inputs, pixels, probabilities, top, caption):
@@ -245,11 +253,9 @@ def cnn_picture(network, inputs, pixels, probabilities, top, caption):
     targets = top.flip(0).to(network.device)
     maps = grad_cam(network.model, inputs.expand(len(targets), -1, -1, -1), targets).cpu().numpy()
     chosen = targets.tolist()
-    frames = figures.class_frames(pixels, maps, chosen, probabilities, network.classes, caption)
+    frames = class_frames(pixels, maps, chosen, probabilities, network.classes, caption)
     names = [network.classes[index] for index in chosen]
-    return frames, lambda path: figures.save_relevance_grid(
-        path, pixels, {"Grad-CAM": maps[::-1]}, names[::-1], caption
-    )
+    return frames, lambda path: save_relevance_grid(path, pixels, {"Grad-CAM": maps[::-1]}, names[::-1], caption)
 
 
 def faithfulness_test(network, args):
@@ -267,7 +273,7 @@ def faithfulness_test(network, args):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    figures.save_faithfulness(
+    save_faithfulness(
         folder / "faithfulness.png",
         faithfulness.FRACTIONS,
         {key: values.mean(axis=0) for key, values in curves.items()},

@@ -24,8 +24,9 @@ from vit_cifar10.data.augment import POLICIES
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import count_parameters, open_record, run_folder, write_config
 from vit_cifar10.runs.trackers import PACKAGES, check_package, open_tracker
-from vit_cifar10.training.distributed import Interrupted, StopSignals, join_job
-from vit_cifar10.training.optim import SCHEDULES
+from vit_cifar10.training.distributed import join_job
+from vit_cifar10.training.schedule import SCHEDULES
+from vit_cifar10.training.signals import Interrupted, StopSignals
 from vit_cifar10.training.trainer import Trainer, fit, model_config
 from vit_cifar10.utils.cli import ArgumentParser, command, number
 from vit_cifar10.utils.device import device_label, physical_memory, pick_device

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from vit_cifar10.plots import figures
+from vit_cifar10.plots import explanations
 
 CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
 SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"
@@ -62,5 +62,5 @@ def _same_everywhere(monkeypatch):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(figures, "show", lambda *_: False)
+    monkeypatch.setattr(explanations, "show", lambda *_: False)
     torch.manual_seed(0)

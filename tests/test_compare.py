@@ -57,7 +57,7 @@ def copied(runs, tmp_path):
 def compared(runs, tmp_path_factory):
     """The two runs compared: their folder, what was printed, comparison.json, and the curves that were drawn."""
     folder = copy_runs(runs, tmp_path_factory.mktemp("compared"))
-    with mock.patch.object(compare.figures, "save_comparison", wraps=compare.figures.save_comparison) as drawn:
+    with mock.patch.object(compare, "save_comparison", wraps=compare.save_comparison) as drawn:
         printed, _, found = run_compare(folder, [str(folder / "model" / "vit"), "cnn"])
     return folder, printed, found, drawn.call_args.args[0]
 
@@ -187,7 +187,7 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
     shutil.copytree(tmp_path / "model" / "a", tmp_path / "model" / "copy")
     shutil.copytree(tmp_path / "output" / "a", tmp_path / "output" / "copy")
-    with mock.patch.object(compare.figures, "save_sample_sizes", wraps=compare.figures.save_sample_sizes) as drawn:
+    with mock.patch.object(compare, "save_sample_sizes", wraps=compare.save_sample_sizes) as drawn:
         printed, _, found = run_compare(tmp_path, ["a", "b", "few", "wide", "copy"])
     (group,) = found["seeds"]
     assert group["runs"] == ["a", "b"]

@@ -1,6 +1,7 @@
 """That what is written in the pictures can be read, whatever the names: inside the picture, and not on each other."""
 
 import itertools
+import sys
 from unittest import mock
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from vit_cifar10.plots import figures
+from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
+from vit_cifar10.plots.explanations import save_disagreements
+from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
+from vit_cifar10.plots.style import save_figure, shorten
 
 RUNS = [f"vit-layer6-32-cifar10-20261120-1830{place:02}-with-more" for place in range(12)]
 SHAPES = ["filled circle", "vertical stripes", "horizontal stripes", "checkerboard"]
@@ -21,7 +25,7 @@ def drawn(tmp_path):
     """A function that draws a picture and returns its figure, and the texts that were drawn."""
 
     def draw(save, *arguments, **options):
-        with mock.patch.object(figures, "save_figure", wraps=figures.save_figure) as saved:
+        with mock.patch.object(sys.modules[save.__module__], "save_figure", wraps=save_figure) as saved:
             save(*arguments, tmp_path / "picture.png", **options)
         figure, texts, draw_text = saved.call_args.args[0], [], Text.draw
 
@@ -59,7 +63,7 @@ def history(epochs):
 
 @pytest.mark.parametrize("epochs", EPOCHS)
 def test_curves(epochs, drawn):
-    figure, texts = drawn(figures.save_curves, history(epochs), title=figures.shorten("n" * 90))
+    figure, texts = drawn(save_curves, history(epochs), title=shorten("n" * 90))
     assert_legible((figure, texts))
     for axis in figure.axes:
         shown = [label.get_text() for label in axis.get_xticklabels() if label in texts]
@@ -71,33 +75,33 @@ def test_curves(epochs, drawn):
 @pytest.mark.parametrize("runs", [1, 3, 12])
 def test_comparisons(lengths, runs, drawn):
     curves = [(f"{RUNS[place]}: 87.16 %", [history(lengths[place % len(lengths)])]) for place in range(runs)]
-    assert_legible(drawn(figures.save_comparison, curves))
+    assert_legible(drawn(save_comparison, curves))
 
 
 @pytest.mark.parametrize("classes", [SHAPES, LONG, [f"class {place}" for place in range(10)]], ids=len)
 def test_pictures_of_a_full_test(classes, drawn):
     count = len(classes)
     title = f"{'n' * 40}: test accuracy 87.16 %"
-    assert_legible(drawn(figures.save_confusion_matrix, np.eye(count) * 1000, classes, title=title))
+    assert_legible(drawn(save_confusion_matrix, np.eye(count) * 1000, classes, title=title))
     calibration = {"error": 0.5, "confidence": [0.5, 0.9], "accuracy": [0.5, 1.0], "images": [10, 900]}
-    assert_legible(drawn(figures.save_reliability, calibration, title=title))
+    assert_legible(drawn(save_reliability, calibration, title=title))
     images = np.zeros((25, 32, 32, 3), dtype=np.uint8)
-    names = [figures.shorten(classes[place % count], 18) for place in range(26)]
+    names = [shorten(classes[place % count], 18) for place in range(26)]
     captions = [f"label: {one}\ntaken for {other}, 100 %" for one, other in itertools.pairwise(names)]
     for shown in (25, 3):
-        assert_legible(drawn(figures.save_mistakes, images[:shown], captions[:shown], title=title))
+        assert_legible(drawn(save_mistakes, images[:shown], captions[:shown], title=title))
 
 
 @pytest.mark.parametrize("runs", [1, 2, 12])
 def test_pictures_of_a_comparison(runs, drawn):
     recalls = {name: np.linspace(0, 1, len(LONG)) for name in RUNS[:runs]}
-    assert_legible(drawn(figures.save_class_accuracy, recalls, LONG, "cifar100"))
+    assert_legible(drawn(save_class_accuracy, recalls, LONG, "cifar100"))
     images = [500, 1000, 40_000, 45_000, 50_000]
     assert_legible(
-        drawn(figures.save_sample_sizes, {name: {count: [(0.5, 0.4, 0.6)] for count in images} for name in RUNS[:runs]})
+        drawn(save_sample_sizes, {name: {count: [(0.5, 0.4, 0.6)] for count in images} for name in RUNS[:runs]})
     )
     image, relevance = np.zeros((32, 32, 3), dtype=np.uint8), np.ones((4, 4))
-    name = figures.shorten(LONG[0], 16)
+    name = shorten(LONG[0], 16)
     shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * min(runs, 4)
     panels = [(f"{'a' * 30} is right, {'b' * 30} is wrong", shown)] * 2
-    assert_legible(drawn(figures.save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))
+    assert_legible(drawn(save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))

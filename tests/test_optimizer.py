@@ -5,16 +5,8 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
-from vit_cifar10.training.optim import (
-    FINAL_FACTOR,
-    SCHEDULES,
-    AveragedWeights,
-    Muon,
-    Schedule,
-    build_optimizer,
-    orthogonalize,
-    schedule_factor,
-)
+from vit_cifar10.training.optim import AveragedWeights, Muon, build_optimizer, orthogonalize
+from vit_cifar10.training.schedule import FINAL_FACTOR, SCHEDULES, Schedule, schedule_factor
 
 TOTAL, WARMUP = 200, 20
 

@@ -12,8 +12,9 @@ from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs import run as record_module
 from vit_cifar10.runs.run import Record
 from vit_cifar10.training import trainer as trainer_module
-from vit_cifar10.training.distributed import Job, StopSignals
-from vit_cifar10.training.optim import Schedule
+from vit_cifar10.training.distributed import Job
+from vit_cifar10.training.schedule import Schedule
+from vit_cifar10.training.signals import StopSignals
 
 
 @pytest.fixture(scope="module")

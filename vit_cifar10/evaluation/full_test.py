@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
-from vit_cifar10.plots import figures
+from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
+from vit_cifar10.plots.style import shorten
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import replacing, save_tensors
 
@@ -70,19 +71,19 @@ def write(measured, network, test, folder):
 def draw(measured, network, test, folder):
     """The pictures of a full test, into `folder`."""
     results, classes = measured.results, network.classes
-    title = f"{figures.shorten(network.name)}: test accuracy {100 * results['accuracy']:.2f} %"
-    figures.save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
-    figures.save_reliability(results["calibration"], folder / "reliability.png", title)
+    title = f"{shorten(network.name)}: test accuracy {100 * results['accuracy']:.2f} %"
+    save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
+    save_reliability(results["calibration"], folder / "reliability.png", title)
     confidence, predicted = measured.logits.softmax(dim=1).max(dim=1)
     chosen = surest_mistakes(confidence, predicted != measured.labels)
-    names = [figures.shorten(name, 18) for name in classes]
+    names = [shorten(name, 18) for name in classes]
     captions = [
         f"label: {names[measured.labels[index]]}\ntaken for {names[predicted[index]]}, {100 * confidence[index]:.0f} %"
         for index in chosen
     ]
     images = test.images[chosen].permute(0, 2, 3, 1).cpu().numpy()
-    title = f"{figures.shorten(network.name)}: the mistakes it is surest of"
-    figures.save_mistakes(images, captions, folder / "mistakes.png", title)
+    title = f"{shorten(network.name)}: the mistakes it is surest of"
+    save_mistakes(images, captions, folder / "mistakes.png", title)
 
 
 def surest_mistakes(confidence, is_wrong):

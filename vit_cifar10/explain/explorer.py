@@ -21,7 +21,7 @@ import torch
 from model import VisionTransformer
 from vit_cifar10.explain.faithfulness import patch_grid, remove_each_patch
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
-from vit_cifar10.plots.figures import COLORMAP
+from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.files import replacing
 

@@ -22,7 +22,7 @@ import torch
 import torchvision
 
 from vit_cifar10.evaluation import full_test as results
-from vit_cifar10.plots.figures import save_curves
+from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
 from vit_cifar10.utils.device import device_label

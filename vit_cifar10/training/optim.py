@@ -9,14 +9,11 @@ for step in range(total_steps):
 """
 
 import copy
-import math
 
 import torch
 
 from vit_cifar10.utils.device import has_fast_bf16
 
-SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
-FINAL_FACTOR = 0.01  # of the peak, at the last step of cosine and linear: low enough to settle, not a wasted step
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at 0, so that five steps do
 
 
@@ -141,77 +138,6 @@ def orthogonalize(matrices, steps=5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
-
-
-def schedule_factor(schedule, step, total_steps, warmup_steps=0):
-    """What the peak learning rate is multiplied by at `step`, from 0 to `total_steps` - 1: in (0, 1].
-
-    The rate rises for `warmup_steps` steps, is at its peak at step `warmup_steps`, and then follows the schedule.
-    "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau" stay. "onecycle" has
-    the rates of PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25, half a cosine down to
-    1/250,000.
-    """
-    if schedule == "onecycle":
-        return _one_cycle(step, total_steps, warmup_steps)
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    if schedule == "cosine":
-        return _half_cosine(1, FINAL_FACTOR, progress)
-    if schedule == "linear":
-        return 1 + (FINAL_FACTOR - 1) * progress
-    return 1.0
-
-
-def _one_cycle(step, total_steps, peak_step):
-    if step < peak_step:
-        return _half_cosine(1 / 25, 1, step / peak_step)
-    return _half_cosine(1, 1 / 250_000, (step - peak_step) / max(1, total_steps - 1 - peak_step))
-
-
-def _half_cosine(start, end, progress):
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-class Schedule:
-    """Sets an optimizer's learning rates before every step, as multiples of those it was made with.
-
-    "plateau" multiplies them by 0.1 when the validation loss has not fallen for more than 10 epochs, by the rules
-    of PyTorch's ReduceLROnPlateau: a fall counts from 0.01 % on.
-    """
-
-    def __init__(self, optimizer, schedule, total_steps, warmup_steps=0, patience=10):
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
-        self.patience = patience
-        self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.scale, self.best_loss, self.bad_epochs = 1.0, math.inf, 0
-
-    def set(self, step):
-        """Set the rates for `step` and return that of the first group."""
-        factor = self.scale * schedule_factor(self.schedule, step, self.total_steps, self.warmup_steps)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        return self.optimizer.param_groups[0]["lr"]
-
-    def end_epoch(self, val_loss):
-        """Tell the plateau schedule how the epoch went; the others do not listen."""
-        if self.schedule != "plateau":
-            return
-        if val_loss < self.best_loss * (1 - 1e-4):
-            self.best_loss, self.bad_epochs = val_loss, 0
-            return
-        self.bad_epochs += 1
-        if self.bad_epochs > self.patience:
-            self.scale, self.bad_epochs = self.scale * 0.1, 0
-
-    def state_dict(self):
-        return {"scale": self.scale, "best_loss": self.best_loss, "bad_epochs": self.bad_epochs}
-
-    def load_state_dict(self, state):
-        self.scale, self.best_loss, self.bad_epochs = state["scale"], state["best_loss"], state["bad_epochs"]
 
 
 class AveragedWeights:

@@ -19,8 +19,10 @@ from vit_cifar10.data import dataset
 from vit_cifar10.data.augment import Augment
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.training.distributed import Agreement, Interrupted, Job
-from vit_cifar10.training.optim import AveragedWeights, Schedule, build_optimizer, load_state
+from vit_cifar10.training.distributed import Agreement, Job
+from vit_cifar10.training.optim import AveragedWeights, build_optimizer, load_state
+from vit_cifar10.training.schedule import Schedule
+from vit_cifar10.training.signals import Interrupted
 from vit_cifar10.utils.device import autocast, pick_compile, pick_precision, seed_everything, seed_step, synchronize
 from vit_cifar10.utils.errors import UserError
 

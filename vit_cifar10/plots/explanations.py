@@ -3,268 +3,18 @@
 Colours tell apart for colour-blind eyes too: lines are Okabe and Ito's, maps are viridis. Files are written whole.
 """
 
-import itertools
 import os
 import sys
-import textwrap
-import warnings
 
 import imageio.v3 as iio
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+from vit_cifar10.plots.style import COLORMAP, COLORS, GREY, METHOD_COLORS, PERCENT, save_figure, set_title
 from vit_cifar10.utils.files import replacing
-
-COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
-NAMES = {"train": "training", "val": "validation", "test": "test"}
-METHOD_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#D55E00")
-GREY = "#555555"
-COLORMAP = "viridis"
-PERCENT = PowerNorm(0.5, vmin=0, vmax=100)  # a square root's scale, on which small shares can be told apart
-
-matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a file or a class is a $
-warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box in its place says as much
-
-
-def shorten(name, longest=40):
-    """A name that fits on a line, its middle cut out."""
-    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
-
-
-def _set_title(figure, title):
-    """The title of a whole picture, in as many lines as it takes."""
-    figure.suptitle(textwrap.fill(title, int(9 * figure.get_figwidth())))
-
-
-def save_figure(figure, path, dpi=100):
-    """Write a matplotlib figure as PNG."""
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=dpi, format="png")
-
-
-def save_curves(rows, path, title=""):
-    """Loss, accuracy and learning rate over the epochs of a run.
-
-    Args:
-        rows: dicts with `epoch`, `learning_rate`, and `<split>_loss` and `<split>_accuracy` for the splits that were
-            measured, None where they were not; accuracies in [0, 1].
-    """
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    axes = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in rows]
-    for axis, quantity, scale, unit, last in (
-        (axes[0], "loss", 1, "nats", "{:.3f}"),
-        (axes[1], "accuracy", 100, "%", "{:.2f} %"),
-    ):
-        for split, color in COLORS.items():
-            values = [row.get(f"{split}_{quantity}") for row in rows]
-            if None not in values:
-                scaled = [value * scale for value in values]
-                label = f"{NAMES[split]} {last.format(scaled[-1])}"
-                axis.plot(epochs, scaled, color=color, marker=_marker(rows), label=label)
-        axis.set_ylabel(f"{quantity} ({unit})")
-        axis.legend(title="last epoch")
-    axes[2].plot(epochs, [row["learning_rate"] for row in rows], color=GREY, marker=_marker(rows))
-    axes[2].set_ylabel("learning rate")
-    for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        axis.grid(alpha=0.3)
-    _set_title(figure, title)
-    save_figure(figure, path)
-
-
-def _marker(rows):
-    return "o" if len(rows) < 30 else None
-
-
-def save_confusion_matrix(matrix, classes, path, title=""):
-    """Counts and row percentages of a confusion matrix, int (C, C), rows the true classes.
-
-    With many classes the cells carry no numbers, and none where there is no image.
-    """
-    matrix = np.asarray(matrix)
-    share = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
-    count = len(classes)
-    side = min(max(5, 0.75 * count + 2.5), 20)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(share, cmap=COLORMAP, norm=PERCENT)
-    figure.colorbar(image, label="share of the true class (%)", shrink=0.8, ticks=(0, 1, 5, 10, 25, 50, 75, 100))
-    ticks, names = range(count), [shorten(name, 20) for name in classes]
-    axis.set_xticks(ticks, names, rotation=45 if count <= 20 else 90, ha="right" if count <= 20 else "center")
-    axis.set_yticks(ticks, names)
-    if count > 20:
-        axis.tick_params(labelsize=6)
-    else:
-        for row, column in zip(*matrix.nonzero(), strict=True):
-            color = "black" if share[row, column] > 35 else "white"
-            text = f"{matrix[row, column]}\n{share[row, column]:.1f} %"
-            axis.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
-    axis.set(xlabel="predicted class", ylabel="true class")
-    _set_title(figure, title)
-    save_figure(figure, path)
-
-
-def save_reliability(calibration, path, title=""):
-    """How often the network is right when it is so sure, and how often it is so sure.
-
-    Args:
-        calibration: `error`, and for bins of equal width over [0, 1] `confidence` and `accuracy`, None where empty, and
-            `images`.
-    """
-    images = np.array(calibration["images"])
-    full = images > 0
-    confidence, accuracy = (100 * np.array(calibration[name], dtype=float)[full] for name in ("confidence", "accuracy"))
-    edges, width = np.linspace(0, 100, len(images), endpoint=False), 100 / len(images)
-    bars = {"width": width, "align": "edge", "edgecolor": "white"}
-    figure = Figure(figsize=(6, 7.4), layout="constrained")
-    upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
-    upper.bar(edges[full], accuracy, color=COLORS["train"], label="accuracy", **bars)
-    upper.plot(confidence, confidence, "o--", color=COLORS["val"], label="what it should be: the mean confidence")
-    upper.set(ylabel="accuracy of these images (%)", ylim=(0, 100), xlim=(0, 100))
-    _set_title(figure, title)
-    error = f"expected calibration error {100 * calibration['error']:.2f} %"
-    figure.legend(loc="outside lower center", ncols=2, title=error)
-    lower.bar(edges, 100 * images / images.sum(), color=GREY, **bars)
-    lower.set(xlabel="confidence in the predicted class (%)", ylabel="images (%)")
-    save_figure(figure, path)
-
-
-def save_mistakes(images, captions, path, title=""):
-    """Up to 25 images, uint8 (K, H, W, 3), with a caption under each."""
-    columns = 5
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(10.8, 2.35 * rows + 0.6), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(images) :]:
-        axis.set_axis_off()
-    for axis, image, caption in zip(axes, images, captions, strict=False):
-        axis.imshow(image, interpolation="nearest")
-        axis.set(xticks=[], yticks=[])
-        axis.set_xlabel("\n".join(textwrap.fill(line, 26) for line in caption.splitlines()), fontsize=10)
-    _set_title(figure, title)
-    save_figure(figure, path)
-
-
-# Comparisons
-
-
-def save_comparison(curves, path):
-    """Loss and accuracy of several runs over their epochs, in one frame each: test solid, training dashed.
-
-    Args:
-        curves: names, and for each the histories of one or more seeds, as `rows` of `save_curves`; of several, the mean
-            is drawn, and from the lowest to the highest as a band. Epochs are on a logarithmic scale where one run
-            has ten times as many as another.
-    """
-    lengths = [len(rows) for _, histories in curves for rows in histories]
-    scale_of_epochs = "log" if max(lengths) >= 10 * min(lengths) else "linear"
-    figure = Figure(figsize=(12, 5.4), layout="constrained")
-    for axis, (quantity, scale, unit) in zip(
-        figure.subplots(1, 2), (("loss", 1, "nats"), ("accuracy", 100, "%")), strict=True
-    ):
-        for (_, histories), style in zip(curves, _styles(), strict=False):
-            for split in ("test", "train"):
-                _draw_seeds(axis, histories, f"{split}_{quantity}", scale, split == "test", *style)
-        axis.set(ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
-        if scale_of_epochs == "linear":
-            axis.set_xlabel("epoch")
-            axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        else:
-            axis.set_xlabel("epoch (logarithmic)")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter("{x:,.0f}")
-            axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.grid(alpha=0.3)
-    title = "test solid, training dashed; accuracy of the weights that were kept"
-    if any(len(histories) > 1 for _, histories in curves):
-        title += "\nseveral seeds: mean, and from the lowest to the highest"
-    _add_legend(figure, [name for name, _ in curves], title)
-    save_figure(figure, path)
-
-
-def _add_legend(figure, names, title=None):
-    """The colour and marker of each curve and its name below a figure, in as many columns as there is room for."""
-    handles = [
-        Line2D([], [], color=color, marker=marker, label=name)
-        for name, (color, marker) in zip(names, _styles(), strict=False)
-    ]
-    room = 10 * figure.get_figwidth() / (max(map(len, names)) + 10)  # about ten letters an inch
-    columns = min(3, max(1, int(room)), len(names))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
-
-
-def _draw_seeds(axis, histories, key, scale, is_main, color, marker):
-    """One curve over the epochs that all seeds have, if it was measured in all of them."""
-    epochs = sorted(set.intersection(*({row["epoch"] for row in rows} for rows in histories)))
-    values = [[row.get(key) for row in rows if row["epoch"] in epochs] for rows in histories]
-    if any(None in seed for seed in values):
-        return
-    values = scale * np.array(values)
-    line = {"color": color, "linestyle": "-" if is_main else "--", "alpha": 1 if is_main else 0.6}
-    line |= {"marker": marker if is_main or len(epochs) == 1 else None}
-    line |= {"markevery": None if len(epochs) < 30 else 0.1}  # of the frame's diagonal
-    axis.plot(epochs, values.mean(axis=0), **line)
-    if len(histories) > 1:
-        axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
-
-
-def _styles():
-    """Colours and markers without end, told apart by either."""
-    return zip(itertools.cycle(METHOD_COLORS), itertools.cycle("osD^vPX*"), strict=False)
-
-
-def save_class_accuracy(recalls, classes, dataset, path):
-    """How many test images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
-    values = 100 * np.array(list(recalls.values()))
-    order = values.mean(axis=0).argsort()
-    figure = Figure(figsize=(9, min(0.42 * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
-    axis = figure.subplots()
-    places = np.arange(len(classes))
-    axis.hlines(places, values.min(axis=0)[order], values.max(axis=0)[order], color=GREY, linewidth=1, zorder=1)
-    for row, (color, marker) in zip(values, _styles(), strict=False):
-        axis.scatter(row[order], places, color=color, marker=marker, s=55, zorder=2)
-    axis.set_yticks(places, [shorten(classes[index], 24) for index in order])
-    axis.set(xlabel=f"test images of the class that are named right (%), {dataset}", ylim=(-0.6, len(classes) - 0.4))
-    axis.grid(alpha=0.3)
-    _add_legend(figure, list(recalls))
-    save_figure(figure, path)
-
-
-def save_sample_sizes(sizes, path):
-    """Test accuracy against the number of training images, a dot a run.
-
-    Args:
-        sizes: {network: {images: [(share, low, high), ...]}}, the last two the ends of its interval.
-    """
-    figure = Figure(figsize=(7, 4.6 + 0.2 * len(sizes)), layout="constrained")
-    axis = figure.subplots()
-    for by_size, (color, marker) in zip(sizes.values(), _styles(), strict=False):
-        counts = sorted(by_size)
-        means = [100 * np.mean([share for share, _, _ in by_size[count]]) for count in counts]
-        axis.plot(counts, means, color=color)
-        for count in counts:
-            shares, low, high = 100 * np.array(by_size[count]).T
-            axis.vlines([count] * len(low), low, high, color=color, linewidth=3, alpha=0.5)
-            axis.scatter([count] * len(shares), shares, color=color, marker=marker, s=45)
-    axis.set(xscale="log", xlabel="training images (logarithmic)", ylabel="test accuracy (%), with 95 % intervals")
-    counts = sorted({count for by_size in sizes.values() for count in by_size})
-    ticks = counts[:1]
-    for count in counts[1:]:
-        if count / ticks[-1] >= (counts[-1] / counts[0]) ** 0.1:  # else their numbers would touch
-            ticks.append(count)
-    axis.set_xticks(ticks, [f"{count:,}" for count in ticks])
-    axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    _add_legend(figure, list(sizes))
-    save_figure(figure, path)
 
 
 def save_disagreements(panels, rows, path):
@@ -294,8 +44,6 @@ def save_disagreements(panels, rows, path):
     save_figure(figure, path)
 
 
-# Explanations
-#
 # Maps are shown as multiples of their kind's largest value over all frames, on one scale: a patch that is twice as
 # bright in a later frame did become more relevant. The scale is a square root's, or a few patches would hide the rest.
 
@@ -444,7 +192,7 @@ def save_faithfulness(path, fractions, curves, correlations, stages, title):
     axis.set_title("maps of a network that forgets: should fall to 0", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    _set_title(figure, title)
+    set_title(figure, title)
     save_figure(figure, path)
 
 

@@ -1,0 +1,104 @@
+"""TODO."""
+
+import textwrap
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from vit_cifar10.plots.style import (
+    COLORMAP,
+    COLORS,
+    GREY,
+    PERCENT,
+    add_legend,
+    line_styles,
+    save_figure,
+    set_title,
+    shorten,
+)
+
+
+def save_confusion_matrix(matrix, classes, path, title=""):
+    """Counts and row percentages of a confusion matrix, int (C, C), rows the true classes.
+
+    With many classes the cells carry no numbers, and none where there is no image.
+    """
+    matrix = np.asarray(matrix)
+    share = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    count = len(classes)
+    side = min(max(5, 0.75 * count + 2.5), 20)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(share, cmap=COLORMAP, norm=PERCENT)
+    figure.colorbar(image, label="share of the true class (%)", shrink=0.8, ticks=(0, 1, 5, 10, 25, 50, 75, 100))
+    ticks, names = range(count), [shorten(name, 20) for name in classes]
+    axis.set_xticks(ticks, names, rotation=45 if count <= 20 else 90, ha="right" if count <= 20 else "center")
+    axis.set_yticks(ticks, names)
+    if count > 20:
+        axis.tick_params(labelsize=6)
+    else:
+        for row, column in zip(*matrix.nonzero(), strict=True):
+            color = "black" if share[row, column] > 35 else "white"
+            text = f"{matrix[row, column]}\n{share[row, column]:.1f} %"
+            axis.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    set_title(figure, title)
+    save_figure(figure, path)
+
+
+def save_reliability(calibration, path, title=""):
+    """How often the network is right when it is so sure, and how often it is so sure.
+
+    Args:
+        calibration: `error`, and for bins of equal width over [0, 1] `confidence` and `accuracy`, None where empty, and
+            `images`.
+    """
+    images = np.array(calibration["images"])
+    full = images > 0
+    confidence, accuracy = (100 * np.array(calibration[name], dtype=float)[full] for name in ("confidence", "accuracy"))
+    edges, width = np.linspace(0, 100, len(images), endpoint=False), 100 / len(images)
+    bars = {"width": width, "align": "edge", "edgecolor": "white"}
+    figure = Figure(figsize=(6, 7.4), layout="constrained")
+    upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
+    upper.bar(edges[full], accuracy, color=COLORS["train"], label="accuracy", **bars)
+    upper.plot(confidence, confidence, "o--", color=COLORS["val"], label="what it should be: the mean confidence")
+    upper.set(ylabel="accuracy of these images (%)", ylim=(0, 100), xlim=(0, 100))
+    set_title(figure, title)
+    error = f"expected calibration error {100 * calibration['error']:.2f} %"
+    figure.legend(loc="outside lower center", ncols=2, title=error)
+    lower.bar(edges, 100 * images / images.sum(), color=GREY, **bars)
+    lower.set(xlabel="confidence in the predicted class (%)", ylabel="images (%)")
+    save_figure(figure, path)
+
+
+def save_mistakes(images, captions, path, title=""):
+    """Up to 25 images, uint8 (K, H, W, 3), with a caption under each."""
+    columns = 5
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(10.8, 2.35 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(images) :]:
+        axis.set_axis_off()
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel("\n".join(textwrap.fill(line, 26) for line in caption.splitlines()), fontsize=10)
+    set_title(figure, title)
+    save_figure(figure, path)
+
+
+def save_class_accuracy(recalls, classes, dataset, path):
+    """How many test images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
+    values = 100 * np.array(list(recalls.values()))
+    order = values.mean(axis=0).argsort()
+    figure = Figure(figsize=(9, min(0.42 * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
+    axis = figure.subplots()
+    places = np.arange(len(classes))
+    axis.hlines(places, values.min(axis=0)[order], values.max(axis=0)[order], color=GREY, linewidth=1, zorder=1)
+    for row, (color, marker) in zip(values, line_styles(), strict=False):
+        axis.scatter(row[order], places, color=color, marker=marker, s=55, zorder=2)
+    axis.set_yticks(places, [shorten(classes[index], 24) for index in order])
+    axis.set(xlabel=f"test images of the class that are named right (%), {dataset}", ylim=(-0.6, len(classes) - 0.4))
+    axis.grid(alpha=0.3)
+    add_legend(figure, list(recalls))
+    save_figure(figure, path)
