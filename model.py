@@ -16,6 +16,7 @@ import itertools
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class PatchEmbed(nn.Module):
@@ -197,6 +198,8 @@ class VisionTransformer(nn.Module):
         ValueError: sizes that do not fit each other, with sizes that would.
     """
 
+    has_attention = True
+
     def __init__(
         self,
         img_size=32,
@@ -234,6 +237,26 @@ class VisionTransformer(nn.Module):
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if pool_first else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights()
+
+    @property
+    def grid_size(self):
+        """Number of patches along a side of the image."""
+        return self.patch_embed.grid_size[0]
+
+    @property
+    def grad_cam_layer(self):
+        """The module whose output Grad-CAM explains: the first norm of the last block, (B, N, D)."""
+        return self.blocks[-1].norm1
+
+    def parts_from_output(self):
+        """The network's parts from the head back to the input: (name, state-dict prefixes) of each."""
+        blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
+        embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed"))
+        return [("head", ("head.", "norm.", "fc_norm.")), *blocks, embedding]
+
+    def describe(self):
+        """The network in a few words, such as "ViT 12 x 192, patch 4": depth, width and patch size."""
+        return f"ViT {len(self.blocks)} x {self.head.in_features}, patch {self.patch_embed.proj.kernel_size[0]}"
 
     def init_weights(self):
         """Truncated normals of deviation 0.02 and zero biases, as in DeiT; patches start as a linear layer does."""
@@ -294,8 +317,11 @@ class SimpleCNN(nn.Module):
         ValueError: `img_size` is under 16 pixels, which four poolings would reduce to nothing.
     """
 
+    has_attention = False
+
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=32, drop_rate=0.3):
         super().__init__()
+        self.grid_size = img_size // 4  # has no patches: explanations remove cells of 4 x 4 pixels
         if img_size < 16:
             raise ValueError(f"img_size {img_size} is too small for the CNN's four poolings; choose 16 or more")
         widths = (in_chans, width, 2 * width, 4 * width, 8 * width)
@@ -316,6 +342,23 @@ class SimpleCNN(nn.Module):
         """A convolution (without a bias, which BatchNorm would take away again) and what follows it."""
         conv = nn.Conv2d(in_width, out_width, kernel_size=3, padding=1, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(out_width), nn.ReLU(), nn.MaxPool2d(2))
+
+    @property
+    def grad_cam_layer(self):
+        """The module whose output Grad-CAM explains: the last ReLU, (B, C, h, w).
+
+        Before the batch normalization a channel's zero has no meaning.
+        """
+        return self.features[-1][2]
+
+    def parts_from_output(self):
+        """The network's parts from the head back to the input: (name, state-dict prefixes) of each."""
+        stages = [(f"convolution {i + 1}", (f"features.{i}.",)) for i in reversed(range(len(self.features)))]
+        return [("head", ("classifier.4.",)), ("hidden layer", ("classifier.1.",)), *stages]
+
+    def describe(self):
+        """The network in a word."""
+        return "CNN"
 
     def forward(self, images):
         """Normalised images (B, C, H, W) -> logits (B, num_classes)."""
@@ -339,3 +382,29 @@ def build_model(config):
         return NETWORKS[name](**arguments)
     except TypeError as error:
         raise ValueError(f"the configuration does not fit the network {name}: {error}") from error
+
+
+def count_parameters(model):
+    """Number of trained values."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_flops(config, batch_size=1, backward=False):
+    """Floating-point operations of the matrix products and convolutions in a forward pass, and a backward pass.
+
+    Args:
+        config: a dict for `build_model`; the network is built without memory.
+        batch_size: images in the pass.
+        backward: whether to count the backward pass too.
+    """
+    with torch.device("meta"):
+        model = build_model(config).train(backward)
+        images = torch.empty(batch_size, config.get("in_chans", 3), config["img_size"], config["img_size"])
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.fused_attn = False  # the counter does not know every fused kernel
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        logits = model(images)
+        if backward:
+            logits.sum().backward()
+    return counter.get_total_flops()

@@ -1,15 +1,17 @@
-"""Test a trained network: on the whole test set, on one of its images, or on any image file.
+"""Test a trained network: on the whole test set, on single test images, or on any image file.
 
     python test.py --mode cifar                                  # accuracy, per-class scores, confusion matrix
-    python test.py --mode cifar-single --index 5                 # classes of test image 5, and its attention GIF
-    python test.py --mode custom --image_path img.png            # the same for an image file of any kind or size
-    python test.py --mode custom --image_path img.png --html img.html    # and a page to explore its attention in
-    python test.py --mode faithfulness --num_images 500          # how far its explanations can be trusted
+    python test.py --mode cifar-single --index 5                 # classify test image 5, with an attention GIF
+    python test.py --mode custom --image_path img.png            # the same for any image file
+    python test.py --mode custom --image_path img.png --html img.html    # and a page to explore the decision in
+    python test.py --mode faithfulness --num_images 500          # how far the explanations can be trusted
 
-The architecture comes from the checkpoint: --model_path takes a run's folder, or a checkpoint in it. The full test
-writes its numbers and pictures under output/RUN/. cifar-single and custom write a GIF and a still under
-attention_map_gif/, of a Vision Transformer's way through its layers or a CNN's Grad-CAM for its likeliest classes, and
-show it in a window where there is a display.
+--model_path names a run, its folder, or a checkpoint; the architecture comes from the checkpoint. Without it, the run
+that was trained last is tested or, if there is none, the ViT that comes with the project.
+
+The full test writes its numbers and pictures to output/RUN/. cifar-single and custom write a GIF and a still to
+attention_map_gif/: for a ViT, attention layer by layer; for a CNN, Grad-CAM for its most probable classes. They also
+open a window where there is a display.
 """
 
 import csv
@@ -21,165 +23,168 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from model import VisionTransformer
-from vit_cifar10.data import dataset
-from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.data.images import open_image
+from vit_cifar10.evaluation.full_test import load_test_images, run_full_test, write_full_test
 from vit_cifar10.explain import explorer, faithfulness
-from vit_cifar10.explain.methods import explain_layers, grad_cam
+from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
 from vit_cifar10.plots import explanations
-from vit_cifar10.plots.explanations import (
-    attention_frames,
-    class_frames,
-    save_faithfulness,
-    save_gif,
-    save_relevance_grid,
-)
 from vit_cifar10.plots.style import shorten
-from vit_cifar10.runs import checkpoint
-from vit_cifar10.utils.cli import ArgumentParser, command, number, printable
-from vit_cifar10.utils.device import pick_device
+from vit_cifar10.runs.checkpoint import load_network
+from vit_cifar10.runs.run import SHIPPED_VIT, TEST_FILES, find_run, last_trained_run
+from vit_cifar10.utils.cli import FRACTION, NON_NEGATIVE_INT, POSITIVE_INT, ArgumentParser, command, printable
+from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import make_folder, replacing
 
-MODEL_PATH = "model/vit-layer12-32-cifar10"
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
+
+
+@command
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    check_flags(args)
+    device = pick_device(args.device)
+    run, choice = pick_run(args)
+    with out_of_memory_advice("lower --batch_size, or use --device cpu"):
+        network = load_network(run.checkpoint_path, device)
+        print(f"{run.checkpoint_path}{choice}: {describe(network)}")
+        MODES[args.mode](run, network, args)
 
 
 def build_parser():
     parser = ArgumentParser(prog="test.py", description="Test a trained network and look at its attention.")
-    count = number(int, at_least=1)
-    parser.add_argument(
-        "--mode",
-        choices=tuple(MODES),
-        default="cifar",
-        help=(
-            "cifar: the whole test set the network was trained for; cifar-single: one image of it; custom: "
-            "any image file; faithfulness: how far its explanations can be trusted"
-        ),
+    add = parser.add_argument
+    modes = (
+        "cifar: the whole test set of the network's data set; cifar-single: single images of it; "
+        "custom: any image file; faithfulness: how far the explanations can be trusted"
     )
-    parser.add_argument(
-        "--index", type=int, nargs="+", default=[1], help="cifar-single: which test image, or images, from 0"
+    add("--mode", choices=tuple(MODES), default="cifar", help=modes)
+    add("--index", type=int, nargs="+", default=[1], help="cifar-single: test images to classify, counted from 0")
+    add("--image_path", help="custom: the image file")
+    model = "a run, its folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
+    add("--model_path", help=model)
+    add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--output_path", default="./output", help="cifar, faithfulness: folder for results, one sub-folder per run")
+    add("--gif_path", help="file for the GIF; default: attention_map_gif/ and the image's name")
+    add("--no_gif", action="store_true", help="do not write a GIF")
+    fusion = "GIF: how rollout combines the heads of a layer"
+    add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
+    discard = "GIF: fraction of each layer's smallest attention weights that rollout drops"
+    add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
+    add("--html", help="cifar-single, custom: also write this page, in which the decision can be explored")
+    add("--no_image", action="store_true", help="do not open a window")
+    add(
+        "--tta",
+        action="store_true",
+        help="cifar: also report the accuracy averaged over each image and its mirror image",
     )
-    parser.add_argument("--image_path", help="custom: the image file")
-    parser.add_argument(
-        "--model_path",
-        help=f"a run's folder or a checkpoint; default: {MODEL_PATH}, or the newest run under model/",
-    )
-    parser.add_argument("--data_path", default="./data", help="where the data set is, or is downloaded to")
-    parser.add_argument(
-        "--output_path", default="./output", help="cifar, faithfulness: folder for results, one folder a run"
-    )
-    parser.add_argument("--gif_path", help="file for the GIF; default: named after the image in attention_map_gif/")
-    parser.add_argument("--no_gif", action="store_true", help="write no GIF")
-    parser.add_argument(
-        "--html", help="cifar-single, custom: also write this page, in which the network's decisions can be explored"
-    )
-    parser.add_argument(
-        "--no_image", action="store_true", help="open no window; without a display none is opened anyway"
-    )
-    parser.add_argument(
-        "--tta", action="store_true", help="cifar: also average each image with its mirror image, and report it beside"
-    )
-    parser.add_argument(
-        "--num_images", type=count, default=500, help="faithfulness: test images, alike from each class"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    parser.add_argument("--batch_size", type=count, default=1000, help="cifar: images at once")
-    parser.add_argument(
-        "--num_workers", type=number(int, at_least=0), default=2, help="processes that decode a folder of images"
-    )
+    subset = "faithfulness: number of test images, with balanced classes"
+    add("--num_images", type=POSITIVE_INT, default=500, help=subset)
+    add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
+    add("--batch_size", type=POSITIVE_INT, default=1000, help="cifar: images per batch")
+    add("--num_workers", type=NON_NEGATIVE_INT, default=2, help="processes that decode a folder of images")
     return parser
 
 
-def find_checkpoint(model_path):
-    """The path asked for, else the default run, else the newest one there is, else the default that comes with this.
+def check_flags(args):
+    """Raise `UserError`, before anything is computed, for flags that do not fit each other."""
+    if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
+        raise UserError(f"--gif_path {args.gif_path} does not name a GIF; its name must end in .gif")
+    if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
+        raise UserError("--gif_path is one file; leave it out, or give one --index")
+    if args.html is not None:
+        check_html(args)
+    if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
+        raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
 
-    A run may also be asked for by its name, or its folder under output/.
-    """
-    if model_path:
-        named = Path("model") / Path(model_path).name
-        has_none = not any(Path(model_path, *file).is_file() for file in ((), ("best.pt",)))
-        return named if has_none and (named / "best.pt").is_file() else Path(model_path)
-    runs = sorted(Path("model").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    if Path(MODEL_PATH).exists():
-        return Path(MODEL_PATH)
-    return runs[-1].parent if runs else Path(__file__).parent / MODEL_PATH
+
+def check_html(args):
+    """Raise `UserError` if the page that --html asks for cannot be written."""
+    path = Path(args.html)
+    if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
+        raise UserError(f"--html {args.html!r} does not name a page; give a file name that ends in .html")
+    if args.mode not in ("cifar-single", "custom"):
+        raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"cannot write {path}; choose a folder you may write to")
+
+
+def pick_run(args):
+    """The run to test, and a note on how it was chosen, empty if the user chose it."""
+    if args.model_path is not None:
+        return find_run(args.model_path, output_path=args.output_path), ""
+    run = last_trained_run(output_path=args.output_path)
+    if run:
+        return run, " (the run trained last; --model_path chooses another)"
+    shipped = Path("model") / SHIPPED_VIT
+    shipped = shipped if shipped.exists() else Path(__file__).parent / shipped
+    run = find_run(shipped, output_path=args.output_path)
+    return run, " (comes with the project; --model_path chooses another)"
 
 
 def describe(network):
-    """What a network is and how it did, as a line of text."""
+    """The network's type, training and accuracy as a line of text."""
     saved = network.saved
+    text = f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}"
     accuracy = saved["metrics"].get("test_accuracy")
-    measured = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
-    few = saved["recipe"].get("num_test_images")
-    measured += f" of {few:,} images" if measured and few else ""
-    return f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}{measured}"
+    if accuracy is None:
+        return text
+    subset = saved["recipe"].get("num_test_images")
+    return f"{text}, test accuracy {100 * accuracy:.2f} %" + (f" on {subset:,} images" if subset else "")
 
 
-def load_test_images(network, args):
-    """The data set's test images, to be normalised as the network's training images were."""
-    test = dataset.load_test(
-        network.saved["dataset"],
-        args.data_path,
-        image_size=network.image_size,
-        num_images=args.num_images if args.mode == "faithfulness" else None,
-        num_workers=args.num_workers,
-    )
-    return network.adopt(test)
+def full_test(run, network, args):
+    """Test the network on the whole test set; print the scores and write the results to output/RUN/."""
+    test = network.normalized_for(load_test_images(network, args.data_path, num_workers=args.num_workers))
+    make_folder(run.output_folder)
+    tested = run_full_test(network, run.checkpoint_path, test, args.batch_size, args.tta)
+    print_scores(tested.results)
+    write_full_test(tested, network, test, run.output_folder)
+    print(f"wrote {', '.join(TEST_FILES)} to {run.output_folder}")
 
 
-def full_test(network, args):
-    """Measure the whole test set; print, and write results and pictures under output/RUN/."""
-    test = load_test_images(network, args)
-    folder = Path(args.output_path) / network.name
-    make_folder(folder)
-    found = results.measure(network, args.model_path, test, args.batch_size, args.tta)
-    print_scores(found.results)
-    results.write(found, network, test, folder)
-    print(f"wrote {', '.join(results.FILES)} to {folder}")
-
-
-def print_scores(measured):
-    """What test_results.json holds, on the screen."""
-    print_class_scores(measured)
-    print_confusion_matrix(measured)
-    low, high = (100 * end for end in measured["accuracy_interval"])
+def print_scores(results):
+    """Print the contents of test_results.json."""
+    print_class_scores(results)
+    print_confusion_matrix(results)
+    low, high = (100 * end for end in results["accuracy_interval"])
     print(
-        f"\ntest accuracy {100 * measured['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
-        f" top-5 {100 * measured['top5']:.2f} %, loss {measured['loss']:.4f},"
-        f" calibration error {100 * measured['calibration']['error']:.2f} %, {measured['images']} images"
+        f"\ntest accuracy {100 * results['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
+        f" top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f},"
+        f" calibration error {100 * results['calibration']['error']:.2f} %, {results['images']} images"
     )
-    if "flip" in measured:
-        flip = measured["flip"]
-        print(f"averaged with the mirror images: test accuracy {100 * flip['accuracy']:.2f} %, loss {flip['loss']:.4f}")
+    if "flip" in results:
+        flip = results["flip"]
+        print(f"averaged with mirror images: test accuracy {100 * flip['accuracy']:.2f} %, loss {flip['loss']:.4f}")
 
 
-def print_class_scores(measured):
-    """Precision, recall, F1 and number of images, a line a class, and their means."""
-    by_class, classes = measured["by_class"], measured["classes"]
+def print_class_scores(results):
+    """Print precision, recall, F1 and number of images per class, and their means."""
+    by_class, classes = results["by_class"], results["classes"]
     width = max(map(len, [*classes, "weighted mean"]))
     rows = [(name, *(by_class[key][i] for key in SCORES), by_class["support"][i]) for i, name in enumerate(classes)]
-    rows += [(f"{kind} mean", *(measured[kind][key] for key in SCORES), measured["images"]) for kind in MEANS]
+    rows += [(f"{kind} mean", *(results[kind][key] for key in SCORES), results["images"]) for kind in MEANS]
     print(f"\n{'class':<{width}}  precision   recall       F1  images")
     for name, precision, recall, f1, images in rows:
         print(f"{name:<{width}}   {100 * precision:6.2f} % {100 * recall:6.2f} % {100 * f1:6.2f} %  {images:>6}")
 
 
-def print_confusion_matrix(measured):
-    """Counts, a row a true class, a column a predicted one; with many classes it is left to the picture."""
-    classes = measured["classes"]
+def print_confusion_matrix(results):
+    """Print the counts, one row per true class, unless there are too many classes for a terminal."""
+    classes = results["classes"]
     if len(classes) > 12:
         return
     width = max(map(len, classes)) + 4
     numbers = "".join(f"{place:>6}" for place in range(len(classes)))
-    print(f"\n{'true class':<{width}}  and how many of it were taken for\n{'':<{width}}{numbers}")
-    for place, (name, counts) in enumerate(zip(classes, measured["confusion_matrix"], strict=True)):
+    print(f"\n{'true class':<{width}}  predicted class\n{'':<{width}}{numbers}")
+    for place, (name, counts) in enumerate(zip(classes, results["confusion_matrix"], strict=True)):
         print(f"{place:>2} {name:<{width - 3}}" + "".join(f"{count:>6}" for count in counts))
 
 
-def single_test(network, args):
+def single_test(run, network, args):
     """Classify test images and show the network's attention."""
-    test = load_test_images(network, args)
+    test = network.normalized_for(load_test_images(network, args.data_path, num_workers=args.num_workers))
     wrong = [index for index in args.index if not 0 <= index < len(test)]
     if wrong:
         raise UserError(f"--index {wrong[0]} is out of range; the test images are 0 to {len(test) - 1}")
@@ -190,30 +195,30 @@ def single_test(network, args):
         label = f"true class: {network.classes[test.labels[index]]}"
         classify(network, test.images[index], f"{prefix}-index-{index}", label, args)
         explored.append((test.images[index], f"test image {index}", label))
-    explore(network, explored, args)
+    write_explorer(network, explored, args)
 
 
-def custom_test(network, args):
+def custom_test(run, network, args):
     """Classify an image file and show the network's attention."""
     if not args.image_path:
         raise UserError("--mode custom needs --image_path, the image file to classify")
-    image = dataset.open_image(args.image_path, network.image_size)
+    image = open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     name = printable(path.name)
     classify(network, image, path.stem, f"image: {shorten(name)}", args)
-    explore(network, [(image, name, "")], args)
+    write_explorer(network, [(image, name, "")], args)
 
 
-def explore(network, images, args):
-    """Write the page that --html asks for, of images with their names and labels."""
+def write_explorer(network, images, args):
+    """Write the page that --html asks for. `images` holds (image, name, label) of each."""
     if args.html is not None:
         entries = [explorer.explain_image(network, *image) for image in images]
         explorer.write_page(args.html, network, entries)
-        print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1000:,.0f} KB), to be opened in a browser")
+        print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1000:,.0f} KB); open it in a browser")
 
 
 def classify(network, image, name, label, args):
-    """Print the likeliest classes of an image, uint8 (3, H, W); write and show its GIF.
+    """Print the most probable classes of an image, uint8 (3, H, W), and write and show its GIF.
 
     `name` is the GIF's, `label` says which image it is.
     """
@@ -228,69 +233,80 @@ def classify(network, image, name, label, args):
         return
     caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
     pixels = image.permute(1, 2, 0).cpu().numpy()
-    picture = vit_picture if isinstance(network.model, VisionTransformer) else cnn_picture
-    frames, save_still = picture(network, inputs, pixels, probabilities.numpy(), top.indices, caption)
+    if network.model.has_attention:
+        rollout = {"head_fusion": args.head_fusion, "discard_ratio": args.discard_ratio}
+        frames, save_still = vit_picture(network, inputs, pixels, probabilities.numpy(), caption, rollout)
+    else:
+        frames, save_still = cnn_picture(network, inputs, pixels, probabilities.numpy(), caption, top.indices)
     if not args.no_gif:
         path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
-        save_gif(frames, path)
+        explanations.save_gif(frames, path)
         save_still(path.with_suffix(".png"))
         print(f"wrote {path} and {path.with_suffix('.png')}")
     if not args.no_image:
         explanations.show(frames[-1], caption)
 
 
-def vit_picture(network, inputs, pixels, probabilities, top, caption):
-    """The GIF's frames for one image through a ViT, a frame a layer, and what saves a still of them."""
-    maps, heads = explain_layers(network.model, inputs)
-    frames = attention_frames(pixels, maps, heads, probabilities, network.classes, caption)
-    maps[f"gradient rollout\n{network.classes[top[0]]}"] = maps.pop("gradient rollout")
+def vit_picture(network, inputs, pixels, probabilities, caption, rollout):
+    """The GIF's frames for an image through a ViT, one per layer, and a function that saves a still of them.
+
+    `rollout` holds the options of `attention_rollout`.
+    """
+    if rollout["head_fusion"] != "mean":
+        caption += f"   ·   rollout: {rollout['head_fusion']} over heads"
+    if rollout["discard_ratio"]:
+        caption += f"   ·   rollout: smallest {100 * rollout['discard_ratio']:g} % dropped"
+    maps, heads = explain_layers(network.model, inputs, **rollout)
+    frames = explanations.attention_frames(pixels, maps, heads, probabilities, network.classes, caption)
+    maps[f"gradient rollout\n{network.classes[probabilities.argmax()]}"] = maps.pop("gradient rollout")
     layers = [f"layer {layer + 1}" for layer in range(len(heads))]
-    return frames, lambda path: save_relevance_grid(path, pixels, maps, layers, caption)
+    return frames, lambda path: explanations.save_relevance_grid(path, pixels, maps, layers, caption)
 
 
-def cnn_picture(network, inputs, pixels, probabilities, top, caption):
-    """The same for a CNN: Grad-CAM for its likeliest classes in turn, the likeliest last."""
+def cnn_picture(network, inputs, pixels, probabilities, caption, top):
+    """The same for a CNN: Grad-CAM for its most probable classes in turn, the most probable one last."""
     targets = top.flip(0).to(network.device)
     maps = grad_cam(network.model, inputs.expand(len(targets), -1, -1, -1), targets).cpu().numpy()
     chosen = targets.tolist()
-    frames = class_frames(pixels, maps, chosen, probabilities, network.classes, caption)
-    names = [network.classes[index] for index in chosen]
-    return frames, lambda path: save_relevance_grid(path, pixels, {"Grad-CAM": maps[::-1]}, names[::-1], caption)
+    frames = explanations.class_frames(pixels, maps, chosen, probabilities, network.classes, caption)
+    names, rows = [network.classes[index] for index in chosen], {"Grad-CAM": maps[::-1]}
+    return frames, lambda path: explanations.save_relevance_grid(path, pixels, rows, names[::-1], caption)
 
 
-def faithfulness_test(network, args):
-    """Measure how far each explanation can be trusted; print, and write faithfulness.csv and .png."""
-    test = load_test_images(network, args)
+def faithfulness_test(run, network, args):
+    """Measure how far each explanation can be trusted; print it and write faithfulness.csv and .png."""
+    images = load_test_images(network, args.data_path, args.num_images, args.num_workers)
+    test = network.normalized_for(images)
     start = time.perf_counter()
     progress = functools.partial(tqdm, desc="removing patches", disable=None)
     curves = faithfulness.measure_removal(network.model, test, progress=progress)
-    few = test.subset(torch.arange(min(200, len(test))))
-    correlations = faithfulness.measure_randomization(network.model, network.saved["model_config"], few)
+    subset = test.subset(torch.arange(min(200, len(test))))
+    correlations = faithfulness.measure_randomization(network.model, network.saved["model_config"], subset)
     rows = faithfulness.summarize(curves)
     print_faithfulness(rows, correlations, len(test), time.perf_counter() - start)
-    folder = Path(args.output_path) / network.name
-    with replacing(folder / "faithfulness.csv") as partial, open(partial, "w", newline="") as file:
+    table, picture = (run.output_folder / f"faithfulness.{kind}" for kind in ("csv", "png"))
+    with replacing(table) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    save_faithfulness(
-        folder / "faithfulness.png",
+    explanations.save_faithfulness(
+        picture,
         faithfulness.FRACTIONS,
         {key: values.mean(axis=0) for key, values in curves.items()},
         correlations,
-        [name for name, _ in faithfulness.randomization_stages(network.model)],
+        [name for name, _ in network.model.parts_from_output()],
         f"{network.name}: how far to trust its explanations, {len(test)} test images",
     )
-    print(f"wrote {folder / 'faithfulness.csv'} and {folder / 'faithfulness.png'}")
+    print(f"wrote {table} and {picture}")
 
 
 def print_faithfulness(rows, correlations, images, seconds):
-    """The areas with their intervals, a line a method, and what the randomised network left of the maps."""
+    """Print the areas with their intervals, one line per method, and the correlations after randomization."""
     cells = {(row["method"], row["fill"], row["kind"]): row for row in rows}
     columns = list(dict.fromkeys((row["fill"], row["kind"]) for row in rows))
     print(f"\nmean probability of the predicted class along the curve, in %, with 95 % intervals ({images} images)")
     print("deletion: lower is better; insertion: higher is better\n")
-    print(" " * 18 + "".join(f"{f'{kind}, {fill}':<22}" for fill, kind in columns) + "randomised")
+    print(" " * 18 + "".join(f"{f'{kind}, {fill}':<22}" for fill, kind in columns) + "randomized")
     for method in dict.fromkeys(row["method"] for row in rows):
         line = f"{method:<18}"
         for column in columns:
@@ -298,10 +314,10 @@ def print_faithfulness(rows, correlations, images, seconds):
             area, low, high = (100 * row[key] for key in ("area", "low", "high"))
             line += f"{f'{area:5.1f} [{low:.1f}, {high:.1f}]':<22}"
         print(line + (f"{correlations[method][-1]:+.2f}" if method in correlations else ""))
-    blind = [method for method in correlations if method in faithfulness.CLASS_BLIND]
-    print("\nrandomised: rank correlation with the map of a network whose weights are all random; near 0 is good")
-    if blind:
-        print(f"{' and '.join(blind)} are blind to the class: they show where the network looks, not what decides")
+    class_blind = [method for method in correlations if method in faithfulness.CLASS_BLIND]
+    print("\nrandomized: rank correlation with the map of a network whose weights are all random; near 0 is good")
+    if class_blind:
+        print(f"{' and '.join(class_blind)} ignore the class: they show where the network looks, not what decides")
     print(f"measured in {seconds:.0f} s\n")
 
 
@@ -311,37 +327,6 @@ MODES = {
     "custom": custom_test,
     "faithfulness": faithfulness_test,
 }
-
-
-def check_html(args):
-    """Raises `UserError`, before anything is computed, if the page that --html asks for cannot be written."""
-    path = Path(args.html)
-    if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
-        raise UserError(f"--html {args.html!r} is no name for a page; let it be a file that ends in .html")
-    if args.mode not in ("cifar-single", "custom"):
-        raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise UserError(f"cannot write {path}; choose a folder you may write to")
-
-
-@command
-def main(argv=None):
-    args = build_parser().parse_args(argv)
-    if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
-        raise UserError(f"--gif_path {args.gif_path} is no name for a GIF; let it end in .gif")
-    if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
-        raise UserError("--gif_path is one file; leave it out, or name one --index")
-    if args.html is not None:
-        check_html(args)
-    if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
-        raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
-    device = pick_device(args.device)
-    args.model_path = find_checkpoint(args.model_path)
-    with out_of_memory_advice("lower --batch_size, or use --device cpu"):
-        network = checkpoint.load_network(args.model_path, device)
-        print(f"{args.model_path}: {describe(network)}")
-        MODES[args.mode](network, args)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 import train
 from vit_cifar10.data import dataset
+from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import git_commit
+from vit_cifar10.runs.writer import git_commit
 from vit_cifar10.utils.cli import ArgumentParser, command, number
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError
@@ -183,7 +184,7 @@ def ship(recipe, name, args):
     checkpoint.save(folder / "best.pt", state)
     device = pick_device(args.device)
     network = checkpoint.load_network(folder, device)
-    test = network.adopt(dataset.load_test(state["dataset"], args.data_path, image_size=network.image_size))
+    test = network.normalized_for(load_test_images(network, args.data_path))
     measured = scores(predict(network.model, test), test.labels)
     state["metrics"] |= {f"test_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
     for flag in PATHS:

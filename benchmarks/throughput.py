@@ -31,15 +31,14 @@ import vit_pytorch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import train
-from model import VisionTransformer, build_model
+from model import build_model, count_flops
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import Record
+from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
 from vit_cifar10.utils.cli import ArgumentParser, command, number
 from vit_cifar10.utils.device import autocast, device_label, pick_device, synchronize
@@ -56,7 +55,7 @@ class OurLoop:
             self.trainer.forward = torch.compile(self.trainer.model, mode="reduce-overhead")
         self.device = device
         self.trainer.model.train()
-        self.trainer.schedule.set(0)
+        self.trainer.schedule.set_step(0)
         split, size = self.trainer.train_split, self.trainer.batch_size
         self.batches = endless(lambda: dataset.batches(split, size, self.trainer.order(1)))
         self.skip = 0
@@ -177,7 +176,7 @@ def training(args, device):
     rates = measure(contenders, args)
     precision = contenders["ours"].trainer.precision
     limit = matrix_rate(device, precision)
-    flops = flops_per_image(contenders["ours"].trainer)
+    flops = count_flops(contenders["ours"].trainer.config, backward=True)
     ours = statistics.median(rates["ours"])
     print(
         f"\n{flops / 1e9:.3f} GFLOP an image and update; matrix products: {limit / 1e12:.2f} TFLOP/s in {precision}\n"
@@ -195,7 +194,7 @@ def inference(args, device):
     """Test images a second, and seconds from starting test.py to its answer."""
     few = None if device.type == "cuda" else 1000
     test = dataset.load_test(args.dataset, args.data_path, num_images=few)
-    ours = build_model(train.model_config(train.parse(training_flags(args))[0], num_classes=10))
+    ours = build_model(trainer.model_config(train.parse(training_flags(args))[0], num_classes=10))
     contenders = {"ours": Inference(predict, ours, test.to(device), device)}
     if args.model == "vit":
         theirs, _ = peers(args)
@@ -232,7 +231,7 @@ def usual_predict(args, device):
 def start_to_answer(model, args):
     """Seconds of `test.py --mode custom` with its GIF, and of the imports that no such script can do without."""
     with tempfile.TemporaryDirectory() as folder:
-        config = train.model_config(train.parse(training_flags(args))[0], num_classes=10)
+        config = trainer.model_config(train.parse(training_flags(args))[0], num_classes=10)
         state = {"model_config": config, "weights": checkpoint.cpu_weights(model), "classes": list("abcdefghij")}
         state |= {"mean": [0.5] * 3, "std": [0.25] * 3, "dataset": "cifar10", "epoch": 0, "metrics": {}, "recipe": {}}
         checkpoint.save(Path(folder) / "best.pt", state)
@@ -273,19 +272,19 @@ def step(args, device):
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         print(f"| {name} | {1e3 * median:.2f} | {100 * median / medians['whole step']:.0f} % |")
-    limit, flops = matrix_rate(device, trainer.precision), flops_per_image(trainer)
+    limit, flops = matrix_rate(device, trainer.precision), count_flops(trainer.config, backward=True)
     share = len(batch[1]) * flops / medians["whole step"] / limit
     print(f"\n{100 * share:.1f} % of the {limit / 1e12:.2f} TFLOP/s that matrix products reach in {trainer.precision}")
 
 
 def recording(args, device):
     """Share of a run's time that checkpoints, metrics and curves take."""
-    add, spent = Record.add, []
+    log_epoch, spent = RunWriter.log_epoch, []
 
-    def timed_add(*arguments, **options):
-        timed(spent, device, lambda: add(*arguments, **options))
+    def timed_log(*arguments, **options):
+        timed(spent, device, lambda: log_epoch(*arguments, **options))
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Record, "add", timed_add):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(RunWriter, "log_epoch", timed_log):
         places = ["--model_path", f"{folder}/model", "--output_path", f"{folder}/output"]
         data = ["--dataset", args.dataset, "--data_path", args.data_path]
         start = time.perf_counter()
@@ -332,17 +331,6 @@ def matrix_rate(device, precision):
     for _ in range(10):
         timed(seconds, device, lambda: one @ other)
     return 2 * size**3 / min(seconds)
-
-
-def flops_per_image(trainer):
-    """Floating-point operations of matrix products and convolutions in one image's forward and backward pass."""
-    model = build_model(trainer.config).to(trainer.device)
-    if isinstance(model, VisionTransformer):
-        for block in model.blocks:
-            block.attn.fused_attn = False  # the counter does not know every fused kernel
-    with FlopCounterMode(display=False) as counter:
-        model(torch.randn(8, 3, 32, 32, device=trainer.device)).sum().backward()
-    return counter.get_total_flops() / 8
 
 
 MEASUREMENTS = {"training": training, "step": step, "inference": inference, "recording": recording}

@@ -1,22 +1,14 @@
 """What the tests share: the real data set where there is one, and two small trained runs."""
 
-import os
-import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, run_training
 
-import train
 from vit_cifar10.plots import explanations
-
-CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
-SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def pytest_report_header():
@@ -36,13 +28,6 @@ def cifar10_root():
     if not (Path(CIFAR10_ROOT) / "cifar-10-batches-py").is_dir():
         pytest.fail(f"CIFAR10_ROOT={CIFAR10_ROOT} holds no cifar-10-batches-py")
     return CIFAR10_ROOT
-
-
-def run_training(folder, flags):
-    """Train by the front door on drawn shapes, all folders below `folder`."""
-    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
-    same = "--dataset shapes --device cpu --precision fp32 --num_train_images 600"
-    train.main([*places, *f"{same} {flags}".split()])
 
 
 @pytest.fixture(scope="session")

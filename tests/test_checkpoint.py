@@ -8,27 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import CONFIG, contents
 
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import replacing
-
-CONFIG = {"model": "cnn", "num_classes": 3}
-
-
-def contents(**changes):
-    saved = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
-    weights = SimpleCNN(num_classes=3).state_dict()
-    fixed = {
-        "mean": [0.5] * 3,
-        "std": [0.2] * 3,
-        "classes": ["a", "b", "c"],
-        "dataset": "shapes",
-        "model_config": CONFIG,
-        "weights": weights,
-    }
-    return {**saved, **fixed, **changes}
 
 
 class Attack:
@@ -98,8 +83,8 @@ def with_weight(value):
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (write_attack, "refused: it holds posix system"),
-        (write_greed, "refused: it holds (builtins|__builtin__) bytearray"),
+        (write_attack, "refused: it contains posix system"),
+        (write_greed, "refused: it contains (builtins|__builtin__) bytearray"),
         (write_twice, "packed"),
         (write_truncated, "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
@@ -113,7 +98,7 @@ def with_weight(value):
         (lambda path: checkpoint.save(path, with_weight(torch.zeros(1).expand(10**9))), "weights"),
         (lambda path: checkpoint.save(path, with_weight(torch.full((3,), torch.nan))), "weights"),
         (lambda path: checkpoint.save(path, with_weight("no tensor")), "weights"),
-        (lambda path: checkpoint.save(path, contents(std=[0.2, 0.2])), "normalisation"),
+        (lambda path: checkpoint.save(path, contents(std=[0.2, 0.2])), "normalization"),
         (lambda path: checkpoint.save(path, contents(classes=["a", 2, "c"])), "names"),
         (lambda path: checkpoint.save(path, contents(classes=["a", "\x1b[2J", "c"])), "names"),
         (lambda path: checkpoint.save(path, contents(dataset="../../x")), "data set"),
@@ -124,7 +109,7 @@ def with_weight(value):
         (lambda path: torch.save({**contents(), "format": 9}, path), "format 9"),
         (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "width": 4})), "do not fit"),
         (lambda path: checkpoint.save(path, contents(model_config={"model": "resnet"})), "resnet"),
-        (lambda path: checkpoint.save(path, contents(model_config=None)), "model_config is no dict"),
+        (lambda path: checkpoint.save(path, contents(model_config=None)), "model_config is not a dict"),
         (lambda path: checkpoint.save(path, contents(model_config={**CONFIG, "img_size": "big"})), "do not fit"),
     ],
 )
@@ -155,7 +140,7 @@ def test_a_full_disk_is_said_in_a_line(tmp_path):
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from test_checkpoint import checkpoint, contents;"
+        "from helpers import checkpoint, contents;"
         "checkpoint.save(sys.argv[1], contents())"
     )
     path = tmp_path / "best.pt"
@@ -163,7 +148,7 @@ def test_a_full_disk_is_said_in_a_line(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", program, path], capture_output=True, text=True, check=False, env=environment
     )
-    assert ended.stderr.splitlines()[-1].startswith("vit_cifar10.utils.cli.UserError: cannot write")
+    assert ended.stderr.splitlines()[-1].startswith("vit_cifar10.utils.errors.UserError: cannot write")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,44 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_VIT, run_training
+from helpers import EVERYTHING, ROOT, SMALL_VIT, assert_equal_weights, read_metrics, run_test, run_training, weights
 from PIL import Image, ImageSequence
 
 import compare
 import test as test_command
 import train
-from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs import run as record
+from vit_cifar10.data import dataset
+from vit_cifar10.runs import checkpoint, writer
 from vit_cifar10.training import trainer
-
-ROOT = Path(__file__).parent.parent
-
-
-def run_test(folder, flags, monkeypatch):
-    """`test.py` in `folder`, with data and output below it."""
-    monkeypatch.chdir(folder)
-    test_command.main(f"--device cpu --data_path {folder}/data {flags}".split())
-
-
-def read_metrics(folder, run):
-    with open(folder / "output" / run / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(folder, run, name="best.pt"):
-    return checkpoint.load(folder / "model" / run, name)["weights"]
-
-
-def assert_equal_weights(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
-
 
 # train.py
 
@@ -76,12 +51,6 @@ def test_the_cnn_learns_shapes(tmp_path, capsys):
     run_training(tmp_path, "--run_name cnn --model cnn --epochs 3 --learning_rate 2e-3 --num_train_images 3000")
     accuracy = re.search(r"test accuracy ([\d.]+) %", capsys.readouterr().out)
     assert float(accuracy[1]) > 80
-
-
-EVERYTHING = (
-    "--augment randaugment --mixup 0.8 --cutmix 1 --mix_prob 0.8 --random_erasing 0.25 --label_smoothing 0.1"
-    " --drop_path 0.1 --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
-)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -120,7 +89,7 @@ def test_one_seed_gives_one_network_also_across_an_interruption(optimizer, tmp_p
 
 def test_images_that_fill_no_batch_are_not_left_out_silently(tmp_path, capsys):
     run_training(tmp_path, "--run_name run --model cnn --epochs 1 --num_train_images 200 --num_test_images 10")
-    assert "each epoch leaves out 72 of the 200 images, in turn: they fill no batch of 128" in capsys.readouterr().out
+    assert "each epoch leaves out 72 of the 200 images, different ones each time" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("schedule", ["linear", "onecycle", "plateau", "constant"])
@@ -151,7 +120,7 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
 def test_recipes_take_comments_and_later_flags_win(tmp_path):
     recipe = tmp_path / "small.txt"
     recipe.write_text("# a recipe\n--model cnn --epochs 7  # two flags a line\n\n--run_name 'a name'\n")
-    args, _ = train.parse([f"@{recipe}", "--epochs", "9"])
+    args, *_ = train.parse([f"@{recipe}", "--epochs", "9"])
     assert (args.model, args.epochs, args.run_name) == ("cnn", 9, "a name")
 
 
@@ -178,12 +147,12 @@ def test_recipes_that_are_none_are_refused(content, reason, tmp_path, capsys):
 def test_a_recipe_may_be_saved_by_any_editor(tmp_path):
     recipe = tmp_path / "my recipe.txt"
     recipe.write_bytes("\ufeff--epochs\t7\r\n--run_name caf\u00e9\r\n".encode())
-    args, _ = train.parse([f"@{recipe}"])
+    args, *_ = train.parse([f"@{recipe}"])
     assert (args.epochs, args.run_name) == (7, "caf\u00e9")
 
 
 def test_the_usual_command_parses_with_the_usual_defaults():
-    args, _ = train.parse(["--patch_size", "4", "--epochs", "200"])
+    args, *_ = train.parse(["--patch_size", "4", "--epochs", "200"])
     expected = {
         "batch_size": 128,
         "num_workers": 2,
@@ -201,7 +170,7 @@ def test_the_usual_command_parses_with_the_usual_defaults():
         "dropout": 0.1,
     }
     assert {name: vars(args)[name] for name in expected} == expected
-    assert re.fullmatch(r"vit-layer12-32-cifar10-\d{8}-\d{6}", record.default_name(args))
+    assert re.fullmatch(r"vit-layer12-32-cifar10-\d{8}-\d{6}", writer.default_name(args))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monkeypatch, capsys):
@@ -319,7 +288,7 @@ def test_an_image_may_have_any_name_a_file_can_have(runs, monkeypatch, capsys):
 
 
 def test_an_exported_test_image_is_classified_like_the_original(runs, monkeypatch, capsys):
-    split = test_command.dataset.load_test("shapes", "")
+    split = dataset.load_test("shapes", "")
     Image.fromarray(split.images[5].permute(1, 2, 0).numpy()).save(runs / "five.png")
     run_test(runs, "--model_path model/vit --mode cifar-single --index 5 --no_gif", monkeypatch)
     run_test(runs, f"--model_path model/vit --mode custom --image_path {runs}/five.png --no_gif", monkeypatch)
@@ -327,10 +296,13 @@ def test_an_exported_test_image_is_classified_like_the_original(runs, monkeypatc
     assert lines[:5] == lines[5:]
 
 
-def test_without_a_path_the_newest_run_is_tested(runs, monkeypatch, capsys):
+def test_without_a_path_the_run_trained_last_is_tested(runs, monkeypatch, capsys):
     image = ROOT / "examples" / "cat.png"
     run_test(runs, f"--mode custom --image_path {image} --no_gif", monkeypatch)
-    assert capsys.readouterr().out.startswith("model/cnn: cnn trained on shapes")
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line.startswith(
+        "model/cnn/best.pt (the run trained last; --model_path chooses another): cnn trained on shapes"
+    )
 
 
 # Real CIFAR-10
@@ -358,12 +330,12 @@ MISTAKES = [
     ("train", "--embed_dim 100 --n_attention_heads 3", "embed_dim 100 .*99.*--n_attention_heads"),
     ("train", "--patch_size 5", "patch_size 5 does not divide img_size 32; choose one of 1, 2, 4"),
     ("train", "--model cnn --image_size 8", "too small"),
-    ("train", "--epochs 0", "--epochs: 0 is not possible, it must be at least 1"),
+    ("train", "--epochs 0", "--epochs: 0 is out of range; it must be at least 1"),
     ("train", "--epochs many", "invalid whole number value: 'many'"),
-    ("train", "--learning_rate nan", "nan is not possible"),
+    ("train", "--learning_rate nan", "nan is out of range"),
     ("train", "--dropout 1", "below 1"),
     ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
-    ("train", "--epochs 5 --warmup_epochs 5", "leaves nothing"),
+    ("train", "--epochs 5 --warmup_epochs 5", "must be less than --epochs 5"),
     ("train", "--dataset shapes --val_images 5000", "leaves nothing"),
     ("train", "--dataset shapes --num_train_images 99999", "lower it"),
     ("train", "--dataset shapes --n_classes 7", "has 10 classes"),
@@ -374,12 +346,12 @@ MISTAKES = [
     ("train", f"--run_name {'x' * 300}", "--run_name"),
     ("train", "--seed 99999999999999999999999", "at most"),
     ("train", "--embed_dim 99999999999 --n_attention_heads 1", "--embed_dim"),
-    ("train", "--embed_dim 90000 --n_layers 99", r"parameters takes [\d,]+ GB to train.*--embed_dim"),
-    ("train", "--dataset shapes --run_name vit --model_path {runs}/model", "exists already.*--overwrite"),
+    ("train", "--embed_dim 90000 --n_layers 99", r"parameters needs [\d,]+ GB to train.*--embed_dim"),
+    ("train", "--dataset shapes --run_name vit --model_path {runs}/model", "already exists.*--overwrite"),
     ("train", "--schedule plateau --val_images 0", "needs --val_images"),
     ("train", "--resume {tmp}/none", "there is no checkpoint"),
-    ("train", "--resume {runs}/model/vit", "has its 2 epochs"),
-    ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim belongs to the resumed run"),
+    ("train", "--resume {runs}/model/vit --epochs 1", "already has 2 epochs"),
+    ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim cannot change when a run is resumed"),
     ("train", "--resume {runs}/model/vit/best.pt", "no training state"),
     ("compare", "{tmp}/none", "none of these is a run"),
     ("compare", "{runs}/model/vit --device {missing}", "not available here"),
@@ -399,7 +371,7 @@ MISTAKES = [
     ("test", f"--model_path {'x' * 5000}", "File name too long"),
     ("test", f"--model_path {{runs}}/model/vit --mode custom --image_path {'x' * 5000}", "File name too long"),
     ("test", "--model_path {runs}/model/vit --mode custom --image_path /dev/null", "no ordinary file"),
-    ("test", "--gif_path a.png", "end in .gif"),
+    ("test", "--gif_path a.png", "must end in .gif"),
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),
 ]

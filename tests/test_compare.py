@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -10,17 +11,17 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import SMALL_VIT, run_training
+from helpers import SMALL_VIT, run_training
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import compare
 import train
 from model import build_model
-from vit_cifar10.evaluation import comparison
-from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.evaluation import comparison, full_test, tables
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.training import distributed as processes
+from vit_cifar10.training import trainer
+from vit_cifar10.training.signals import Interrupted
 from vit_cifar10.utils.errors import UserError
 
 PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
@@ -126,8 +127,8 @@ def test_pairs_count_what_only_one_gets_right(compared):
 
 
 def test_the_table_of_many_runs_has_a_row_for_each():
-    row = dict.fromkeys((*compare.COLUMNS, "accuracy_low", "accuracy_high", "epochs", "planned_epochs"))
-    lines = compare.runs_table([{**row, "run": f"a-rather-long-name-{place}"} for place in range(12)]).splitlines()
+    row = dict.fromkeys((*tables.COLUMNS, "accuracy_low", "accuracy_high", "epochs", "planned_epochs"))
+    lines = tables.runs_table([{**row, "run": f"a-rather-long-name-{place}"} for place in range(12)]).splitlines()
     assert [line.split()[1] for line in lines[2:]] == [f"a-rather-long-name-{place}" for place in range(12)]
 
 
@@ -171,7 +172,7 @@ def test_without_the_test_images_earlier_results_are_compared(copied, monkeypatc
     def fail(*_, **__):
         raise UserError("the data set is not there")
 
-    monkeypatch.setattr(compare.dataset, "load_test", fail)
+    monkeypatch.setattr(full_test.dataset, "load_test", fail)
     _, complaints, found = run_compare(copied, ["vit", "cnn"])
     assert found == before
     assert complaints.count("the data set is not there") == 1
@@ -207,11 +208,11 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
 
 
 def test_runs_on_fewer_images_are_one_curve_if_they_make_as_many_steps(runs):
-    loaded = [comparison.load_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(4)]
+    loaded = [comparison.load_trained_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(4)]
     for run, (images, epochs) in zip(loaded, ((640, 10), (64, 100), (64, 10), (640, 20)), strict=True):
         run.flags = {"model": "cnn", "epochs": epochs, "num_train_images": images, "batch_size": 64}
         found = {"accuracy": epochs / 100, "accuracy_interval": [0, 1]}
-        run.train_images, run.measured = images, results.Measured(found, None, None)
+        run.train_images, run.tested = images, full_test.FullTest(found, None, None)
     as_many, few, fewer_steps, longer = loaded
     assert comparison.sample_sizes([as_many, few]) == {
         "CNN, 10 to 100 epochs": {640: [(0.1, 0, 1)], 64: [(1.0, 0, 1)]},
@@ -240,10 +241,10 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
         r"last line of .*metrics\.csv is cut off",
         r"cnn/metrics\.csv is empty",
         r"config\.json cannot be read",
-        r"empty is no run",
-        r"no run nothing",
-        r"elsewhere/cnn is left out: a run of the name cnn",
-        r"error: 3 of the runs named could not be compared",
+        r"no checkpoint of \S+empty",
+        r"no checkpoint of nothing",
+        r"elsewhere/cnn is left out: another run is also named cnn",
+        r"error: 3 of the runs could not be compared",
     ):
         assert len(re.findall(pattern, complaints)) == 1, pattern
     assert len(complaints.splitlines()) == 7
@@ -252,10 +253,10 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
 @pytest.mark.parametrize(
     ("file", "content", "complaint"),
     [
-        ("metrics.csv", "epoch,train_loss\ninf,1.0\n", "it has no curves"),
-        ("metrics.csv", "\x00\x01\n", "it has no curves"),
-        ("config.json", "[]", "training images is not known"),
-        ("config.json", '{"train_images": "many"}', "training images is not known"),
+        ("metrics.csv", "epoch,train_loss\ninf,1.0\n", "there are no curves"),
+        ("metrics.csv", "\x00\x01\n", "there are no curves"),
+        ("config.json", "[]", "training images is unknown"),
+        ("config.json", '{"train_images": "many"}', "training images is unknown"),
         ("test_logits.pt", "rubbish", ""),
     ],
 )
@@ -283,7 +284,7 @@ def test_a_record_of_another_run_of_that_name_is_not_taken(copied):
     run_compare(copied, ["cnn"])
     tested = (copied / "output" / "cnn" / "test_results.json").read_text()
     _, complaints, found = run_compare(copied, [str(copied / "elsewhere" / "cnn")])
-    assert "is the record of another run than" in complaints
+    assert "is the record of a run other than" in complaints
     (row,) = found["runs"]
     assert (row["epochs"], row["train_seconds"], row["train_images"]) == (None, None, None)
     assert row["accuracy"] == checkpoint.load(copied / "model" / "vit")["metrics"]["test_accuracy"]
@@ -291,16 +292,17 @@ def test_a_record_of_another_run_of_that_name_is_not_taken(copied):
 
 
 def test_a_run_that_was_stopped_is_no_seed_of_others(copied):
-    loaded = [comparison.load_run("cnn", copied / "model", copied / "output", "cpu") for _ in range(3)]
+    loaded = [comparison.load_trained_run("cnn", copied / "model", copied / "output", "cpu") for _ in range(3)]
     for seed, run in enumerate(loaded):
-        run.name, run.flags = f"seed{seed}", {**run.flags, "seed": seed}
+        run.network = dataclasses.replace(run.network, name=f"seed{seed}")
+        run.flags = {**run.flags, "seed": seed}
     assert [len(group) for group in comparison.group_seeds(loaded)] == [3]
     loaded[1].is_finished = False
     assert sorted(len(group) for group in comparison.group_seeds(loaded)) == [1, 2]
 
 
 def test_a_run_that_goes_on_is_measured_by_its_new_length(copied, monkeypatch):
-    monkeypatch.setattr(train, "fit", mock.Mock(side_effect=processes.Interrupted(15)))
+    monkeypatch.setattr(trainer.Trainer, "train_epoch", mock.Mock(side_effect=Interrupted(15)))
     with pytest.raises(SystemExit):
         train.main(["--resume", str(copied / "model" / "cnn"), "--epochs", "5", f"--output_path={copied / 'output'}"])
     kept = checkpoint.load(copied / "model" / "cnn")
@@ -337,7 +339,7 @@ def test_runs_of_other_data_are_not_paired(copied):
     _, complaints, found = run_compare(copied, ["vit", "cnn", "large", "other"])
     assert ["vit", "cnn"] in [[pair["one"], pair["other"]] for pair in found["pairs"]]
     assert not any("other" in pair.values() for pair in found["pairs"])
-    assert "only those of one are paired" in complaints
+    assert "only runs on the same one are compared in pairs" in complaints
     assert "cifar100 is neither" in complaints
     assert "other cannot be tested without its test images" in complaints
     assert len(found["runs"]) == 4
@@ -345,7 +347,7 @@ def test_runs_of_other_data_are_not_paired(copied):
 
 def test_where_nothing_can_be_written_nothing_is_tested(copied):
     (copied / "comparison").write_text("mine")
-    with mock.patch.object(compare, "measure_all") as measured:
+    with mock.patch.object(compare, "test_all") as measured:
         run_compare(copied, ["cnn"], status=2)
     measured.assert_not_called()
 
@@ -354,8 +356,8 @@ def test_with_nothing_to_compare_an_earlier_comparison_stays(copied):
     _, _, before = run_compare(copied, ["vit", "cnn"])
     _, complaints, after = run_compare(copied, ["vit", "cmn"], status=2)
     assert before == after
-    assert "there is no run cmn" in complaints
-    assert "vit is the only one left" in complaints
+    assert "there is no checkpoint of cmn" in complaints
+    assert "only vit is left" in complaints
 
 
 def test_nothing_to_compare_is_an_error(tmp_path):

@@ -10,9 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import CHROMIUM
+from helpers import CHROMIUM, ROOT, run_test
 from PIL import Image
-from test_commands import ROOT, run_test
 
 from model import build_model
 from vit_cifar10.data import dataset

@@ -76,7 +76,7 @@ def test_curves_and_areas_are_the_slow_ones(kind):
     with torch.no_grad():
         probabilities = model(inputs).softmax(1)
     targets = probabilities.argmax(1)
-    side = 32 // faithfulness.patch_grid(model, 32)
+    side = 32 // model.grid_size
     for fill in FILLS:
         filled = faithfulness.fill_images(inputs, fill)
         relevance = faithfulness.baseline_maps(inputs, 32 // side, torch.Generator())["edges"]
@@ -121,7 +121,7 @@ def test_randomization_reaches_every_weight_and_leaves_the_network():
     model = random_model(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for kind in (config, {"model": "cnn"}):
-        prefixes = [prefix for _, stage in faithfulness.randomization_stages(build_model(kind)) for prefix in stage]
+        prefixes = [prefix for _, stage in build_model(kind).parts_from_output() for prefix in stage]
         assert all(name.startswith(tuple(prefixes)) for name in build_model(kind).state_dict())
     correlations = faithfulness.measure_randomization(model, config, random_split())
     assert all(len(values) == 5 and values[0] == 1 for values in correlations.values())

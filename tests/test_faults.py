@@ -12,30 +12,28 @@ import time
 import pytest
 import torch
 from background import end, start
-from conftest import SMALL_VIT, run_training
+from helpers import (
+    EVERYTHING,
+    SMALL_VIT,
+    assert_equal_weights,
+    flags_for,
+    has_saved,
+    read_metrics,
+    run_training,
+    wait_for,
+    weights,
+)
 from PIL import Image
-from test_commands import EVERYTHING, assert_equal_weights, read_metrics, weights
 
 import train
+from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import Record
+from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
 
 resource = pytest.importorskip("resource")  # not on Windows
 
 LONG = f"{SMALL_VIT} {EVERYTHING} --optimizer muon --epochs 10 --num_train_images 1500 --val_images 100"
-
-
-def flags_for(folder, flags):
-    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
-    return [*places, *f"--dataset shapes --device cpu --precision fp32 --num_test_images 100 {flags}".split()]
-
-
-def wait_for(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "it does not happen"
-        time.sleep(0.01)
 
 
 def saved_step(last):
@@ -102,11 +100,6 @@ def test_soak_of_200_kills(tmp_path, capsys):
         print(f"\n200 kills, {torn} of them in the middle of a write")
 
 
-def has_saved(folder):
-    """Whether the run has saved its state for the first time."""
-    return (folder / "model" / "run" / "last.pt").exists()
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tmp_path):
     log = tmp_path / "log.txt"
@@ -115,7 +108,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tmp_path
     os.kill(process.pid, number)
     assert end(process, 30) == 128 + number
     text = log.read_text()
-    step = int(re.search(r"interrupted at step (\d+); go on with: python train.py --resume \S+/model/run\n", text)[1])
+    step = int(re.search(r"interrupted at step (\d+); resume with: python train.py --resume \S+/model/run\n", text)[1])
     assert "Traceback" not in text
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["training"]["step"] == step
 
@@ -165,14 +158,14 @@ def test_interrupted_while_it_is_measured_an_epoch_is_measured_again(tmp_path, m
 
 
 def fill_the_disk_in_the_second_epoch():
-    add = Record.add
+    log_epoch = RunWriter.log_epoch
 
-    def full(self, trainer, row, is_last):
-        if row["epoch"] == 2:
+    def full(self, trainer, metrics, is_last):
+        if metrics["epoch"] == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        add(self, trainer, row, is_last)
+        log_epoch(self, trainer, metrics, is_last)
 
-    Record.add = full
+    RunWriter.log_epoch = full
 
 
 def test_on_a_full_disk_a_run_ends_in_a_line_and_keeps_what_it_had(tmp_path):
@@ -206,7 +199,7 @@ def test_without_memory_a_run_names_the_flags_to_lower_and_leaves_all_as_it_was(
 
 
 def test_data_that_vanishes_meanwhile_is_not_missed(tmp_path, monkeypatch):
-    images, labels = train.dataset.draw_shapes(60, 32, seed=0)
+    images, labels = draw_shapes(60, 32, seed=0)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         file = tmp_path / "data" / str(label.item()) / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +221,7 @@ def test_of_two_trainings_of_one_name_the_second_is_refused(tmp_path, capsys):
     process = start(flags_for(tmp_path, f"--run_name run {LONG}"), log)
     wait_for(lambda: has_saved(tmp_path))
     for flags, reason in (
-        ("--run_name run", "exists already"),
+        ("--run_name run", "already exists"),
         ("--run_name run --overwrite", "another training is at work in"),
         (f"--resume {tmp_path}/model/run", "another training is at work in"),
     ):
@@ -258,9 +251,9 @@ def test_where_last_is_damaged_a_run_goes_on_from_the_one_before(tmp_path, capsy
         damage(tmp_path / "model" / "run" / name)
     resume(tmp_path)
     said = capsys.readouterr()
-    assert re.search(r"warning: \S+model/run/last.pt cannot be read .*going on from previous.pt", said.err)
+    assert re.search(r"warning: \S+model/run/last.pt cannot be read .*resuming from previous.pt", said.err)
     assert re.search(r"warning: \S+model/run/best.pt cannot be read", said.err)
-    assert "going on after 2 of 3 epochs" in said.out
+    assert "resuming after 2 of 3 epochs" in said.out
     for name in ("best.pt", "last.pt"):
         assert_equal_weights(weights(tmp_path, "whole", name), weights(tmp_path, "run", name))
     for name in ("last.pt", "previous.pt"):

@@ -5,7 +5,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
-from vit_cifar10.training.optim import AveragedWeights, Muon, build_optimizer, orthogonalize
+from vit_cifar10.training.optim import ModelEma, Muon, build_optimizer, orthogonalize
 from vit_cifar10.training.schedule import FINAL_FACTOR, SCHEDULES, Schedule, schedule_factor
 
 TOTAL, WARMUP = 200, 20
@@ -61,7 +61,7 @@ def test_plateau_is_pytorchs():
     ours = Schedule(optimizer, "plateau", total_steps=1000)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference)
     for step, loss in enumerate(losses):
-        assert ours.set(step) == pytest.approx(reference.param_groups[0]["lr"])
+        assert ours.set_step(step) == pytest.approx(reference.param_groups[0]["lr"])
         ours.end_epoch(loss)
         theirs.step(loss)
     assert ours.set(999) < 0.01
@@ -71,7 +71,7 @@ def test_schedule_keeps_the_groups_apart():
     optimizer = torch.optim.SGD(
         [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)], lr=1.0
     )
-    Schedule(optimizer, "linear", TOTAL, WARMUP).set(0)
+    Schedule(optimizer, "linear", TOTAL, WARMUP).set_step(0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1 / 21, 0.1 / 21])
 
 
@@ -155,7 +155,7 @@ def test_muons_directions_are_nearly_orthogonal(shape):
 
 def test_averaged_weights_are_the_moving_average():
     model = SimpleCNN().train()
-    average = AveragedWeights(model, 0.9)
+    average = ModelEma(model, 0.9)
     expected = {}
     for _ in range(5):
         with torch.no_grad():
@@ -168,7 +168,7 @@ def test_averaged_weights_are_the_moving_average():
             expected[name] = value.double() if copied else 0.9 * expected[name] + 0.1 * value.double()
     for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], atol=1e-5, rtol=1e-5)
-    restored = AveragedWeights(model, 0.9)
+    restored = ModelEma(model, 0.9)
     restored.load_state_dict(average.state_dict())
     for one in (average, restored):
         one.update()

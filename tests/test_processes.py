@@ -10,14 +10,11 @@ import time
 import pytest
 import torch
 from background import end, start, start_job
-from conftest import SMALL_VIT
-from test_commands import ROOT, read_metrics
-from test_faults import flags_for, has_saved, wait_for
+from helpers import ROOT, SMALL_VIT, flags_for, has_saved, read_metrics, wait_for
 from torch import nn
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.training import distributed as processes
-from vit_cifar10.training import trainer
+from vit_cifar10.training import distributed, trainer
 
 TWENTY_STEPS = "--epochs 20 --num_train_images 64 --batch_size 64 --num_test_images 31 --val_images 33 --dropout 0"
 MIXED = "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --ema 0.9 --clip_grad 1"
@@ -59,7 +56,7 @@ def normalise_a_share(rank, file):
     torch.manual_seed(0)
     images = torch.randn(6, 3, 4, 4, dtype=torch.float64)
     share = images[3 * rank : 3 * rank + 3].clone().requires_grad_()
-    norm = processes.Job(rank, 2).share_statistics(nn.Sequential(nn.BatchNorm2d(3).double()))
+    norm = distributed.Job(rank, 2).convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3).double()))
     (norm(share) ** 3 * images[:3].exp()).sum().backward()
     torch.save((share.grad, norm[0].bias.grad, norm.state_dict()), f"{file}.{rank}")
 
@@ -91,7 +88,7 @@ def test_torchrun_trains_is_interrupted_and_one_process_goes_on(tmp_path):
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) != 0
     text = (tmp_path / "log.txt").read_text()
-    step = int(re.search(r"interrupted at step (\d+); go on with: python train.py --resume", text)[1])
+    step = int(re.search(r"interrupted at step (\d+); resume with: python train.py --resume", text)[1])
     saved = checkpoint.load(tmp_path / "model" / "run", "last.pt")
     assert saved["training"]["step"] == step
     resumed = start(["--resume", str(tmp_path / "model" / "run"), "--epochs", "501"], tmp_path / "one.log")

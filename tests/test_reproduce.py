@@ -6,6 +6,7 @@ import torch
 import reproduce
 import train
 from model import build_model
+from vit_cifar10.training.trainer import model_config
 
 # parameters, in millions, of the networks that earlier projects describe
 SIZES = {
@@ -31,9 +32,9 @@ def test_every_recipe_is_in_the_table():
 
 @pytest.mark.parametrize("recipe", reproduce.ORDER)
 def test_recipes_describe_networks_that_train(recipe):
-    args, _ = train.parse([f"@{reproduce.RECIPES / recipe}.txt"])
+    args, *_ = train.parse([f"@{reproduce.RECIPES / recipe}.txt"])
     with torch.device("meta"):
-        model = build_model(train.model_config(args, num_classes=10))
+        model = build_model(model_config(args, num_classes=10))
     if recipe in SIZES:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         assert parameters / 1e6 == pytest.approx(SIZES[recipe], abs=0.005)

@@ -45,6 +45,6 @@ def test_their_records_name_no_folders_of_the_machine_they_were_made_on():
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_they_are_as_accurate_as_they_say(folder, cifar10_root):
     network = checkpoint.load_network(folder, torch.device("cpu"))
-    test = network.adopt(dataset.load_test("cifar10", cifar10_root, num_images=1000))
+    test = network.normalized_for(dataset.load_test("cifar10", cifar10_root, num_images=1000))
     measured = scores(predict(network.model, test), test.labels)
     assert measured["accuracy"] == pytest.approx(network.saved["metrics"]["test_accuracy"], abs=0.03)

@@ -8,11 +8,10 @@ import time
 from unittest import mock
 
 import pytest
-from conftest import SMALL_VIT, run_training
+from helpers import SMALL_VIT, read_metrics, run_training
 from PIL import Image
-from test_commands import read_metrics
 
-from vit_cifar10.evaluation import full_test as results
+from vit_cifar10.evaluation import full_test
 from vit_cifar10.runs import checkpoint
 
 FLAGS = f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 50"
@@ -93,11 +92,11 @@ def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
 
 
 def test_a_complete_run_survives_that_its_pictures_cannot_be_sent(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "measure", mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
+    monkeypatch.setattr(full_test, "run_full_test", mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
     run_training(tmp_path, f"{FLAGS} --log tensorboard")
     printed = capsys.readouterr()
-    assert "warning: the final pictures are not sent: out of memory" in printed.err
-    assert "is kept" in printed.out
+    assert "warning: the final pictures were not sent: out of memory" in printed.err
+    assert "kept epoch" in printed.out
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 2
 
 

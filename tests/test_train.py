@@ -4,15 +4,16 @@ import functools
 
 import pytest
 import torch
-from conftest import SMALL_VIT
+from helpers import SMALL_VIT
 
 import train
 from vit_cifar10.data import dataset
-from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs import run as record_module
-from vit_cifar10.runs.run import Record
+from vit_cifar10.runs import checkpoint, writer
+from vit_cifar10.runs.untrusted import KEYS
+from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer as trainer_module
 from vit_cifar10.training.distributed import Job
+from vit_cifar10.training.hooks import recorded
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.training.signals import StopSignals
 
@@ -23,7 +24,7 @@ def splits():
 
 
 def trainer_for(splits, flags=""):
-    args, _ = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
+    args, *_ = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
     return trainer_module.Trainer(args, splits, torch.device("cpu"))
 
 
@@ -31,7 +32,7 @@ def train_steps(trainer, count=3):
     torch.manual_seed(0)
     trainer.model.train()
     for step in range(count):
-        trainer.schedule.set(step)
+        trainer.schedule.set_step(step)
         trainer.train_step(trainer.train_split.images[:64], trainer.train_split.labels[:64])
     return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
 
@@ -80,7 +81,7 @@ def test_flags_reach_the_parts_they_name(splits):
     trainer = trainer_for(splits, flags)
     augment = trainer.augment
     assert (augment.mixup, augment.cutmix, augment.random_erasing, augment.mix_prob) == (0.8, 0.5, 0.1, 0.7)
-    assert (trainer.model.global_pool, len(trainer.model.blocks), trainer.average.decay) == ("avg", 5, 0.9)
+    assert (trainer.model.global_pool, len(trainer.model.blocks), trainer.ema.decay) == ("avg", 5, 0.9)
     assert trainer.model.cls_token is None
     assert trainer_for(splits, "--model cnn --width 5").model.classifier[-1].in_features == 80
     state = trainer.inference_state({"epoch": 1})
@@ -104,7 +105,7 @@ class Scripted:
     """Stands in for a trainer whose epochs are written down: validation and test accuracy contradict each other."""
 
     def inference_state(self, row):
-        state = {key: kind() for key, kind in checkpoint.KEYS.items() if key != "format"}
+        state = {key: kind() for key, kind in KEYS.items() if key != "format"}
         return {
             **state,
             "dataset": "shapes",
@@ -119,16 +120,16 @@ class Scripted:
 
 
 def test_validation_images_choose_the_best_epoch_and_test_images_never(tmp_path):
-    record = Record(tmp_path / "model", tmp_path / "output", "new")
-    record.begin()
+    run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
+    run.begin()
     accuracies = [(0.3, 0.9), (0.6, 0.1), (0.5, 0.95)]
     for epoch, (val, test) in enumerate(accuracies, start=1):
         losses = {"train_loss": 1.0, "val_loss": 1.0, "test_loss": 1.0}
         row = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses}
-        record.add(Scripted(), {**row, "val_accuracy": val, "test_accuracy": test}, is_last=epoch == len(accuracies))
+        run.log_epoch(Scripted(), {**row, "val_accuracy": val, "test_accuracy": test}, is_last=epoch == len(accuracies))
     assert checkpoint.load(tmp_path / "model")["epoch"] == 2
     assert checkpoint.load(tmp_path / "model", "last.pt")["epoch"] == 3
-    assert record.best["epoch"] == 2
+    assert run.best["epoch"] == 2
 
 
 def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tmp_path, monkeypatch):
@@ -136,51 +137,52 @@ def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tm
     monkeypatch.setattr(
         trainer_module.Trainer,
         "evaluate",
-        lambda self, _: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
+        lambda self: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
     )
     trainer = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
-    record = Record(tmp_path / "model", tmp_path / "output", "new")
-    record.begin()
-    trainer_module.fit(trainer, record, StopSignals(Job()))
-    assert [row["learning_rate"] for row in record.rows] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
+    run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
+    with recorded(trainer, run, StopSignals(Job())) as recorder:
+        for epoch in range(1, 5):
+            recorder.log_epoch(trainer.train_epoch(epoch) | trainer.evaluate())
+    assert [row["learning_rate"] for row in run.epochs] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
     resumed = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
     resumed.resume(checkpoint.load(tmp_path / "model", "last.pt"))
-    assert resumed.schedule.set(0) == pytest.approx(5e-7)
+    assert resumed.schedule.set_step(0) == pytest.approx(5e-7)
 
 
 def test_a_run_never_takes_the_folders_of_another(tmp_path):
-    first, second = (Record(tmp_path / "model" / "run", tmp_path / "output" / "run", "new") for _ in range(2))
+    first, second = (RunWriter(tmp_path / "model" / "run", tmp_path / "output" / "run", "new") for _ in range(2))
     first.begin()
-    with pytest.raises(train.UserError, match="exists already"):
+    with pytest.raises(train.UserError, match="already exists"):
         second.begin()
 
 
 def test_runs_started_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(record_module, "default_name", lambda args: "same")
-    args, _ = train.parse([f"--model_path={tmp_path / 'model'}", f"--output_path={tmp_path / 'output'}"])
-    records = [record_module.open_record(args, None) for _ in range(3)]
-    for record in records:
-        record.begin()
-    assert len({record.name for record in records}) == 3
+    monkeypatch.setattr(writer, "default_name", lambda args: "same")
+    args, *_ = train.parse([f"--model_path={tmp_path / 'model'}", f"--output_path={tmp_path / 'output'}"])
+    runs = [writer.open_run(args) for _ in range(3)]
+    for run in runs:
+        run.begin()
+    assert len({run.name for run in runs}) == 3
     assert len(list((tmp_path / "model").iterdir())) == len(list((tmp_path / "output").iterdir())) == 3
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(train.UserError, match="cannot write"):
-        Record(tmp_path / "model" / "run", tmp_path / "file" / "run", "new").begin()
+        RunWriter(tmp_path / "model" / "run", tmp_path / "file" / "run", "new").begin()
     assert not (tmp_path / "model" / "run").exists()
 
 
 def test_replacing_a_run_leaves_nothing_of_the_old_one(tmp_path):
-    record = Record(tmp_path / "model", tmp_path / "output", "replace")
+    run = RunWriter(tmp_path / "model", tmp_path / "output", "replace")
     for file in ("model/best.pt", "model/last.pt", "output/test_results.json", "output/mine.txt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     before = set(tmp_path.rglob("*"))
-    record.begin()
+    run.begin()
     assert set(tmp_path.rglob("*")) == before  # until there is something to take their place
-    record.replace()
+    run.remove_replaced()
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt", "config.json"}
 
 

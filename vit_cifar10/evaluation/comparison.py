@@ -1,56 +1,63 @@
-"""Several runs side by side: their records, what was measured on the same test images, and how sure the difference is.
+"""Several runs side by side: their records, their tests on the same images, and the significance of differences.
 
-runs = [load_run(path, "model", "output") for path in paths]
-table = [summarize(run) for run in runs]            # a dict of plain numbers a run
-pairs = compare_pairs(runs)                         # McNemar's test of each two
+runs = [load_trained_run(path, "model", "output", device) for path in paths]
+rows = [summarize(run) for run in runs]             # plain numbers per run
+pairs = compare_pairs(runs)                         # McNemar's test of each pair
 """
 
-import csv
 import dataclasses
 import itertools
 import json
 import statistics
-from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from model import VisionTransformer, build_model
-from vit_cifar10.evaluation import full_test as results
+from model import count_flops, count_parameters
+from vit_cifar10.evaluation.full_test import FullTest, load_full_test, run_full_test, write_full_test
 from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import count_parameters
-from vit_cifar10.utils.errors import UserError
+from vit_cifar10.runs.resume import LENGTH_FLAGS, RUNTIME_FLAGS
+from vit_cifar10.runs.run import Run, find_run
 
-# What may differ between runs that are one recipe with several seeds.
-NOT_THE_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *checkpoint.CIRCUMSTANCES}
-MAY_CHANGE = {"overwrite", *checkpoint.LENGTH, *checkpoint.CIRCUMSTANCES}  # when a run is resumed
+# Flags that may differ between runs of one recipe with several seeds.
+NOT_IN_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *RUNTIME_FLAGS}
+MAY_CHANGE = {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}  # when a run is resumed
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
 @dataclasses.dataclass
-class Run:
-    """One trained network with its record; `measured` is its full test, once it is made, a `results.Measured`.
+class TrainedRun:
+    """A run with its network and its record.
 
-    `output_folder` is None where the record of that name is another run's. `notes` says what is missing, a line each.
-    `is_finished` is whether it has all its epochs, as far as is known; `is_cut`, whether `rows` lacks the last of them.
+    Attributes:
+        flags: those of the run, with its final length.
+        epochs: the rows of metrics.csv.
+        train_images: number of training images, None if unknown.
+        notes: what is missing, one line each.
+        has_record: whether the folder under output/ belongs to this run.
+        is_finished: whether it has all its epochs, as far as is known.
+        is_cut: whether the last line of metrics.csv is missing.
+        tested: its full test, once there is one.
     """
 
-    name: str
-    checkpoint_path: Path
-    output_folder: Path | None
+    run: Run
     network: checkpoint.Network
     flags: dict
-    rows: list
+    epochs: list
     train_images: int | None
     notes: list
+    has_record: bool = True
     is_finished: bool = True
     is_cut: bool = False
-    measured: results.Measured = None
+    tested: FullTest | None = None
+
+    @property
+    def name(self):
+        return self.network.name
 
     @property
     def results(self):
-        return self.measured and self.measured.results
+        return self.tested and self.tested.results
 
     @property
     def planned_epochs(self):
@@ -60,170 +67,125 @@ class Run:
     def dataset(self):
         return self.network.saved["dataset"]
 
-    def recipe(self, but=()):
-        """What runs of several seeds have in common, as a string, without the flags in `but`."""
-        saved = self.network.saved
-        flags = {key: value for key, value in self.flags.items() if key not in NOT_THE_RECIPE | set(but)}
-        place = self.flags.get("data_path") if self.dataset == "folder" else None  # another folder has other images
-        recipe = [saved["model_config"], self.dataset, place, self.network.classes, flags]
-        return json.dumps(recipe, sort_keys=True, default=str)
-
     @property
     def kind(self):
-        """The network as one would say it."""
-        config = self.network.saved["model_config"]
-        if config["model"] == "cnn":
-            return "CNN"
-        return f"ViT {config.get('depth', 12)} x {config.get('embed_dim', 192)}, patch {config.get('patch_size', 4)}"
+        """The network in a few words."""
+        return self.network.model.describe()
+
+    @property
+    def has_whole_test(self):
+        """Whether the epochs were evaluated on all test images, as the full test is."""
+        return self.flags.get("num_test_images") is None
+
+    def recipe(self, without=()):
+        """What runs with different seeds have in common, as a string, except for the flags in `without`."""
+        flags = {key: value for key, value in self.flags.items() if key not in NOT_IN_RECIPE | set(without)}
+        folder = self.flags.get("data_path") if self.dataset == "folder" else None  # other folders, other images
+        recipe = [self.network.saved["model_config"], self.dataset, folder, self.network.classes, flags]
+        return json.dumps(recipe, sort_keys=True, default=str)
 
 
-def load_run(path, model_path, output_path, device):
-    """A run from its folder under model/ or output/, a checkpoint in it, or its bare name.
+def load_trained_run(typed, model_path, output_path, device):
+    """Load the run that a user means by a folder under model/ or output/, a checkpoint in it, or its name.
 
     Raises:
-        UserError: there is no checkpoint to be found, or it is damaged.
+        UserError: there is no such run, or its checkpoint is damaged.
     """
-    place = find_checkpoint(Path(path), Path(model_path))
-    network = checkpoint.load_network(place, device)
-    folder = Path(output_path) / network.name
-    rows, cut, config, notes = read_record(folder)
+    run = find_run(typed, model_path, output_path)
+    network = checkpoint.load_network(run.checkpoint_path, device)
+    epochs, is_cut, config, notes = read_record(run)
     flags = network.saved["recipe"]
-    if config and not is_of(flags, config["flags"]):
-        note = f"{folder} is the record of another run than {place}; it is left out"
-        return Run(network.name, place, None, network, flags, [], None, [note])
-    if config:  # the kept weights may be from before a resume to more epochs
-        flags = {**flags, **{flag: config["flags"].get(flag) for flag in checkpoint.LENGTH}}
-    run = Run(network.name, place, folder, network, flags, rows, config.get("train_images"), notes, is_cut=cut)
-    if rows and not cut and rows[-1]["epoch"] < run.planned_epochs:
-        run.is_finished = False
-        notes.append(f"{run.name} is unfinished: it has {rows[-1]['epoch']} of {run.planned_epochs} epochs")
-    return run
+    if config and not is_same_run(flags, config["flags"]):
+        note = f"{run.output_folder} is the record of a run other than {run.checkpoint_path}; it is left out"
+        return TrainedRun(run, network, flags, epochs=[], train_images=None, notes=[note], has_record=False)
+    if config:  # the kept weights may be older than a resume that raised the number of epochs
+        flags = {**flags, **{flag: config["flags"].get(flag) for flag in LENGTH_FLAGS}}
+    trained = TrainedRun(run, network, flags, epochs, config.get("train_images"), notes, is_cut=is_cut)
+    if epochs and not is_cut and epochs[-1]["epoch"] < trained.planned_epochs:
+        trained.is_finished = False
+        notes.append(f"{trained.name} is unfinished: it has {epochs[-1]['epoch']} of {trained.planned_epochs} epochs")
+    return trained
 
 
-def is_of(recipe, flags):
-    """Whether the flags in a record are those of a network's recipe, but for what a resume may change."""
+def is_same_run(recipe, flags):
+    """Whether a record's flags are those of a network's recipe, except for what a resume may change."""
     ours, theirs = ({key: value for key, value in each.items() if key not in MAY_CHANGE} for each in (recipe, flags))
     return ours == theirs
 
 
-def read_record(folder):
-    """A run's metrics and whether the last were cut off, its config.json or {}, and what is missing, a line each."""
-    rows, cut, config, notes = [], False, {}, []
-    path = folder / "metrics.csv"
+def read_record(run):
+    """A run's epochs, whether the last was cut off, its config.json or {}, and what is missing, one line each."""
+    epochs, is_cut, config, notes = [], False, {}, []
     try:
-        rows, cut = read_metrics(path)
-        if cut:
-            notes.append(f"the last line of {path} is cut off and left out")
-        elif not rows:
-            notes.append(f"{path} is empty; it has no curves")
+        epochs, is_cut = run.read_metrics()
+        if is_cut:
+            notes.append(f"the last line of {run.metrics_path} is cut off and left out")
+        elif not epochs:
+            notes.append(f"{run.metrics_path} is empty, so there are no curves")
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        notes.append(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); it has no curves")
-    path = folder / "config.json"
+        reason = getattr(error, "strerror", None) or error
+        notes.append(f"{run.metrics_path} cannot be read ({reason}), so there are no curves")
     try:
-        config = json.loads(path.read_text())
-        counts = (config["train_images"], config["flags"]["epochs"])
-        if not all(isinstance(count, int) and count > 0 for count in counts):
-            raise ValueError("these are no counts")
+        config = run.read_config()
     except (OSError, ValueError, KeyError, TypeError):
-        notes.append(f"{path} cannot be read; the number of training images is not known")
-        config = {}
-    return rows, cut, config, notes
+        notes.append(f"{run.config_path} cannot be read, so the number of training images is unknown")
+    return epochs, is_cut, config, notes
 
 
-def find_checkpoint(path, model_path):
-    """The checkpoint that a user means by `path`."""
-    same_name = model_path / path.name
-    for file in (path, path / "best.pt", same_name / "best.pt"):
-        if file.is_file():
-            return file
-    if path.is_dir():
-        raise UserError(f"{path} is no run: it holds no best.pt, and there is no {same_name / 'best.pt'}")
-    raise UserError(f"there is no run {path}; name its folder under {model_path}, or a checkpoint")
+def ensure_tested(trained, test, batch_size):
+    """Set `trained.tested` to an earlier full test of its checkpoint on these images, or test it now.
 
-
-def read_metrics(path):
-    """The rows of a metrics.csv, numbers or None, and whether its last line was cut off, as by a crash."""
-    text = path.read_text()
-    lines = text.splitlines()
-    cut = bool(lines) and not text.endswith("\n")
-    rows = list(csv.DictReader(lines[:-1] if cut else lines))
-    numbers = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
-    for row in numbers:
-        row["epoch"] = int(row["epoch"])
-    return numbers, cut
-
-
-def measure(run, test, batch_size):
-    """Fill in a run's full test: an earlier one of this checkpoint on these images, or one made now.
-
-    Without test images (None) only the former will do, and nothing is filled in if there is none.
+    Without test images (None), an earlier test of any images is taken, if there is one.
 
     Raises:
-        UserError: the images are not of the network's classes, or what was measured could not be written down.
+        UserError: the images do not have the network's classes, or the results cannot be written.
     """
-    adopted = test and run.network.adopt(test)
-    if run.output_folder:
-        run.measured = results.load(run.output_folder, run.network, run.checkpoint_path, adopted)
-    if test and not run.measured:
-        run.measured = results.measure(run.network, run.checkpoint_path, adopted, batch_size)
-        if run.output_folder:
-            results.write(run.measured, run.network, adopted, run.output_folder)
-
-
-def forward_flops(config):
-    """Floating-point operations of matrix products and convolutions for one image."""
-    with torch.device("meta"):
-        model = build_model(config)
-        images = torch.empty(1, config.get("in_chans", 3), config["img_size"], config["img_size"])
-    if isinstance(model, VisionTransformer):
-        for block in model.blocks:
-            block.attn.fused_attn = False  # the counter does not know every fused kernel
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(images)
-    return counter.get_total_flops()
+    test = test and trained.network.normalized_for(test)
+    path, folder = trained.run.checkpoint_path, trained.run.output_folder
+    if trained.has_record:
+        trained.tested = load_full_test(folder, trained.network, path, test)
+    if test and not trained.tested:
+        trained.tested = run_full_test(trained.network, path, test, batch_size)
+        if trained.has_record:
+            write_full_test(trained.tested, trained.network, test, folder)
 
 
 def summarize(run):
-    """A run as plain numbers, None where they are not known. Shares are of 1."""
-    saved, rows, measured = run.network.saved, run.rows, run.results or {}
-    seconds = [row.get("train_seconds") for row in rows]
-    rates = [row["images_per_second"] for row in rows if row.get("images_per_second")]
+    """A run as plain numbers, None where they are unknown. Accuracies, F1 and errors are fractions of 1."""
+    saved, epochs, results = run.network.saved, run.epochs, run.results or {}
+    seconds = [metrics.get("train_seconds") for metrics in epochs]
+    rates = [metrics["images_per_second"] for metrics in epochs if metrics.get("images_per_second")]
     return {
         "run": run.name,
         "network": run.kind,
         "dataset": saved["dataset"],
         "parameters": count_parameters(run.network.model),
-        "flops": forward_flops(saved["model_config"]),
+        "flops": count_flops(saved["model_config"]),
         "train_images": run.train_images,
-        "epochs": rows[-1]["epoch"] if rows else None,
+        "epochs": epochs[-1]["epoch"] if epochs else None,
         "kept_epoch": saved["epoch"],
         "planned_epochs": run.planned_epochs,
         "train_seconds": sum(seconds) if seconds and None not in seconds and not run.is_cut else None,
         "images_per_second": statistics.median(rates) if rates else None,
-        "test_images": measured.get("images"),
-        "accuracy": measured.get("accuracy"),
-        "accuracy_low": measured.get("accuracy_interval", [None])[0],
-        "accuracy_high": measured.get("accuracy_interval", [None])[-1],
-        "final_accuracy": rows[-1].get("test_accuracy") if rows and has_whole_test(run) else None,
-        "loss": measured.get("loss"),
-        "weighted_f1": measured.get("weighted", {}).get("f1"),
-        "calibration_error": measured.get("calibration", {}).get("error"),
+        "test_images": results.get("images"),
+        "accuracy": results.get("accuracy"),
+        "accuracy_low": results.get("accuracy_interval", [None])[0],
+        "accuracy_high": results.get("accuracy_interval", [None])[-1],
+        "final_accuracy": epochs[-1].get("test_accuracy") if epochs and run.has_whole_test else None,
+        "loss": results.get("loss"),
+        "weighted_f1": results.get("weighted", {}).get("f1"),
+        "calibration_error": results.get("calibration", {}).get("error"),
     }
 
 
-def has_whole_test(run):
-    """Whether the run's epochs were measured on all test images, as its full test is."""
-    return run.flags.get("num_test_images") is None
-
-
 def compare_pairs(runs):
-    """Each two measured runs with the same test images: by how much they differ, and McNemar's test; plain values."""
+    """The difference in accuracy and McNemar's test of each pair of runs with the same test images, plain values."""
     pairs = []
-    for one, other in itertools.combinations([run for run in runs if run.measured], 2):
+    for one, other in itertools.combinations([run for run in runs if run.tested], 2):
         if same_images(one, other):
-            right = [run.measured.logits.argmax(dim=1) == run.measured.labels for run in (one, other)]
-            only_one, only_other, p_value = mcnemar(*right)
-            difference, (low, high) = paired_difference(only_one, only_other, len(right[0]))
+            correct = [run.tested.logits.argmax(dim=1) == run.tested.labels for run in (one, other)]
+            only_one, only_other, p_value = mcnemar(*correct)
+            difference, (low, high) = paired_difference(only_one, only_other, len(correct[0]))
             pairs.append(
                 {
                     "one": one.name,
@@ -240,93 +202,110 @@ def compare_pairs(runs):
 
 
 def same_images(one, other):
-    """Whether two measured runs saw the same test images, be it in two sizes."""
+    """Whether two runs were tested on the same images, possibly at two sizes."""
     if (one.dataset, one.network.classes) != (other.dataset, other.network.classes):
         return False
-    if not torch.equal(one.measured.labels, other.measured.labels):
+    if not torch.equal(one.tested.labels, other.tested.labels):
         return False
     has_one_size = one.network.image_size == other.network.image_size
     return not has_one_size or one.results["test_sha256"] == other.results["test_sha256"]
 
 
-def group_images(runs):
-    """Measured runs that saw the same test images, together: lists of runs, in the order of their first."""
+def group_by_images(runs):
+    """Lists of runs that were tested on the same images, in the order of their first run."""
     groups = []
-    for run in filter(lambda run: run.measured, runs):
-        known = next((group for group in groups if same_images(group[0], run)), None)
-        if known is None:
+    for run in filter(lambda run: run.tested, runs):
+        group = next((group for group in groups if same_images(group[0], run)), None)
+        if group is None:
             groups.append([run])
         else:
-            known.append(run)
+            group.append(run)
     return groups
 
 
+def class_recalls(runs):
+    """Each class's recall in every run: [{"class": name, "recall": {run: fraction}}, ...]."""
+    recalls = {run.name: recall(run) for run in runs}
+    return [
+        {"class": name, "recall": {run: values[place] for run, values in recalls.items()}}
+        for place, name in enumerate(runs[0].network.classes)
+    ]
+
+
+def recall(run):
+    return run.results["by_class"]["recall"]
+
+
 def group_seeds(runs):
-    """Finished runs that differ in their seed alone, together: lists of runs, in the order of their first."""
+    """Lists of finished runs that differ only in their seed, in the order of their first run."""
     groups = {}
     for run in runs:
         seed, others = run.flags.get("seed"), groups.setdefault(run.recipe(), [])
         if not run.is_finished or any(other.flags.get("seed") == seed for other in others):
-            groups[run.name] = [run]  # the same seed again says nothing of others
+            groups[run.name] = [run]  # the same seed again says nothing about others
         else:
             others.append(run)
     return [group for group in groups.values() if group]
 
 
-def summarize_group(rows):
-    """Mean and sample deviation over several seeds' rows, {column: (mean, deviation)}, of what all of them know."""
-    known = {column: [row[column] for row in rows] for column in GROUP_COLUMNS}
-    return {
-        column: (statistics.mean(values), statistics.stdev(values))
-        for column, values in known.items()
-        if None not in values
-    }
+def summarize_seeds(runs, rows):
+    """Runs with several seeds: [{"runs": names, column: (mean, sample deviation), ...}], columns known for all."""
+    by_name = {row["run"]: row for row in rows}
+    summaries = []
+    for group in group_seeds(runs):
+        if len(group) > 1:
+            names = [run.name for run in group]
+            columns = {column: [by_name[name][column] for name in names] for column in GROUP_COLUMNS}
+            known = {column: values for column, values in columns.items() if None not in values}
+            means = {column: (statistics.mean(values), statistics.stdev(values)) for column, values in known.items()}
+            summaries.append({"runs": names, **means})
+    return summaries
 
 
-def most_unlike(runs):
-    """The two runs whose disagreements are worth a look: the best ViT and the best CNN, or else the best two.
+def most_different(runs):
+    """The pair whose disagreements are shown: the best ViT and the best CNN, or the two best runs.
 
-    None where fewer than two have been measured on the same images.
+    None unless two runs were tested on the same images.
     """
-    measured = sorted((run for run in runs if run.measured), key=lambda run: -run.results["accuracy"])
-    pairs = [pair for pair in itertools.combinations(measured, 2) if same_images(*pair)]
-    mixed = [pair for pair in pairs if pair[0].kind[:3] != pair[1].kind[:3]]
+    tested = sorted((run for run in runs if run.tested), key=lambda run: -run.results["accuracy"])
+    pairs = [pair for pair in itertools.combinations(tested, 2) if same_images(*pair)]
+    mixed = [(a, b) for a, b in pairs if a.network.model.has_attention != b.network.model.has_attention]
     return next(iter([*mixed, *pairs]), None)
 
 
 def disagreements(one, other, count=4):
-    """Indices of images that `one` gets right and `other` wrong, where both are surest of it, the surest first."""
-    labels, logits = one.measured.labels, [run.measured.logits for run in (one, other)]
+    """Indices of images that `one` gets right and `other` wrong, those where both are most confident first."""
+    labels, logits = one.tested.labels, [run.tested.logits for run in (one, other)]
     confidence, predicted = zip(*(values.softmax(dim=1).max(dim=1) for values in logits), strict=True)
-    chosen = (predicted[0] == labels) & (predicted[1] != labels)
-    indices = chosen.nonzero().flatten()
-    together = (confidence[0] + confidence[1])[indices]
-    return indices[together.argsort(descending=True, stable=True)][:count].tolist()
+    is_disagreement = (predicted[0] == labels) & (predicted[1] != labels)
+    indices = is_disagreement.nonzero().flatten()
+    total = (confidence[0] + confidence[1])[indices]
+    return indices[total.argsort(descending=True, stable=True)][:count].tolist()
 
 
 def sample_sizes(runs):
-    """Test accuracies of finished runs that differ in their number of training images.
+    """Test accuracies of finished runs, by their number of training images.
 
-    Runs that differ in anything else but the seed are another curve; only in their epochs they may differ too, if they
-    make about as many steps.
+    Each curve holds runs that differ only in that number and the seed. They may also differ in their epochs if they
+    take about the same number of steps.
 
     Returns:
-        {network: {images: [(accuracy, low, high), ...]}}, shares with their 95 % intervals.
+        {network: {images: [(accuracy, low, high), ...]}}, fractions with 95 % intervals.
     """
-    known = [run for run in runs if run.measured and run.train_images and run.is_finished]
+    known = [run for run in runs if run.tested and run.train_images and run.is_finished]
     curves = []
-    for alike in grouped(known, lambda run: run.recipe(but={"num_train_images", *checkpoint.LENGTH})):
-        as_long = grouped(alike, lambda run: run.recipe(but={"num_train_images"}))
-        counts = [count for part in as_long for count in {run.train_images for run in part}]
+    for alike in group_by(known, lambda run: run.recipe(without={"num_train_images", *LENGTH_FLAGS})):
+        same_epochs = group_by(alike, lambda run: run.recipe(without={"num_train_images"}))
+        counts = [count for part in same_epochs for count in {run.train_images for run in part}]
         steps = [count_steps(run) for run in alike]
-        is_one = len(counts) == len(set(counts)) and max(steps) <= 1.25 * min(steps)
-        curves += [alike] if is_one else as_long
+        is_one_curve = len(counts) == len(set(counts)) and max(steps) <= 1.25 * min(steps)
+        curves += [alike] if is_one_curve else same_epochs
     sizes = {}
     for members in curves:
         by_size = {}
         for run in members:
-            found = (run.results["accuracy"], *run.results["accuracy_interval"])
-            by_size.setdefault(run.train_images, []).append(found)
+            point = (run.results["accuracy"], *run.results["accuracy_interval"])
+            by_size.setdefault(run.train_images, []).append(point)
         name = members[0].kind
         epochs = sorted({run.planned_epochs for run in members})
         name += f", {epochs[0]:,} to {epochs[-1]:,} epochs" if len(epochs) > 1 else ""
@@ -335,13 +314,13 @@ def sample_sizes(runs):
 
 
 def count_steps(run):
-    """Updates of the weights in all of a run's epochs."""
+    """Number of updates of the weights in all of a run's epochs."""
     batch = min(run.flags.get("batch_size", 1), run.train_images)
     return run.planned_epochs * (run.train_images // batch)
 
 
-def grouped(runs, key):
-    """Lists of runs with the same key, in the order of their first."""
+def group_by(runs, key):
+    """Lists of runs with the same key, in the order of their first run."""
     groups = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)

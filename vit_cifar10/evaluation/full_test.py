@@ -1,43 +1,61 @@
-"""What a full test leaves: its numbers, its pictures, and every image's logits, for a later comparison.
+"""A full test: scores, pictures, and the logits of every test image for a later comparison.
 
-output/<run>/  test_results.json, test_logits.pt, confusion_matrix.png, reliability.png, mistakes.png
+    test = network.normalized_for(load_test_images(network, "./data"))
+    tested = run_full_test(network, checkpoint_path, test)
+    write_full_test(tested, network, test, folder)
+    load_full_test(folder, network, checkpoint_path, test)   # an earlier test with these weights and images, or None
 
-measured = measure(network, checkpoint_path, test)
-write(measured, network, test, folder)
-load(folder, network, checkpoint_path, test)        # the same again, if it was of these weights and images
+The files in output/<run>/ are `TEST_FILES` in runs/run.py.
 """
 
 import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import shorten
-from vit_cifar10.utils.errors import UserError
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import TEST_FILES
+from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import replacing, save_tensors
 
-FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 MISTAKES = 25
 
 
 @dataclasses.dataclass
-class Measured:
-    """A full test: what test_results.json holds, and logits (N, C) and labels (N,) on the CPU."""
+class FullTest:
+    """A full test: the contents of test_results.json, and logits (N, C) and labels (N,) on the CPU."""
 
     results: dict
     logits: torch.Tensor
     labels: torch.Tensor
 
 
-def measure(network, checkpoint_path, test, batch_size=1000, tta=False):
-    """A full test of a network from a checkpoint on a split of images.
+def load_test_images(network, data_path, num_images=None, num_workers=2):
+    """The test split of the data set that a network was trained on, at its image size.
 
-    With `tta`, the scores of images averaged with their mirror images stand beside the others, under "flip".
+    `num_images` takes a subset with balanced classes.
+    """
+    return dataset.load_test(
+        network.saved["dataset"],
+        data_path,
+        image_size=network.image_size,
+        num_images=num_images,
+        num_workers=num_workers,
+    )
+
+
+def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
+    """Test a network, loaded from a checkpoint, on a split of images.
+
+    With `tta`, the results also hold, under "flip", the scores of each image averaged with its mirror image.
     """
     batches = (1 + tta) * -(-len(test) // batch_size)
     with tqdm(total=batches, desc=f"testing {network.name}", unit="batch", leave=False, disable=None) as bar:
@@ -47,8 +65,8 @@ def measure(network, checkpoint_path, test, batch_size=1000, tta=False):
             logits = predict(network.model, test, batch_size, after_batch=bar.update)
     results = {
         "checkpoint": str(checkpoint_path),
-        "checkpoint_sha256": fingerprint(checkpoint_path),
-        "test_sha256": fingerprint_images(test),
+        "checkpoint_sha256": hash_checkpoint(checkpoint_path),
+        "test_sha256": hash_images(test),
         "dataset": network.saved["dataset"],
         "epoch": network.saved["epoch"],
         "classes": network.classes,
@@ -56,71 +74,91 @@ def measure(network, checkpoint_path, test, batch_size=1000, tta=False):
     }
     if tta:
         results["flip"] = scores(averaged, test.labels)
-    return Measured(results, logits.cpu(), test.labels.cpu())
+    return FullTest(results, logits.cpu(), test.labels.cpu())
 
 
-def write(measured, network, test, folder):
-    """Write all of `FILES` to a folder."""
+def write_full_test(tested, network, test, folder):
+    """Write all `TEST_FILES` to a folder."""
     with replacing(folder / "test_results.json") as partial:
-        partial.write_text(json.dumps(measured.results, indent=2) + "\n")
-    same = {key: measured.results[key] for key in ("checkpoint_sha256", "test_sha256")}
-    save_tensors(folder / "test_logits.pt", {"logits": measured.logits, "labels": measured.labels, **same})
-    draw(measured, network, test, folder)
+        partial.write_text(json.dumps(tested.results, indent=2) + "\n")
+    hashes = {key: tested.results[key] for key in ("checkpoint_sha256", "test_sha256")}
+    save_tensors(folder / "test_logits.pt", {"logits": tested.logits, "labels": tested.labels, **hashes})
+    draw_full_test(tested, network, test, folder)
 
 
-def draw(measured, network, test, folder):
-    """The pictures of a full test, into `folder`."""
-    results, classes = measured.results, network.classes
+def draw_full_test(tested, network, test, folder):
+    """Draw the confusion matrix, the reliability diagram and the most confident mistakes."""
+    results, classes = tested.results, network.classes
     title = f"{shorten(network.name)}: test accuracy {100 * results['accuracy']:.2f} %"
     save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
     save_reliability(results["calibration"], folder / "reliability.png", title)
-    confidence, predicted = measured.logits.softmax(dim=1).max(dim=1)
-    chosen = surest_mistakes(confidence, predicted != measured.labels)
+    confidence, predicted = tested.logits.softmax(dim=1).max(dim=1)
+    chosen = most_confident_mistakes(confidence, predicted != tested.labels)
     names = [shorten(name, 18) for name in classes]
     captions = [
-        f"label: {names[measured.labels[index]]}\ntaken for {names[predicted[index]]}, {100 * confidence[index]:.0f} %"
+        f"label: {names[tested.labels[index]]}\npredicted: {names[predicted[index]]}, {100 * confidence[index]:.0f} %"
         for index in chosen
     ]
     images = test.images[chosen].permute(0, 2, 3, 1).cpu().numpy()
-    title = f"{shorten(network.name)}: the mistakes it is surest of"
+    title = f"{shorten(network.name)}: its most confident mistakes"
     save_mistakes(images, captions, folder / "mistakes.png", title)
 
 
-def surest_mistakes(confidence, is_wrong):
-    """Indices of up to `MISTAKES` images that are named wrong, the most confident first; (N,) each."""
+def most_confident_mistakes(confidence, is_wrong):
+    """Indices of up to `MISTAKES` wrong predictions, the most confident first, from (N,) tensors."""
     wrong = is_wrong.nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
 
 
-def load(folder, network, checkpoint_path, test=None):
-    """An earlier full test of this very checkpoint, on these very images if they are given; None if there was none.
+def load_full_test(folder, network, checkpoint_path, test=None):
+    """An earlier full test of this checkpoint, on these images if they are given; None if there is none.
 
-    Only the logits are taken from the file, and everything else is worked out from them.
+    Only the logits are read from the file. The scores are computed from them again.
     """
     try:
         saved = torch.load(folder / "test_logits.pt", weights_only=True)
         logits, labels = saved["logits"].float(), saved["labels"].long()
-        is_same = saved["checkpoint_sha256"] == fingerprint(checkpoint_path) and isinstance(saved["test_sha256"], str)
+        is_same = saved["checkpoint_sha256"] == hash_checkpoint(checkpoint_path)
         fits = logits.shape == (len(labels), len(network.classes)) and logits.isfinite().all()
-        if not (is_same and fits) or (test and saved["test_sha256"] != fingerprint_images(test)):
+        if not (is_same and isinstance(saved["test_sha256"], str) and fits):
+            return None
+        if test and saved["test_sha256"] != hash_images(test):
             return None
         same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
-        return Measured({**same, **report(logits, labels)}, logits, labels)
-    except Exception:  # whatever is wrong with what an earlier test has left, it is made anew
+        return FullTest({**same, **report(logits, labels)}, logits, labels)
+    except Exception:  # whatever is wrong with an earlier test's file, the test is run again
         return None
 
 
-def fingerprint(checkpoint_path):
-    """SHA-256 of a checkpoint, or of the best one in a run's folder."""
-    path = Path(checkpoint_path)
-    path = path / "best.pt" if path.is_dir() else path
+def send_pictures(run, test, device, batch_size):
+    """Test the kept weights of a complete run and send the pictures, with the curves, to its tracker.
+
+    If this fails, a warning is printed and nothing else is lost.
+    """
+    try:
+        with out_of_memory_advice("test.py can draw them with a lower --batch_size"):
+            network = checkpoint.load_network(run.checkpoint_path, device)
+            test = network.normalized_for(test)
+            tested = run_full_test(network, run.checkpoint_path, test, batch_size)
+        write_full_test(tested, network, test, run.output_folder)
+        files = [run.curves_path, *(run.output_folder / name for name in TEST_FILES)]
+        pictures = {file.stem: file for file in files if file.suffix == ".png" and file.exists()}
+        run.tracker.finish(pictures, run.epochs[-1]["epoch"])
+    except (UserError, OSError) as error:
+        print(f"warning: the final pictures were not sent: {error}", file=sys.stderr)
+
+
+def hash_checkpoint(path):
+    """SHA-256 of a checkpoint file, or of best.pt in a run's folder."""
+    path = Path(path)
+    path = path / checkpoint.BEST if path.is_dir() else path
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
 
 
-def fingerprint_images(split):
+def hash_images(split):
     """SHA-256 of a split's labels and images."""
     digest = hashlib.sha256(split.labels.cpu().numpy())
     digest.update(split.images.cpu().contiguous().numpy())

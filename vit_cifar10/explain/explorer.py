@@ -18,8 +18,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from model import VisionTransformer
-from vit_cifar10.explain.faithfulness import patch_grid, remove_each_patch
+from vit_cifar10.explain.faithfulness import remove_each_patch
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.cli import printable
@@ -38,7 +37,7 @@ def explain_image(network, image, name, label):
         label: a line about it, such as its true class.
     """
     inputs = network.prepare(image[None])
-    model, grid = network.model, patch_grid(network.model, network.image_size)
+    model, grid = network.model, network.model.grid_size
     with torch.inference_mode():
         probabilities = model(inputs).softmax(dim=1)[0]
     num_classes = len(network.classes)
@@ -54,7 +53,7 @@ def explain_image(network, image, name, label):
         "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
         "gradCam": encode_grids(grad_cam(model, repeated, explained)),  # (explained, h * w)
     }
-    if isinstance(model, VisionTransformer):
+    if model.has_attention:
         maps = attention_maps(model, inputs)
         fractions = (maps[:, 0] * 65535).round().cpu().numpy()
         entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
@@ -80,14 +79,14 @@ def encode_grids(grids):
 def describe(network):
     """What the page has to know of the network."""
     model, config = network.model, network.saved["model_config"]
-    is_vit = isinstance(model, VisionTransformer)
+    is_vit = model.has_attention
     palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # for what is never, and what may be negative
     return {
         "network": f"{printable(network.name)}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
         "classes": network.classes,
         "isVit": is_vit,
         "imageSize": network.image_size,
-        "grid": patch_grid(model, network.image_size),
+        "grid": model.grid_size,
         "layers": len(model.blocks) if is_vit else 0,
         "heads": model.blocks[0].attn.num_heads if is_vit else 0,
         "hasClassToken": is_vit and model.num_prefix_tokens == 1,

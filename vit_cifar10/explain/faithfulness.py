@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from model import VisionTransformer, build_model
+from model import build_model
 from vit_cifar10.data.dataset import normalize
 from vit_cifar10.explain.methods import (
     attention_maps,
@@ -31,19 +31,13 @@ FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches, dense where decisi
 FILLS = ("mean", "blur")  # what takes a removed patch's place: the data set's mean, or the image itself, blurred
 CURVES = ("deletion", "insertion")
 CLASS_BLIND = ("attention", "rollout")
-CNN_CELL = 4  # pixels: what is removed of an image for a CNN, which has no patches
-
-
-def patch_grid(model, image_size):
-    """Number of patches along a side."""
-    return model.patch_embed.grid_size[0] if isinstance(model, VisionTransformer) else image_size // CNN_CELL
 
 
 def relevance_maps(model, inputs, targets):
     """Each method's map of normalised images (B, 3, H, W) for classes (B,): name -> (B, grid, grid)."""
     cam = grad_cam(model, inputs, targets)
-    if not isinstance(model, VisionTransformer):
-        grid = patch_grid(model, inputs.shape[-1])
+    if not model.has_attention:
+        grid = model.grid_size
         return {"Grad-CAM": F.interpolate(cam[:, None], (grid, grid), mode="bilinear")[:, 0]}
     maps = attention_maps(model, inputs)
     return {
@@ -125,7 +119,7 @@ def measure_removal(model, split, batch_size=125, seed=0, progress=iter):
     Returns:
         {(method, fill, kind): (N, len(FRACTIONS)) array} of the probability of the predicted class.
     """
-    grid = patch_grid(model, split.images.shape[-1])
+    grid = model.grid_size
     generator = torch.Generator().manual_seed(seed)
     curves = {}
     for start in progress(range(0, len(split), batch_size)):
@@ -170,16 +164,6 @@ def summarize(curves):
     return rows
 
 
-def randomization_stages(model):
-    """The parts that are randomised one after another, from the head down: names, and prefixes of their weights."""
-    if isinstance(model, VisionTransformer):
-        blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(model.blocks)))]
-        embedding = ("patch_embed.", "cls_token", "pos_embed")
-        return [("head", ("head.", "norm.", "fc_norm.")), *blocks, ("embedding", embedding)]
-    stages = [(f"convolution {i + 1}", (f"features.{i}.",)) for i in reversed(range(len(model.features)))]
-    return [("head", ("classifier.4.",)), ("hidden layer", ("classifier.1.",)), *stages]
-
-
 def measure_randomization(model, config, split, seed=0):
     """How much each method's maps keep their order when the network's parts are replaced by untrained ones, in turn.
 
@@ -188,7 +172,7 @@ def measure_randomization(model, config, split, seed=0):
 
     Returns:
         {method: [correlation, ...]}: mean Spearman rank correlation with the maps of the trained network after each
-        of `randomization_stages`, and before them 1.
+        of the network's `parts_from_output`, and before them 1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -200,7 +184,7 @@ def measure_randomization(model, config, split, seed=0):
     changed = copy.deepcopy(model)
     weights = changed.state_dict()
     correlations = {method: [1.0] for method in original}
-    for _, prefixes in randomization_stages(model):
+    for _, prefixes in model.parts_from_output():
         for name, value in untrained.items():
             if name.startswith(prefixes):
                 weights[name].copy_(value)

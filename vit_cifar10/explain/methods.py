@@ -16,8 +16,9 @@ import math
 
 import torch
 
-from model import SimpleCNN
 from vit_cifar10.utils.device import eval_mode
+
+HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def attention_rollout(maps, head_fusion="mean", discard_ratio=0.0, global_pool="
 
 def rollout_by_layer(maps, head_fusion="mean", discard_ratio=0.0, global_pool="token"):
     """`attention_rollout` from the input up to every layer: (depth, B, grid, grid)."""
-    fuse = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}[head_fusion]
+    fuse = HEAD_FUSIONS[head_fusion]
     identity = torch.eye(maps.shape[-1], device=maps.device)
     rollout, by_layer = identity, []
     with torch.autocast(maps.device.type, enabled=False):
@@ -110,7 +111,7 @@ def grad_cam(model, images, targets=None, layer=None):
         (B, h, w), never negative; 0 everywhere if nothing speaks for the class. The ViT's class token is left out.
     """
     if layer is None:
-        layer = model.features[-1][2] if isinstance(model, SimpleCNN) else model.blocks[-1].norm1
+        layer = model.grad_cam_layer
     outputs = []
     hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
@@ -129,7 +130,7 @@ def grad_cam(model, images, targets=None, layer=None):
     return (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1).relu()
 
 
-def explain_layers(model, image):
+def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
     """Everything a ViT's attention shows of one normalised image (1, 3, H, W), layer by layer.
 
     Returns:
@@ -139,7 +140,7 @@ def explain_layers(model, image):
     maps = attention_maps(model, image)
     by_layer = {
         "attention": attention_to_patches(maps, model.global_pool),
-        "rollout": rollout_by_layer(maps, global_pool=model.global_pool),
+        "rollout": rollout_by_layer(maps, head_fusion, discard_ratio, model.global_pool),
         "gradient rollout": gradient_rollout_by_layer(model, image),
     }
     heads = attention_to_patches(maps.unsqueeze(3), model.global_pool)

@@ -1,12 +1,12 @@
-"""The processes of a job: which one this is, how they share work and agree, and the signals that stop them.
+"""Training in several processes: ranks, shards of a batch, and synchronized batch normalization.
 
-`torchrun --nproc_per_node=4 train.py ...` makes a job of four; anything else is a job of one, for which all of this
-costs nothing. Every process holds the same weights and the same images, sees the same batches and takes its share.
+`torchrun --nproc_per_node=4 train.py ...` starts a job of four ranks; without torchrun, a job is one process and all of
+this costs nothing. Every rank holds the same weights and images, sees the same batches, and trains on its shard.
 
-with join_job() as job, StopSignals(job) as signals:
-    args = job.from_first(read_flags)          # the first process does it, all of them get the answer or the error
-    model = job.parallel(model)                # gradients are averaged over the processes
-    share = images[job.slice(len(images))]     # this process's part of a batch
+with join_job() as job:
+    args = job.broadcast_from_rank0(read_flags)     # rank 0 runs it; all ranks get the result or the error
+    model = job.parallel(model)                     # averages gradients over the ranks
+    shard = images[job.shard(len(images))]          # this rank's part of a batch
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from vit_cifar10.utils.errors import LocalError, UserError
 
 @contextlib.contextmanager
 def join_job():
-    """The job this process belongs to: that of torchrun which has started it, or one of its own.
+    """Join the job that torchrun has started, or form a job of one process.
 
     Raises:
-        LocalError: the connection to the other processes breaks.
+        LocalError: the connection to the other ranks breaks.
     """
     if not distributed.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield Job()
@@ -37,36 +37,36 @@ def join_job():
     except RuntimeError as error:
         if not is_disconnection(error):
             raise
-        raise LocalError("another process of this job has ended (torchrun says which), and this one with it") from error
+        raise LocalError("another process of this job has ended (torchrun says which), so this one ends too") from error
     except LocalError:
         raise
-    except (UserError, SystemExit):  # all processes end alike
+    except (UserError, SystemExit):  # all ranks end in the same way
         distributed.destroy_process_group()
         raise
     distributed.destroy_process_group()
 
 
 def is_disconnection(error):
-    """Whether an error is how gloo or NCCL say that another process is gone."""
+    """Whether an error is how gloo or NCCL report that another process is gone."""
     is_gloo = re.search(r"gloo/.*(closed|reset|refused|broken pipe)", str(error), re.IGNORECASE | re.DOTALL)
     return bool(is_gloo) or isinstance(error, distributed.DistBackendError | distributed.DistNetworkError)
 
 
 class Job:
-    """One of `size` processes that train one network; process 0 alone prints and writes."""
+    """One of `size` processes that train one network. Only rank 0 prints and writes."""
 
     def __init__(self, rank=0, size=1, local_rank=0):
         self.rank, self.size, self.local_rank = rank, size, local_rank
 
     @property
-    def is_first(self):
+    def is_rank0(self):
         return self.rank == 0
 
     def device(self, device):
-        """This process's own device of the kind of `device`.
+        """This rank's own device of the same type as `device`.
 
         Raises:
-            UserError: there are fewer GPUs than processes, or the kind cannot be shared.
+            UserError: there are fewer GPUs than processes, or the device cannot be shared.
         """
         if self.size == 1 or device.type == "cpu":
             return device
@@ -74,104 +74,105 @@ class Job:
         if device.type != "cuda":
             raise UserError(f"several processes cannot share --device {device.type}; use one, or --device cpu")
         if local_size > torch.cuda.device_count():
-            kind = UserError if self.local_rank else LocalError  # said once on every machine
-            raise kind(
-                f"{local_size} processes need as many GPUs, here are {torch.cuda.device_count()};"
+            error_type = UserError if self.local_rank else LocalError  # one message on every machine
+            raise error_type(
+                f"{local_size} processes need as many GPUs, but this machine has {torch.cuda.device_count()};"
                 " lower --nproc_per_node, or use --device cpu"
             )
         device = torch.device("cuda", self.local_rank)
         torch.cuda.set_device(device)
         return device
 
-    def on_first(self, function):
-        """Call `function()` in the first process and return its answer there, None elsewhere.
+    def run_on_rank0(self, function):
+        """Call `function()` on rank 0 and return its result there, None on the other ranks.
 
-        The others wait for it, and raise the `UserError` or `SystemExit` that it raises.
+        The other ranks wait, and raise the `UserError` or `SystemExit` that rank 0 raises.
         """
         if self.size == 1:
             return function()
-        answer = error = None
-        if self.is_first:
+        result = error = None
+        if self.is_rank0:
             try:
-                answer = function()
+                result = function()
             except (UserError, SystemExit) as raised:
                 error = raised
-        error = self._from_first(error)
+        error = self._broadcast(error)
         if error is not None:
             raise error
-        return answer
+        return result
 
-    def from_first(self, function):
-        """As `on_first`, and the answer is returned in every process."""
-        answer = self.on_first(function)
-        return answer if self.size == 1 else self._from_first(answer)
+    def broadcast_from_rank0(self, function):
+        """Call `function()` on rank 0, as `run_on_rank0` does, and return its result on every rank."""
+        result = self.run_on_rank0(function)
+        return result if self.size == 1 else self._broadcast(result)
 
-    def _from_first(self, value):
+    def _broadcast(self, value):
         box = [value]
         distributed.broadcast_object_list(box)
         return box[0]
 
-    def slice(self, count):
-        """This process's share of `count` things, a multiple of the number of processes."""
-        share = count // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
+    def shard(self, count):
+        """The slice of `count` items that this rank works on; `count` is a multiple of the number of ranks."""
+        length = count // self.size
+        return slice(self.rank * length, (self.rank + 1) * length)
 
     def sum(self, tensor):
-        """The sum of a tensor over all processes, in place."""
+        """Sum a tensor over all ranks, in place."""
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def map(self, function, split):
-        """`function(split)`, a row an image, where every process works on a share of the images.
+        """`function(split)`, one row per image, computed by all ranks together.
 
-        Shares are of one length: the last ones repeat images, whose rows are dropped.
+        All shards have the same length: the last ones repeat images, and their rows are dropped.
         """
         if self.size == 1:
             return function(split)
-        share = -(-len(split) // self.size)
-        mine = torch.arange(self.rank * share, (self.rank + 1) * share).clamp(max=len(split) - 1)
+        length = -(-len(split) // self.size)
+        mine = torch.arange(self.rank * length, (self.rank + 1) * length).clamp(max=len(split) - 1)
         rows = function(split.subset(mine)).contiguous()
-        everyones = [torch.empty_like(rows) for _ in range(self.size)]
-        distributed.all_gather(everyones, rows)
-        return torch.cat(everyones)[: len(split)]
+        gathered = [torch.empty_like(rows) for _ in range(self.size)]
+        distributed.all_gather(gathered, rows)
+        return torch.cat(gathered)[: len(split)]
 
-    def share_statistics(self, model):
-        """Make a network's batch normalisation see the batch of all processes; its weights stay the same tensors."""
+    def convert_sync_batchnorm(self, model):
+        """Make batch normalization use the statistics of all ranks; the weights stay the same tensors."""
         if self.size > 1:
             for module in model.modules():
                 if type(module) is nn.BatchNorm2d:
-                    module.__class__ = SharedBatchNorm2d
+                    module.__class__ = SyncBatchNorm2d
         return model
 
     def parallel(self, model):
-        """The network with its gradients averaged over the processes."""
+        """The network, with its gradients averaged over the ranks."""
         return DistributedDataParallel(model) if self.size > 1 else model
 
 
-class Agreement:
-    """The largest of the numbers that the processes name, a number each at every call.
+class AsyncMaxAllReduce:
+    """The elementwise maximum, over all ranks, of a few integers that each rank passes at every call.
 
-    With several processes it is known one call later, so that nobody waits for the others.
+    With several ranks, a call returns the maximum of the previous call's values, so that no rank waits for the others.
     """
 
     def __init__(self, job):
         self.job = job
-        self.asked = None
+        self.pending = None
 
-    def __call__(self, number):
+    def __call__(self, *values):
         if self.job.size == 1:
-            return number
-        asked, answer = self.asked, torch.tensor(number)
-        self.asked = (distributed.all_reduce(answer, distributed.ReduceOp.MAX, async_op=True), answer)
-        if asked is None:
-            return 0
-        asked[0].wait()
-        return asked[1].item()
+            return values
+        previous, tensor = self.pending, torch.tensor(values)
+        self.pending = (distributed.all_reduce(tensor, distributed.ReduceOp.MAX, async_op=True), tensor)
+        if previous is None:
+            return (0,) * len(values)
+        work, maximum = previous
+        work.wait()
+        return tuple(maximum.tolist())
 
 
 class AllReduce(torch.autograd.Function):
-    """The sum over all processes, through which gradients flow back to each."""
+    """The sum over all ranks, through which gradients flow back to each rank."""
 
     @staticmethod
     def forward(context, tensor):
@@ -184,8 +185,8 @@ class AllReduce(torch.autograd.Function):
         return AllReduce.forward(context, gradient)
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the batch of all processes, as `nn.SyncBatchNorm`, which needs a GPU, does it."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization over the batches of all ranks, as `nn.SyncBatchNorm`, which works only on GPUs."""
 
     def forward(self, images):
         if not self.training:

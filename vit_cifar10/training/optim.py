@@ -1,12 +1,4 @@
-"""How weights move: parameter groups, AdamW and Muon, learning-rate schedules and averaged weights.
-
-optimizer = build_optimizer(model, learning_rate=5e-4, weight_decay=0.05)
-schedule = Schedule(optimizer, "cosine", total_steps, warmup_steps)
-for step in range(total_steps):
-    learning_rate = schedule.set(step)      # before the update
-    ...
-    optimizer.step()
-"""
+"""How weights are updated: parameter groups, AdamW, Muon, and an exponential moving average of the weights."""
 
 import copy
 
@@ -14,11 +6,11 @@ import torch
 
 from vit_cifar10.utils.device import has_fast_bf16
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at 0, so that five steps do
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at 0, so that five steps suffice
 
 
 def split_parameters(model):
-    """Weight matrices and kernels, in the network's order, and all the rest: biases, norms, tokens, positions."""
+    """The network's weight matrices and kernels, in order, and the rest: biases, norms, tokens, positions."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and name not in ("cls_token", "pos_embed")
@@ -27,26 +19,26 @@ def split_parameters(model):
 
 
 def build_optimizer(model, learning_rate, weight_decay, muon=None):
-    """AdamW (Loshchilov and Hutter, 2019), together with Muon if `muon` holds its options.
+    """AdamW (Loshchilov and Hutter, 2019), combined with Muon if `muon` holds Muon's options.
 
-    Only matrices and kernels decay. Muon takes the hidden ones: all but the first, which reads pixels, and the last,
-    which gives the logits.
+    Weight decay applies only to matrices and kernels. Muon updates the hidden ones: all except the first, which reads
+    pixels, and the last, which produces the logits.
     """
     matrices, rest = split_parameters(model)
     decayed = matrices if muon is None else [matrices[0], matrices[-1]]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel for all weights
-    return adamw if muon is None else Together(adamw, Muon(matrices[1:-1], **muon))
+    adamw = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel updates all weights
+    return adamw if muon is None else CombinedOptimizer(adamw, Muon(matrices[1:-1], **muon))
 
 
 def load_state(optimizer, saved):
-    """Take over a saved `state_dict`, whose options stay the optimizer's own.
+    """Load a saved `state_dict`, but keep the optimizer's own options.
 
     Raises:
-        ValueError: it is not that of such an optimizer of such weights. PyTorch would not see it, and its fused
-            kernels write where they are told.
+        ValueError: the state does not fit the optimizer and its weights. PyTorch does not check this, and its fused
+            kernels would write out of bounds.
     """
-    if isinstance(optimizer, Together):
+    if isinstance(optimizer, CombinedOptimizer):
         for own, part in zip(optimizer.optimizers, saved["together"], strict=True):
             load_state(own, part)
         return
@@ -56,18 +48,18 @@ def load_state(optimizer, saved):
     if not state:  # saved before the first step
         return
     if state.keys() != set(range(len(weights))):
-        raise ValueError("the optimizer's state is of other weights")
+        raise ValueError("the optimizer's state belongs to other weights")
     for index, weight in enumerate(weights):
         shapes = {name: torch.Size() if name == "step" else weight.shape for name in names}
         if {name: value.shape for name, value in state[index].items()} != shapes:
-            raise ValueError("the optimizer's state is of other shapes")
+            raise ValueError("the optimizer's state has other shapes")
         if not all(value.is_floating_point() and value.isfinite().all() for value in state[index].values()):
             raise ValueError("the optimizer's state is not finite")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-class Together:
-    """Several optimizers, each with weights of its own, as one: they take a step, or skip it, together."""
+class CombinedOptimizer:
+    """Several optimizers, each with its own weights, used as one."""
 
     def __init__(self, *optimizers):
         self.optimizers = optimizers
@@ -85,11 +77,11 @@ class Together:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024): momentum whose matrix is made orthogonal, so that all its directions move alike.
+    """Muon (Jordan et al., 2024): momentum whose matrix is orthogonalized, so that it moves all directions equally.
 
-    The same updates as `torch.optim.Muon`'s, but matrices of one shape go through the Newton-Schulz steps as one batch,
-    and kernels (out, in, h, w) are taken as matrices (out, in * h * w). The weights decay by learning rate times
-    `weight_decay` a step. `compile` compiles the Newton-Schulz steps.
+    The updates equal those of `torch.optim.Muon`, but all matrices of one shape go through the Newton-Schulz steps as
+    one batch, and kernels (out, in, h, w) are treated as matrices (out, in * h * w). Each step shrinks the weights by
+    learning rate times `weight_decay`. `compile` compiles the Newton-Schulz steps.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, compile=False):
@@ -112,7 +104,7 @@ class Muon(torch.optim.Optimizer):
                 self.update(same, **{name: group[name] for name in ("lr", "weight_decay", "momentum")})
 
     def update(self, weights, lr, weight_decay, momentum):
-        """One step of weights of one shape, with Nesterov's momentum."""
+        """Update weights of one shape, with Nesterov momentum."""
         gradients = [weight.grad for weight in weights]
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - momentum)
@@ -126,24 +118,24 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices, steps=5):
-    """The nearest orthogonal matrices, roughly, by Newton-Schulz steps: (n, rows, columns) -> the same.
+    """Approximately the nearest orthogonal matrices, by Newton-Schulz steps: (n, rows, columns) -> the same shape.
 
-    The singular values become about 1, between 0.7 and 1.2, in whatever precision the matrices have.
+    The singular values end between 0.7 and 1.2, whatever the precision of the matrices.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # singular values of at most 1
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no singular value exceeds 1
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
 
 
-class AveragedWeights:
-    """An exponential moving average of a network's weights and buffers, held by `module`, a network like it.
+class ModelEma:
+    """An exponential moving average of a network's weights and buffers, kept in `module`, a copy of the network.
 
-    The first update copies. All tensors are averaged at once, and nothing waits for the device.
+    The first update copies the weights. All tensors are averaged in one call, without waiting for the device.
     """
 
     def __init__(self, model, decay):
@@ -157,7 +149,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self):
-        """Move the average towards the network's weights, by 1 - decay; whole numbers are copied."""
+        """Move the average towards the network's weights by 1 - decay; integer buffers are copied."""
         step = 1 - self.decay if self.updates else 1.0
         self.updates += 1
         torch._foreach_lerp_(self.averages, self.values, step)

@@ -1,18 +1,25 @@
-"""TODO."""
+"""Learning-rate schedules.
+
+schedule = Schedule(optimizer, "cosine", total_steps, warmup_steps)
+for step in range(total_steps):
+    schedule.set_step(step)      # before the update
+    ...
+    optimizer.step()
+"""
 
 import math
 
 SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
-FINAL_FACTOR = 0.01  # of the peak, at the last step of cosine and linear: low enough to settle, not a wasted step
+FINAL_FACTOR = 0.01  # cosine and linear end at this fraction of the peak: low enough to settle, but not a wasted step
 
 
 def schedule_factor(schedule, step, total_steps, warmup_steps=0):
-    """What the peak learning rate is multiplied by at `step`, from 0 to `total_steps` - 1: in (0, 1].
+    """The fraction of the peak learning rate to use at `step`, from 0 to `total_steps` - 1: in (0, 1].
 
-    The rate rises for `warmup_steps` steps, is at its peak at step `warmup_steps`, and then follows the schedule.
-    "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau" stay. "onecycle" has
-    the rates of PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25, half a cosine down to
-    1/250,000.
+    The rate rises for `warmup_steps` steps, reaches its peak at step `warmup_steps`, and then follows the schedule.
+    "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau" stay at the peak.
+    "onecycle" equals PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25 of the peak, then half a
+    cosine down to 1/250,000.
     """
     if schedule == "onecycle":
         return _one_cycle(step, total_steps, warmup_steps)
@@ -37,10 +44,10 @@ def _half_cosine(start, end, progress):
 
 
 class Schedule:
-    """Sets an optimizer's learning rates before every step, as multiples of those it was made with.
+    """Sets an optimizer's learning rates before every step. Its initial rates are the peaks.
 
-    "plateau" multiplies them by 0.1 when the validation loss has not fallen for more than 10 epochs, by the rules
-    of PyTorch's ReduceLROnPlateau: a fall counts from 0.01 % on.
+    "plateau" multiplies the rates by 0.1 when the validation loss has not improved for more than `patience` epochs. As
+    in PyTorch's ReduceLROnPlateau, an improvement is at least 0.01 %.
     """
 
     def __init__(self, optimizer, schedule, total_steps, warmup_steps=0, patience=10):
@@ -52,15 +59,15 @@ class Schedule:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.scale, self.best_loss, self.bad_epochs = 1.0, math.inf, 0
 
-    def set(self, step):
-        """Set the rates for `step` and return that of the first group."""
+    def set_step(self, step):
+        """Set the learning rates for `step` and return that of the first parameter group."""
         factor = self.scale * schedule_factor(self.schedule, step, self.total_steps, self.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         return self.optimizer.param_groups[0]["lr"]
 
     def end_epoch(self, val_loss):
-        """Tell the plateau schedule how the epoch went; the others do not listen."""
+        """Report the validation loss of an epoch; only the plateau schedule uses it."""
         if self.schedule != "plateau":
             return
         if val_loss < self.best_loss * (1 - 1e-4):

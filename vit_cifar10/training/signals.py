@@ -1,4 +1,4 @@
-"""TODO."""
+"""Signals that stop a training: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
 
 import contextlib
 import os
@@ -6,23 +6,23 @@ import signal
 import threading
 import time
 
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a scheduler that wants the machine back, a closed terminal
-ECHO_SECONDS = 5  # within which a launcher and its scheduler pass on one and the same signal
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+ECHO_SECONDS = 5  # a launcher and its scheduler forward the same signal within this time
 
 
 class Interrupted(Exception):
-    """A signal asks to stop; `number` is the signal's."""
+    """A signal has requested a stop; `signal_number` says which."""
 
-    def __init__(self, number):
-        super().__init__(f"signal {number}")
-        self.number = number
+    def __init__(self, signal_number):
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
 
 
 class StopSignals:
-    """Takes the first signal to stop as a request, in `received`; the second ends the process wherever it is.
+    """Records the first stop signal in `received`, for the training to obey; the second ends the process at once.
 
-    With several processes, launchers and schedulers pass the same signal on to each other: what comes within
-    `ECHO_SECONDS` counts as one. A signal that is ignored, as SIGHUP under nohup, stays so.
+    With several ranks, launchers and schedulers forward the same signal to each other, so signals within
+    `ECHO_SECONDS` count as one. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.
     """
 
     def __init__(self, job):
@@ -32,7 +32,7 @@ class StopSignals:
         self.handlers = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # Python handles signals there alone
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             numbers = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
             handlers = {number: signal.getsignal(number) for number in numbers}
             self.handlers = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
@@ -51,6 +51,6 @@ class StopSignals:
         is_second, self.received, self.received_at = bool(self.received), number, time.monotonic()
         if is_second:
             raise SystemExit(128 + number)
-        if self.job.is_first:
+        if self.job.is_rank0:
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, b"\nstopping after this step; a second signal stops at once\n")

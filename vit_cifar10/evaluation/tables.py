@@ -1,0 +1,135 @@
+"""A comparison as text: Markdown tables, CSV and JSON."""
+
+import csv
+import json
+import re
+
+from vit_cifar10.evaluation.comparison import GROUP_COLUMNS
+from vit_cifar10.utils.files import replacing
+
+
+def percent(value):
+    return f"{100 * value:.2f} %"
+
+
+COLUMNS = {  # of the table of runs: heading, and how to show a value
+    "run": ("run", str),
+    "network": ("network", str),
+    "dataset": ("data set", str),
+    "parameters": ("parameters", "{:,}".format),
+    "flops": ("MFLOP per image", lambda value: f"{value / 1e6:,.1f}"),
+    "train_images": ("training images", "{:,}".format),
+    "progress": ("epochs", str),
+    "kept_epoch": ("kept epoch", "{:,}".format),
+    "train_seconds": ("training (s)", lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2f}"),
+    "images_per_second": ("images/s", "{:,.0f}".format),
+    "test_images": ("test images", "{:,}".format),
+    "accuracy": ("test accuracy", percent),
+    "interval": ("95 % interval", lambda ends: f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"),
+    "final_accuracy": ("at the last epoch", percent),
+    "weighted_f1": ("weighted F1", percent),
+    "calibration_error": ("calibration error", percent),
+}
+PAIRS_NOTE = """How much more accurate A is than B, in percentage points, with a 95 % interval; how many test images
+only one of them gets right; and the probability that two equally accurate networks differ at least this much (McNemar's
+exact test). The test is about these two networks, not about others trained in the same way. Of twenty pairs that do not
+differ, one is expected to be below 0.05."""
+
+
+def as_markdown(headings, rows):
+    """A Markdown table, with its columns padded."""
+    headings, *rows = [[re.sub(r"([\\|*<`])", r"\\\1", cell) for cell in line] for line in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    lines = [headings, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def drop_empty_columns(lines):
+    """The columns of a table, the first line of which holds the headings, without those that are otherwise empty."""
+    return [column for column in zip(*lines, strict=True) if any(column[1:])]
+
+
+def cells(row):
+    """A row of `summarize` as text, {column: text}; empty where the value is unknown."""
+    ends, epochs, planned = (row["accuracy_low"], row["accuracy_high"]), row["epochs"], row["planned_epochs"]
+    progress = epochs and (f"{epochs:,} of {planned:,}" if planned and epochs < planned else f"{epochs:,}")
+    values = {**row, "interval": None if None in ends else ends, "progress": progress}
+    return {column: "" if values[column] is None else show(values[column]) for column, (_, show) in COLUMNS.items()}
+
+
+def runs_table(rows):
+    """One row per run or, if that is narrower, one column per run, without columns that are unknown for all runs."""
+    lines = [[heading for heading, _ in COLUMNS.values()], *(list(cells(row).values()) for row in rows)]
+    columns = drop_empty_columns(lines)
+    lines = list(zip(*columns, strict=True))
+    tables = [as_markdown(headings, rows) for headings, *rows in (lines, columns)]
+    return min(tables, key=lambda table: len(table.splitlines()[0]))
+
+
+def seeds_table(summaries):
+    """Mean and deviation of runs that differ only in their seed."""
+    rows = []
+    for summary in summaries:
+        shown = []
+        for column in GROUP_COLUMNS:
+            show = COLUMNS[column][1]
+            shown.append(" ± ".join(map(show, summary[column])).replace(" % ±", " ±") if column in summary else "")
+        rows.append([", ".join(summary["runs"]), str(len(summary["runs"])), *shown])
+    headings = ["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)]
+    headings, *rows = zip(*drop_empty_columns([headings, *rows]), strict=True)
+    return as_markdown(headings, rows)
+
+
+def pairs_table(pairs):
+    rows = []
+    for pair in pairs:
+        p_value = f"{pair['p']:.2g}" if pair["p"] >= 1e-300 else "below 1e-300"
+        difference, low, high = (f"{100 * pair[key]:+.2f}" for key in ("difference", "low", "high"))
+        counts = [str(pair[key]) for key in ("only_one", "only_other")]
+        rows.append([pair["one"], pair["other"], difference, f"{low} to {high}", *counts, p_value])
+    headings = ["A", "B", "A - B (points)", "95 % interval", "only A right", "only B right", "McNemar's p"]
+    return as_markdown(headings, rows)
+
+
+def classes_table(rows):
+    """The recall of each class in every run; for two runs also the difference."""
+    names, shown = list(rows[0]["recall"]), []
+    for row in rows:
+        values = list(row["recall"].values())
+        difference = [f"{100 * (values[0] - values[1]):+.1f}"] if len(names) == 2 else []
+        shown.append([row["class"], *(f"{100 * value:.1f} %" for value in values), *difference])
+    return as_markdown(["class", *names, *["difference (points)"] * (len(names) == 2)], shown)
+
+
+def report(rows, seeds, pairs, classes):
+    """All tables with their headings, as Markdown."""
+    parts = ["## Runs", runs_table(rows)]
+    if seeds:
+        note = "Mean ± sample standard deviation of runs that differ only in their seed."
+        parts += ["## Seeds", note, seeds_table(seeds)]
+    if pairs:
+        parts += ["## Pairs", PAIRS_NOTE, pairs_table(pairs)]
+    for group in classes:
+        heading = f"## Classes of {group['dataset']}"
+        parts += [heading, "Fraction of each class's test images that is classified correctly."]
+        parts += [classes_table(group["classes"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_tables(folder, rows, **others):
+    """Write the runs to comparison.csv, and the runs and the `others` to comparison.json."""
+    with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with replacing(folder / "comparison.json") as partial:
+        partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n")
+
+
+def write_report(folder, text, pictures):
+    """Write comparison.md: the tables, then the `pictures`, {file name: caption}."""
+    shown = "\n".join(f"![{caption}]({name})\n" for name, caption in pictures.items())
+    with replacing(folder / "comparison.md") as partial:
+        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n")

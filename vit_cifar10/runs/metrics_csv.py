@@ -1,0 +1,51 @@
+"""metrics.csv: one line of numbers per epoch."""
+
+import csv
+
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import replacing
+
+COLUMNS = (
+    *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
+    *("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds"),
+)
+MAY_BE_NONE = {"gpu_memory_gb", "val_loss", "val_accuracy"}  # not measured: an empty cell
+
+
+def read_metrics(path):
+    """Read metrics.csv.
+
+    Returns:
+        The epochs, {column: number or None} each, and whether the last line was cut off, as by a crash, and dropped.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, OverflowError: the file cannot be read.
+    """
+    text = path.read_text()
+    lines = text.splitlines()
+    is_cut = bool(lines) and not text.endswith("\n")
+    rows = csv.DictReader(lines[:-1] if is_cut else lines)
+    epochs = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+    for metrics in epochs:
+        metrics["epoch"] = int(metrics["epoch"])
+    return epochs, is_cut
+
+
+def write_metrics(path, epochs):
+    """Write metrics.csv with all `epochs`; without any, remove it. Raises `UserError` if it cannot be written."""
+    if not epochs:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as partial, open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(epochs)
+
+
+def append_metrics(path, metrics):
+    """Append an epoch to metrics.csv. Raises `UserError` if it cannot be written."""
+    try:
+        with open(path, "a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(metrics)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); is the disk full?") from error

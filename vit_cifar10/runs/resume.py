@@ -1,0 +1,74 @@
+"""The flags of a resumed run: its own, except for those that may change."""
+
+from pathlib import Path
+
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import find_run
+from vit_cifar10.utils.errors import UserError
+
+# Flags that say where and how a run executes, not what it computes.
+RUNTIME_FLAGS = {"resume", "device", "num_workers", "compile", "log", "save_every", "save_minutes"}
+RUNTIME_FLAGS |= {"data_path", "model_path", "output_path"}
+LENGTH_FLAGS = ("epochs", "warmup_epochs")  # flags that set how long a run takes
+MAY_CHANGE = {"epochs", *RUNTIME_FLAGS}
+
+
+def resume_flags(parser, args, argv):
+    """Find the run that `--resume` names and combine its flags with those of `MAY_CHANGE` that were typed.
+
+    The checkpoint may come from a stranger, so its flags are checked as if they had been typed.
+
+    Args:
+        parser: the parser of train.py; its defaults become the run's flags.
+        args: what it made of `argv`.
+
+    Returns:
+        The flags, the run, and its checkpoint from `load_last`.
+
+    Raises:
+        UserError: there is no such run, its flags are not valid, or other flags were typed.
+    """
+    default_output = parser.get_default("output_path")
+    run = find_run(args.resume, args.model_path)
+    path = run.named_checkpoint or run.model_folder
+    resumed = checkpoint.load_last(path)
+    own = resumed["recipe"]
+    try:
+        parser.set_defaults(**vars(parser.parse_args(as_typed(own, known=vars(args)))))
+    except UserError as error:
+        raise UserError(f"the flags in {path} are not those of a run ({error})") from error
+    folder = run.model_folder.resolve()
+    home = find_home(folder, parser.get_default("model_path"))
+    data_path, output_path = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
+    if data_path.exists():
+        parser.set_defaults(data_path=str(data_path))
+    if not (output_path / folder.name).is_dir():  # the run comes from another machine
+        output_path = default_output
+        parser.set_defaults(log="none")
+    parser.set_defaults(output_path=str(output_path))
+    args = parser.parse_args(argv)
+    args.resume = str(path)
+    for flag, value in vars(args).items():
+        if flag not in MAY_CHANGE and value != own.get(flag, value):
+            raise UserError(f"--{flag} cannot change when a run is resumed; leave it out")
+    if args.epochs < resumed["epoch"]:
+        raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
+    return args, run, resumed
+
+
+def as_typed(recipe, known):
+    """A recipe's flags as one would type them. Raises `UserError` for flags that are not among the `known`."""
+    unknown = recipe.keys() - known.keys()
+    if unknown:
+        raise UserError(f"unknown: {', '.join(sorted(unknown))}")
+    switches = [f"--{flag}" for flag, value in recipe.items() if value is True]
+    return switches + [f"--{flag}={value}" for flag, value in recipe.items() if not isinstance(value, bool | None)]
+
+
+def find_home(folder, model_path):
+    """The folder that a run was started in, to which its relative paths refer, as far as this can be known."""
+    home = folder.parent
+    for _ in Path(model_path).parts:
+        home = home.parent
+    is_home = (home / model_path / folder.name).resolve() == folder
+    return home if is_home and home != Path.cwd() else Path()

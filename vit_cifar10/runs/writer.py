@@ -1,0 +1,292 @@
+"""Writing a run while it trains: its folders, its history, and when to save what."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from vit_cifar10.plots.curves import save_curves
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
+from vit_cifar10.runs.resume import LENGTH_FLAGS
+from vit_cifar10.runs.run import FAITHFULNESS_FILES, TEST_FILES, TRAINING_FILES, Run
+from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import (
+    link_or_copy,
+    lock_folder,
+    make_folder,
+    remove_empty,
+    remove_partial,
+    replacing,
+    save_tensors,
+)
+
+
+def open_run(args, resumed_run=None):
+    """A writer for a new run, or for the run that is resumed. `begin` creates the folders.
+
+    Raises:
+        UserError: a run with this name already exists.
+    """
+    pace = {"save_every": args.save_every, "save_minutes": args.save_minutes}
+    if resumed_run:
+        folder = resumed_run.model_folder.resolve()
+        return RunWriter(folder, Path(args.output_path) / folder.name, "resume", **pace)
+    mode = "replace" if args.overwrite else "new" if args.run_name else "unnamed"
+    name = args.run_name or default_name(args)
+    run = RunWriter(Path(args.model_path) / name, Path(args.output_path) / name, mode, **pace)
+    for folder in run.folders:
+        if folder.exists() and mode == "new":
+            raise UserError(f"{folder} already exists; choose another --run_name, or add --overwrite to replace it")
+    return run
+
+
+def default_name(args):
+    """Network, depth, image size, data set and time, such as vit-layer12-32-cifar10-20260131-235959."""
+    network = f"vit-layer{args.n_layers}" if args.model == "vit" else args.model
+    return f"{network}-{args.image_size}-{args.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+class RunWriter(Run):
+    """A run that is being trained.
+
+    `epochs` holds each epoch's metrics. `best` is the epoch with the highest validation accuracy or, without
+    validation images, the last one. Where a method takes a trainer, it needs its `inference_state` and
+    `training_state`.
+
+    Args:
+        mode: "new", "unnamed" (new, and renamed if the name is taken), "replace" or "resume".
+        save_every: write last.pt every so many epochs; None saves often, at little cost.
+        save_minutes: longest time between saves, even within an epoch.
+    """
+
+    def __init__(self, model_folder, output_folder, mode, save_every=None, save_minutes=5.0):
+        super().__init__(model_folder, output_folder)
+        self.mode = mode
+        self.save_every = save_every
+        self.save_seconds = 60 * save_minutes
+        self.epochs = []
+        self.best = None
+        self.best_state = None  # the contents of best.pt, until they are written
+        self.config = None
+        self.tracker = Tracker()
+        self.new_folders = []
+        self.locks = []
+        self.saved_at = time.monotonic()
+        self.save_throttled = Throttled(self.save)
+        self.draw_throttled = Throttled(self.draw_curves, delay=60.0)
+
+    def begin(self):
+        """Create both folders, or take them over, and lock them against other trainings until `close`.
+
+        A new run never shares its folders. A run that is replaced keeps its files until there are new ones. A run
+        that is resumed loses the temporary files that a crash has left.
+
+        Raises:
+            UserError: the folders cannot be written to, or another run has them. No new folder is left behind.
+        """
+        if self.mode == "unnamed" and any(folder.exists() for folder in self.folders):  # two runs in one second
+            name = f"{self.model_folder.name}-{uuid.uuid4().hex[:6]}"
+            self.model_folder, self.output_folder = (folder.with_name(name) for folder in self.folders)
+        missing = [place for folder in self.folders for place in (folder, *folder.parents) if not place.exists()]
+        try:
+            for folder in self.folders:
+                make_folder(folder, new=self.mode in ("new", "unnamed"))
+        except UserError:
+            remove_empty(missing)
+            raise
+        self.locks = [lock_folder(folder) for folder in self.folders]
+        self.new_folders = missing
+        if self.mode == "replace" and set(self.folders) <= set(missing):
+            self.mode = "new"
+        if self.mode == "replace":
+            self._remove_tracking()
+        for folder in self.folders:
+            remove_partial(folder, TRAINING_FILES)
+        self.saved_at = time.monotonic()
+
+    def write_config(self, flags, summary):
+        """Write config.json: the flags, the trainer's `summary`, versions, commit and machine.
+
+        A resumed run keeps the file it began with, except for its length.
+        """
+        self.config = self._resumed_config(flags) or {
+            "flags": flags,
+            **summary,
+            "machine": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "torchvision": str(torchvision.__version__),
+                "numpy": np.__version__,
+            },
+            "git_commit": git_commit(),
+            "started": datetime.now().isoformat(timespec="seconds"),
+        }
+        if self.mode != "replace":  # the earlier run's file stays until there are new weights
+            self._write_config()
+
+    def _resumed_config(self, flags):
+        if self.mode == "resume" and self.config_path.exists():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: write it again
+                config = json.loads(self.config_path.read_text())
+                config["flags"] = {**config["flags"], **{flag: flags[flag] for flag in LENGTH_FLAGS}}
+                return config
+        return None
+
+    def _write_config(self):
+        with replacing(self.config_path) as partial:
+            partial.write_text(json.dumps(self.config, indent=2) + "\n")
+
+    def restore(self, resumed):
+        """Take over the history of a resumed run, up to the epoch that it resumes from.
+
+        best.pt may be from a later epoch, which the next best epoch then has to beat. If it cannot be read, the next
+        epoch takes its place, or this one if it is the best.
+        """
+        if resumed["is_older"]:  # otherwise the damaged last.pt would become previous.pt
+            link_or_copy(self.model_folder / checkpoint.PREVIOUS, self.last_path)
+        self.epochs, self.best = resumed["training"]["rows"], resumed["training"]["best"]
+        if self.best and self.best["val_accuracy"] is not None:
+            try:
+                kept = checkpoint.load(self.model_folder)["metrics"]
+                self.best = max(self.best, kept, key=lambda metrics: metrics.get("val_accuracy") or 0)
+            except UserError as error:
+                print(f"warning: {error}; the best epoch from now on replaces it", file=sys.stderr)
+                self.best = None
+        write_metrics(self.metrics_path, self.epochs)
+
+    def finish(self, trainer):
+        """Write what a complete run may lack because it was killed between two files."""
+        if not self.checkpoint_path.exists() and (self.best is None or self.best == self.epochs[-1]):
+            self.best, self.best_state = self.epochs[-1], trainer.inference_state(self.epochs[-1])
+        self.write_best()
+        self._write_history()
+        self.draw_throttled(now=True)
+
+    def log_epoch(self, trainer, metrics, is_last):
+        """Append an epoch to metrics.csv, keep the weights if they are the best, and save the rest when it is due."""
+        self.remove_replaced()
+        self.epochs.append(metrics)
+        if len(self.epochs) == 1:
+            write_metrics(self.metrics_path, self.epochs)
+        else:
+            append_metrics(self.metrics_path, metrics)
+        self.tracker.log(metrics)
+        accuracy = metrics["val_accuracy"]
+        if accuracy is None or self.best is None or accuracy > self.best["val_accuracy"]:
+            self.best, self.best_state = metrics, trainer.inference_state(metrics)
+        is_due = is_last or self.is_save_due() or (self.save_every and metrics["epoch"] % self.save_every == 0)
+        if is_due or not self.save_every:
+            self.save_throttled(trainer, now=is_due)
+        self.draw_throttled(now=is_last)
+
+    def is_save_due(self):
+        """Whether the last save is so old that the next one should not wait for the end of the epoch."""
+        return time.monotonic() >= self.saved_at + self.save_seconds
+
+    def save(self, trainer):
+        """Write best.pt and history.pt as of the last complete epoch, and last.pt as of the last step."""
+        state = trainer.inference_state(self.epochs[-1] if self.epochs else {})
+        self.remove_replaced()
+        self.write_best()
+        training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
+        checkpoint.save(self.last_path, {**state, "training": training}, checkpoint.PREVIOUS)
+        self._write_history()
+        self.saved_at = time.monotonic()
+
+    def write_best(self):
+        """Write best.pt if its weights have changed."""
+        if self.best_state:
+            checkpoint.save(self.checkpoint_path, self.best_state)
+            self.best_state = None
+
+    def _write_history(self):
+        save_tensors(self.history_path, {"config": self.config, "rows": self.epochs})
+
+    def draw_curves(self):
+        """Draw curves.png. A picture that cannot be written, as while a viewer holds it, does not end the run."""
+        try:
+            save_curves(self.epochs, self.curves_path, self.name)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+
+    def remove_replaced(self):
+        """Remove the files of the replaced run, now that there is something to keep."""
+        if self.mode == "replace":
+            for folder in self.folders:
+                for file in (*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES):
+                    (folder / file).unlink(missing_ok=True)
+            self.mode = "new"
+            self._write_config()
+
+    def _remove_tracking(self):
+        for folder in TRACKING_FOLDERS:
+            shutil.rmtree(self.output_folder / folder, ignore_errors=True)
+
+    def close(self, failed):
+        """Write the best weights if the run ended early, remove folders without content, and release the locks."""
+        try:
+            if self.epochs:
+                self.write_best()
+        finally:
+            self.tracker.close(failed)
+            if failed:
+                self._remove_unused()
+            for lock in self.locks:
+                if lock is not None:
+                    os.close(lock)
+            self.locks = []
+
+    def _remove_unused(self):
+        """Remove the folders of a new run that ended before it had anything to keep."""
+        is_new = bool(self.locks) and self.mode not in ("replace", "resume")
+        if is_new and not self.epochs and not self.last_path.exists():
+            self.config_path.unlink(missing_ok=True)
+            self._remove_tracking()
+            remove_empty(self.new_folders)
+
+
+class Throttled:
+    """Limits how often an action runs, so that saves and pictures do not slow down epochs of a second.
+
+    The action first runs after `delay` seconds. Then it runs so often that it takes about `fraction` of the time, and
+    at least every `longest` seconds.
+    """
+
+    def __init__(self, action, delay=0.0, fraction=0.01, longest=60.0):
+        self.action = action
+        self.fraction = fraction
+        self.longest = longest
+        self.due = time.monotonic() + delay
+
+    def __call__(self, *arguments, now=False):
+        start = time.monotonic()
+        if start < self.due and not now:
+            return
+        self.action(*arguments)
+        end = time.monotonic()
+        self.due = end + min((end - start) / self.fraction, self.longest)
+
+
+def git_commit():
+    """The commit of this code, with "-dirty" if it has changed since, or None outside a git checkout."""
+    hash_only = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]  # no tags
+    command = ["git", "-C", str(Path(__file__).parent), *hash_only]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
