@@ -1,13 +1,14 @@
-"""Run recipes, and write down what came out: a row a run in results.csv, and the tables made from it.
+"""Run recipes, add one row per run to results.csv, and generate the tables of results from it.
 
-    python benchmarks/reproduce.py                                  # every recipe, with as many seeds as it deserves
-    python benchmarks/reproduce.py cnn-12ep vit-fast --seeds 0 1    # some of them
-    python benchmarks/reproduce.py vit-layer6 --ship                # and put the weights where git keeps them
-    python benchmarks/reproduce.py cnn-12ep --try                   # an epoch on few images, which writes nothing down
-    python benchmarks/reproduce.py --tables                         # only make the tables anew
+    python benchmarks/reproduce.py                                  # every recipe, with its default seeds
+    python benchmarks/reproduce.py cnn-12ep vit-fast --seeds 0 1    # some recipes
+    python benchmarks/reproduce.py vit-layer6 --ship                # also copy the weights to where git tracks them
+    python benchmarks/reproduce.py cnn-12ep --try                   # one epoch on few images; records no result
+    python benchmarks/reproduce.py --tables                         # only generate the tables again
 
-Each run is `python train.py @recipes/NAME.txt --seed SEED` as a user would start it. The table in the README and the
-`# measured` lines at the head of the recipes are made from results.csv, and a test holds them together.
+Each run is `python train.py @recipes/NAME.txt --seed SEED`, as a user would start it. Three things are generated from
+results.csv: the tables in docs/results.md, the short table in README.md, and the `# measured` lines of the recipes. A
+test checks that they match results.csv.
 """
 
 import csv
@@ -25,22 +26,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-
 import train
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.writer import git_commit
-from vit_cifar10.utils.cli import ArgumentParser, command, number
-from vit_cifar10.utils.device import pick_device
+from vit_cifar10.utils.cli import NON_NEGATIVE_INT, ArgumentParser, command
+from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import replacing
 
 RECIPES = ROOT / "recipes"
 RESULTS = ROOT / "benchmarks" / "results.csv"
+RESULTS_PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
-ORDER = (  # of the table: the quick ones, then those of earlier projects
+TABLE_RECIPES = (  # in the order of the table
     "vit-fast",
     "vit-best",
     "cnn-fast",
@@ -54,23 +55,37 @@ ORDER = (  # of the table: the quick ones, then those of earlier projects
     "vit-laptop",
     "vit-laptop-layer6",
 )
+OTHER_RECIPES = ("shapes",)  # not in the table because they do not train on CIFAR-10
+HEADLINE = {  # the first of these that have been measured make up the README's table
+    "vit-best": "ViT, 8 layers, 384 wide",
+    "vit-fast": "ViT, 7 layers, 384 wide",
+    "cnn-fast": "CNN, double width",
+    "deit-ti": "ViT of DeiT-Ti's size",
+    "vit-laptop": "ViT, 12 layers, 192 wide",
+    "vit-laptop-layer6": "ViT, 6 layers, 192 wide",
+    "vit-patch8-12ep": "ViT, 6 layers, 8-pixel patches",
+    "cnn-12ep": "CNN, 4 convolutions",
+}
+HEADLINE_ROWS = 5
 THREE_SEEDS = ("vit-fast", "vit-best", "cnn-fast")
-SHIPPED = {  # the runs whose weights are in git, and the recipes they can come from, the best first
+SHIPPED = {  # the runs whose weights are in git, and the recipes that can provide them, the best recipe first
     "vit-layer6-32-cifar10": ("vit-layer6", "vit-laptop-layer6"),
     "vit-layer12-32-cifar10": ("deit-ti", "vit-laptop"),
     "cnn-32-cifar10": ("cnn-fast", "cnn-12ep"),
     "vit-best-32-cifar10": ("vit-best",),
 }
-PATHS = ("data_path", "model_path", "output_path", "resume")
-TRY = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 1000 --num_test_images 500 --num_workers 0")
+PATH_FLAGS = ("data_path", "model_path", "output_path", "resume")
+TRY_FLAGS = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 1000 --num_test_images 500 --num_workers 0")
 
 
 @dataclasses.dataclass
 class Result:
-    """A row of results.csv: one run of a recipe. Accuracies are shares of 1, times are seconds, memory is 10^9 bytes.
+    """One row of results.csv: one run of a recipe.
 
-    `train_seconds` are those of the updates, without the first step, which compiles; `total_seconds` are those of all
-    epochs, with compiling and testing. `kept` is how the weights were chosen.
+    Accuracies are fractions between 0 and 1, times are in seconds, and memory is in units of 10^9 bytes.
+    `train_seconds` is the time of the training steps; the first step, which compiles, counts as an average one.
+    `total_seconds` is the time of all epochs, including compilation and evaluation. `kept` tells how the weights were
+    chosen.
     """
 
     recipe: str
@@ -91,7 +106,7 @@ class Result:
 
 
 def read_results():
-    """The rows of results.csv, in order."""
+    """Return the rows of results.csv, in order."""
     if not RESULTS.exists():
         return []
     with open(RESULTS, newline="") as file:
@@ -99,16 +114,18 @@ def read_results():
 
 
 def parse_row(row):
-    """A `Result` from a row of strings."""
-    kinds = {"int": int, "float": float, "str": str}
+    """Convert a row of strings, {column: text}, to a `Result`."""
+    types = {"int": int, "float": float, "str": str}
     values = {}
     for field in dataclasses.fields(Result):
-        kind, text = str(getattr(field.type, "__name__", field.type)), row[field.name]
-        values[field.name] = None if not text and "None" in kind else kinds[kind.split(" ", maxsplit=1)[0]](text)
+        type_name, text = str(getattr(field.type, "__name__", field.type)), row[field.name]
+        is_none = not text and "None" in type_name
+        values[field.name] = None if is_none else types[type_name.split(" ", maxsplit=1)[0]](text)
     return Result(**values)
 
 
 def write_results(results):
+    """Replace results.csv."""
     with replacing(RESULTS) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Result)], lineterminator="\n")
         writer.writeheader()
@@ -119,21 +136,27 @@ def write_results(results):
 
 
 def run(recipe, seed, commit, args):
-    """Train a recipe by the front door; returns its `Result`. Its files stay in model/ and output/."""
+    """Train a recipe with train.py and return its `Result`. The run's files stay in model/ and output/.
+
+    Raises:
+        UserError: train.py fails.
+    """
     name = f"{recipe}-try" if args.try_out else f"{recipe}-seed{seed}"
     flags = [f"@{RECIPES / recipe}.txt", "--seed", str(seed), "--run_name", name, "--overwrite"]
     flags += ["--data_path", args.data_path, "--device", args.device, "--dataset", args.dataset]
     flags += ["--model_path", args.model_path, "--output_path", args.output_path]
-    finished = subprocess.run([sys.executable, ROOT / "train.py", *flags, *(TRY if args.try_out else ())], check=False)
+    if args.try_out:
+        flags += TRY_FLAGS
+    finished = subprocess.run([sys.executable, ROOT / "train.py", *flags], check=False)
     if finished.returncode:
-        raise UserError(f"{recipe} ended with status {finished.returncode}; its message stands above")
+        raise UserError(f"{recipe} failed with exit status {finished.returncode}; see the message of train.py above")
     return collect(recipe, seed, Path(args.model_path) / name, Path(args.output_path) / name, commit)
 
 
 def collect(recipe, seed, model_folder, output_folder, commit):
-    """The `Result` of a finished run, from its own records."""
+    """Read the `Result` of a finished run from the run's files."""
     best = checkpoint.load(model_folder)
-    rows = checkpoint.load(model_folder, "last.pt")["training"]["rows"]
+    epochs = checkpoint.load(model_folder, "last.pt")["training"]["rows"]
     config = json.loads((output_folder / "config.json").read_text())
     val_images = config["val_images"]
     return Result(
@@ -142,11 +165,11 @@ def collect(recipe, seed, model_folder, output_folder, commit):
         test_accuracy=round(best["metrics"]["test_accuracy"], 4),
         val_accuracy=best["metrics"]["val_accuracy"],
         kept=f"best of {val_images} validation images" if val_images else "last epoch",
-        epochs=len(rows),
+        epochs=len(epochs),
         parameters=config["parameters"],
-        train_seconds=round(sum(row["train_seconds"] for row in rows), 1),
-        total_seconds=round(sum(row["seconds"] for row in rows), 1),
-        gpu_memory_gb=rows[-1]["gpu_memory_gb"] and round(rows[-1]["gpu_memory_gb"], 2),
+        train_seconds=round(sum(epoch["train_seconds"] for epoch in epochs), 1),
+        total_seconds=round(sum(epoch["seconds"] for epoch in epochs), 1),
+        gpu_memory_gb=epochs[-1]["gpu_memory_gb"] and round(epochs[-1]["gpu_memory_gb"], 2),
         device=cpu_label(config["threads"]) if config["device"] == "cpu" else config["device"],
         precision=config["precision"],
         torch=config["versions"]["torch"].split("+")[0],
@@ -156,24 +179,27 @@ def collect(recipe, seed, model_folder, output_folder, commit):
 
 
 def cpu_label(threads):
-    """A processor as the table names it."""
+    """Return the table's label for a CPU with this number of threads."""
     return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def shipped_name(recipe, results):
-    """The run in git that a recipe's weights belong to, or None, as where a better recipe's are there already."""
+    """Return the name of the run in git that a recipe provides the weights for.
+
+    Returns None if there is no such run, or if a better recipe for it has already been measured.
+    """
     for name, recipes in SHIPPED.items():
         if recipe in recipes:
-            better = recipes[: recipes.index(recipe)]
-            return None if any(result.recipe in better for result in results) else name
+            better_recipes = recipes[: recipes.index(recipe)]
+            return None if any(result.recipe in better_recipes for result in results) else name
     return None
 
 
 def ship(recipe, name, args):
-    """Put the weights of a recipe's first seed, in half precision, and its figures where git keeps them.
+    """Copy the half-precision weights, the metrics and the curves of a recipe's seed 0 to folders that git tracks.
 
-    What is shipped is what is measured: the accuracy inside is that of the halved weights. Paths of this machine stay
-    behind.
+    The test loss and accuracy in the shipped checkpoint are measured with the half-precision weights. The paths of
+    this machine are replaced by the flags' defaults.
     """
     run_name = f"{recipe}-seed0"
     state = checkpoint.load(Path(args.model_path) / run_name)
@@ -187,16 +213,16 @@ def ship(recipe, name, args):
     test = network.normalized_for(load_test_images(network, args.data_path))
     measured = scores(predict(network.model, test), test.labels)
     state["metrics"] |= {f"test_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
-    for flag in PATHS:
+    for flag in PATH_FLAGS:
         state["recipe"][flag] = train.build_parser().get_default(flag)
     checkpoint.save(folder / "best.pt", state)
-    figures = ROOT / "output" / name
-    figures.mkdir(parents=True, exist_ok=True)
+    output_folder = ROOT / "output" / name
+    output_folder.mkdir(parents=True, exist_ok=True)
     for file in ("config.json", "metrics.csv", "curves.png"):
-        shutil.copy(Path(args.output_path) / run_name / file, figures)
-    config = json.loads((figures / "config.json").read_text())
+        shutil.copy(Path(args.output_path) / run_name / file, output_folder)
+    config = json.loads((output_folder / "config.json").read_text())
     config |= {"flags": state["recipe"], "machine": config["machine"].split("-")[0]}
-    (figures / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (output_folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     size = (folder / "best.pt").stat().st_size / 1e6
     print(f"{folder}: test accuracy {100 * measured['accuracy']:.2f} %, {size:.1f} MB")
 
@@ -204,39 +230,44 @@ def ship(recipe, name, args):
 # Tables
 
 
-def head(recipe):
-    """What the comments at a recipe's head say: {"title": ..., "earlier projects": ..., "measured": ...}."""
+def read_header(recipe):
+    """Read the comments at the top of a recipe: {"title": ..., "earlier projects": ..., "measured": ...}."""
     lines = re.findall(r"^# (.*)$", (RECIPES / f"{recipe}.txt").read_text(), re.MULTILINE)
     return {"title": lines[0], **dict(line.split(": ", 1) for line in lines[1:] if ": " in line)}
 
 
-def summaries(recipe, results):
-    """A recipe's runs, those on one device together: [{column: text}], the newest device last."""
-    ours = [result for result in results if result.recipe == recipe]
-    rows = []
-    for device in dict.fromkeys(result.device for result in ours):
-        runs = [result for result in ours if result.device == device]
-        accuracies = [100 * result.test_accuracy for result in runs]
-        deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
-        rows.append(
-            {
-                "accuracy": f"{statistics.mean(accuracies):.2f}{deviation} %",
-                "seeds": ", ".join(str(result.seed) for result in runs),
-                "time": duration(statistics.mean(result.train_seconds for result in runs)),
-                "device": device,
-                "precision": runs[-1].precision,
-                "torch": runs[-1].torch,
-                "kept": runs[-1].kept,
-                "memory": "" if runs[-1].gpu_memory_gb is None else f", {runs[-1].gpu_memory_gb:g} GB",
-                "epochs": str(runs[-1].epochs),
-                "parameters": f"{runs[-1].parameters / 1e6:.2f} M",
-            }
-        )
-    return rows
+def group_by_device(recipe, results):
+    """Return the results of a recipe, one list per device, in the order of results.csv."""
+    runs = [result for result in results if result.recipe == recipe]
+    devices = dict.fromkeys(result.device for result in runs)
+    return [[result for result in runs if result.device == device] for device in devices]
+
+
+def summarize(runs):
+    """Return the table cells, {column: text}, for runs of one recipe on one device that differ only in their seed."""
+    accuracies = [100 * result.test_accuracy for result in runs]
+    std = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
+    last = runs[-1]
+    return {
+        "accuracy": f"{statistics.mean(accuracies):.2f}{std} %",
+        "seeds": f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(result.seed) for result in runs)}",
+        "time": duration(mean_train_seconds(runs)),
+        "device": last.device,
+        "precision": last.precision,
+        "torch": last.torch,
+        "kept": last.kept,
+        "memory": "" if last.gpu_memory_gb is None else f", {last.gpu_memory_gb:g} GB",
+        "epochs": str(last.epochs),
+        "parameters": f"{last.parameters / 1e6:.2f} M",
+    }
+
+
+def mean_train_seconds(runs):
+    return statistics.mean(result.train_seconds for result in runs)
 
 
 def duration(seconds):
-    """Seconds as people say them."""
+    """Format a duration in seconds, minutes or hours, such as "8.3 s", "61 s", "19 min" or "1.8 h"."""
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -244,61 +275,120 @@ def duration(seconds):
 
 
 def measured_lines(recipe, results):
-    """The `# measured` lines of a recipe."""
-    rows = summaries(recipe, results)
+    """Return the `# measured` lines of a recipe, one per device."""
+    rows = [summarize(runs) for runs in group_by_device(recipe, results)]
     if not rows:
         return "# measured: not yet"
     return "\n".join(
-        f"# measured: {row['accuracy']} on the test images (seed {row['seeds']}; {row['kept']}),"
+        f"# measured: {row['accuracy']} on the test images ({row['seeds']}; {row['kept']}),"
         f" {row['time']} of training{row['memory']}, {row['device']}, {row['precision']}, torch {row['torch']}"
         for row in rows
     )
 
 
-def table(results):
-    """The README's table of results."""
-    lines = [
-        "| recipe | parameters | epochs | test accuracy | training | on | earlier projects |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    empty = {"parameters": "", "epochs": "", "accuracy": "", "time": "", "device": "", "seeds": ""}
-    for recipe in ORDER:
-        theirs = head(recipe).get("earlier projects", "")
-        for row in summaries(recipe, results) or [empty]:
-            cells = (recipe, row["parameters"], row["epochs"], row["accuracy"], row["time"], row["device"], theirs)
-            lines.append("| " + " | ".join(f"`{cell}`" if cell == recipe else cell for cell in cells) + " |")
-    return re.sub(r" +\|", " |", "\n".join(lines))
+def full_table(results):
+    """Return the table of docs/results.md: all recipes that have been measured, one row per device."""
+    rows = []
+    for recipe in TABLE_RECIPES:
+        reported = read_header(recipe).get("earlier projects", "")
+        for row in map(summarize, group_by_device(recipe, results)):
+            cells = (row[column] for column in ("parameters", "epochs", "accuracy", "time", "device"))
+            rows.append([f"[`{recipe}`](../recipes/{recipe}.txt)", *cells, reported])
+    columns = ("recipe", "parameters", "epochs", "test accuracy", "training time", "device", "earlier projects report")
+    return markdown_table(columns, rows)
+
+
+def unmeasured_list(results):
+    """Return the list of docs/results.md: each recipe that has not been measured, and the command that runs it."""
+    items = []
+    for recipe in TABLE_RECIPES:
+        if not group_by_device(recipe, results):
+            header = read_header(recipe)
+            reported = header.get("earlier projects")
+            report = f" Earlier projects report {reported}." if reported else ""
+            items.append(
+                f"- [`{recipe}`](../recipes/{recipe}.txt): {header['title']}{report}\n"
+                f"  `python train.py @recipes/{recipe}.txt`"
+            )
+    return "\n".join(items) or "Every recipe has been measured."
+
+
+def headline_table(results):
+    """Return the README's table: the first `HEADLINE_ROWS` recipes of `HEADLINE` that have been measured.
+
+    If a recipe was measured on several devices, its row is for the device with the most seeds, and among these for
+    the fastest.
+    """
+    rows = []
+    for recipe, network in HEADLINE.items():
+        groups = group_by_device(recipe, results)
+        if groups:
+            row = summarize(min(groups, key=lambda runs: (-len(runs), mean_train_seconds(runs))))
+            cells = (row[column] for column in ("parameters", "epochs", "accuracy", "time", "device"))
+            rows.append([f"{network} ([`{recipe}`](recipes/{recipe}.txt))", *cells])
+    columns = ("network", "parameters", "epochs", "test accuracy", "training time", "device")
+    return markdown_table(columns, rows[:HEADLINE_ROWS])
+
+
+def markdown_table(columns, rows):
+    """Format lists of cells as a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return re.sub(r" +\|", " |", "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
+
+
+def generated_blocks(results):
+    """Return all generated text between markers: {(file, name of the markers): text}."""
+    return {
+        (RESULTS_PAGE, "results"): full_table(results),
+        (RESULTS_PAGE, "recipes without results"): unmeasured_list(results),
+        (README, "results"): headline_table(results),
+    }
+
+
+def split_at_markers(path, name):
+    """Split a file at its lines `<!-- name -->` and `<!-- end of name -->`.
+
+    Returns:
+        The text up to and including the first marker, the text between the markers, and the rest.
+
+    Raises:
+        UserError: the file lacks the markers.
+    """
+    first, last = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, found_first, rest = path.read_text().partition(first)
+    between, found_last, after = rest.partition(last)
+    if not (found_first and found_last):
+        raise UserError(f"{path} has no place for generated text; add the lines {first.strip()} and {last.strip()}")
+    return before + first, between, last + after
 
 
 def write_tables(results):
-    """The README's table and the recipes' heads anew."""
-    for recipe in ORDER:
+    """Generate the `# measured` lines of the recipes, and the tables in docs/results.md and README.md."""
+    for recipe in TABLE_RECIPES:
         path = RECIPES / f"{recipe}.txt"
         before, _, after = re.split(r"((?:^# measured: .*\n)+)", path.read_text(), flags=re.MULTILINE)
         path.write_text(f"{before}{measured_lines(recipe, results)}\n{after}")
-    text = README.read_text()
-    marked = r"(<!-- results -->\n).*?(<!-- end of results -->)"
-    README.write_text(re.sub(marked, lambda found: f"{found[1]}{table(results)}\n{found[2]}", text, flags=re.DOTALL))
+    for (path, name), block in generated_blocks(results).items():
+        before, _, after = split_at_markers(path, name)
+        path.write_text(f"{before}{block}\n{after}")
 
 
 def build_parser():
-    parser = ArgumentParser(prog="reproduce.py", description="Run recipes and write down what came out.")
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="names under recipes/; default: all of them")
-    parser.add_argument(
-        "--seeds", nargs="+", type=number(int, at_least=0), help="default: 0, and 1 and 2 for the fast and best ones"
+    parser = ArgumentParser(
+        prog="reproduce.py", description="Run recipes, record their results and generate the tables of results."
     )
-    parser.add_argument(
-        "--ship", action="store_true", help="put the weights of seed 0, in half precision, where git keeps them"
-    )
-    parser.add_argument(
-        "--try", dest="try_out", action="store_true", help="train one epoch on few images and write nothing down"
-    )
-    parser.add_argument("--tables", action="store_true", help="only make the tables anew")
-    parser.add_argument("--dataset", choices=dataset.DATASETS, default="cifar10", help="another one only with --try")
-    parser.add_argument("--data_path", default=str(ROOT / "data"), help="where the data set is")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to train")
-    parser.add_argument("--model_path", default=str(ROOT / "model"), help="folder for the runs' checkpoints")
-    parser.add_argument("--output_path", default=str(ROOT / "output"), help="folder for the runs' figures")
+    add = parser.add_argument
+    add("recipes", nargs="*", metavar="RECIPE", help="names of files in recipes/; default: all in the table")
+    seeds = "seeds to train with; default: 0 1 2 for vit-fast, vit-best and cnn-fast, otherwise 0"
+    add("--seeds", nargs="+", type=NON_NEGATIVE_INT, help=seeds)
+    add("--ship", action="store_true", help="copy seed 0's weights, in half precision, to the folders that git tracks")
+    add("--try", dest="try_out", action="store_true", help="train one epoch on few images and record no result")
+    add("--tables", action="store_true", help="only generate the tables again from results.csv")
+    add("--dataset", choices=dataset.DATASETS, default="cifar10", help="data set; all except cifar10 need --try")
+    add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
+    add("--device", choices=DEVICES, default="auto", help="device to train on")
+    add("--model_path", default=str(ROOT / "model"), help="folder for the runs' checkpoints")
+    add("--output_path", default=str(ROOT / "output"), help="folder for the runs' metrics and pictures")
     return parser
 
 
@@ -308,15 +398,15 @@ def main(argv=None):
     if args.tables:
         write_tables(read_results())
         return
-    recipes = args.recipes or list(ORDER)
-    unknown = [recipe for recipe in recipes if recipe not in ORDER]
+    recipes = args.recipes or list(TABLE_RECIPES)
+    unknown = [recipe for recipe in recipes if recipe not in TABLE_RECIPES]
     if unknown:
-        raise UserError(f"there is no recipe {unknown[0]}; the recipes are {', '.join(ORDER)}")
+        raise UserError(f"the table has no recipe {unknown[0]}; choose from {', '.join(TABLE_RECIPES)}")
     if args.dataset != "cifar10" and not args.try_out:
-        raise UserError("--dataset goes with --try: the results are CIFAR-10's")
+        raise UserError(f"results.csv is for CIFAR-10 only; add --try to run a recipe with --dataset {args.dataset}")
     if args.ship and args.seeds and 0 not in args.seeds:
-        raise UserError("--ship takes the weights of seed 0; add 0 to --seeds")
-    commit = git_commit() or "unknown"  # before results.csv changes
+        raise UserError("--ship copies the weights of seed 0, which is not among --seeds; add 0 to --seeds")
+    commit = git_commit() or "unknown"  # read now, because a changed results.csv makes it "-dirty"
     for recipe in recipes:
         seeds = args.seeds or ([0, 1, 2] if recipe in THREE_SEEDS and not args.try_out else [0])
         for seed in seeds:
@@ -324,9 +414,9 @@ def main(argv=None):
             print(result)
             if not args.try_out:
                 others = [
-                    row
-                    for row in read_results()
-                    if (row.recipe, row.seed, row.device) != (result.recipe, result.seed, result.device)
+                    other
+                    for other in read_results()
+                    if (other.recipe, other.seed, other.device) != (result.recipe, result.seed, result.device)
                 ]
                 write_results([*others, result])
                 write_tables(read_results())

@@ -1,4 +1,7 @@
-"""That the recipes run, and that the README, the recipes' heads and results.csv say the same."""
+"""The recipes run, and all tables of results agree with results.csv."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +10,10 @@ import reproduce
 import train
 from model import build_model
 from vit_cifar10.training.trainer import model_config
+from vit_cifar10.utils.errors import UserError
 
-# parameters, in millions, of the networks that earlier projects describe
-SIZES = {
+ALL_RECIPES = sorted(path.stem for path in reproduce.RECIPES.glob("*.txt"))
+SIZES = {  # parameters, in millions, of the networks that earlier projects describe
     "vit-patch8-12ep": 2.71,
     "cnn-12ep": 0.92,
     "vit-layer6": 2.69,
@@ -27,10 +31,10 @@ def result(recipe="cnn-12ep", seed=0, accuracy=0.9, device="a GPU", **changes):
 
 
 def test_every_recipe_is_in_the_table():
-    assert sorted(reproduce.ORDER) == sorted(path.stem for path in reproduce.RECIPES.glob("*.txt"))
+    assert sorted(reproduce.TABLE_RECIPES) == sorted(set(ALL_RECIPES) - set(reproduce.OTHER_RECIPES))
 
 
-@pytest.mark.parametrize("recipe", reproduce.ORDER)
+@pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_recipes_describe_networks_that_train(recipe):
     args, *_ = train.parse([f"@{reproduce.RECIPES / recipe}.txt"])
     with torch.device("meta"):
@@ -38,10 +42,10 @@ def test_recipes_describe_networks_that_train(recipe):
     if recipe in SIZES:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         assert parameters / 1e6 == pytest.approx(SIZES[recipe], abs=0.005)
-    assert reproduce.head(recipe)["title"].endswith(".")
+    assert reproduce.read_header(recipe)["title"].endswith(".")
 
 
-def test_a_recipe_runs_from_end_to_end_and_a_try_is_not_written_down(tmp_path, capfd):
+def test_a_recipe_runs_from_end_to_end_and_try_records_no_result(tmp_path, capfd):
     before = reproduce.RESULTS.read_text() if reproduce.RESULTS.exists() else None
     places = f"--data_path={tmp_path} --model_path={tmp_path / 'model'} --output_path={tmp_path / 'output'}"
     reproduce.main(f"cnn-12ep --try --dataset shapes --device cpu {places}".split())
@@ -51,36 +55,85 @@ def test_a_recipe_runs_from_end_to_end_and_a_try_is_not_written_down(tmp_path, c
     assert (reproduce.RESULTS.read_text() if reproduce.RESULTS.exists() else None) == before
 
 
-def test_the_readme_and_the_recipes_say_what_results_csv_says():
+def test_the_recipes_report_what_results_csv_contains():
     results = reproduce.read_results()
-    assert reproduce.table(results) in reproduce.README.read_text()
-    for recipe in reproduce.ORDER:
+    for recipe in reproduce.TABLE_RECIPES:
         assert reproduce.measured_lines(recipe, results) + "\n" in (reproduce.RECIPES / f"{recipe}.txt").read_text()
 
 
-def test_seeds_become_mean_and_deviation_and_devices_stay_apart():
+@pytest.mark.parametrize(("path", "name"), reproduce.generated_blocks([]), ids=lambda value: Path(value).name)
+def test_generated_text_matches_results_csv(path, name):
+    _, block, _ = reproduce.split_at_markers(path, name)
+    assert block == reproduce.generated_blocks(reproduce.read_results())[path, name] + "\n"
+
+
+def rows(table, recipe):
+    return [line for line in table.splitlines() if f"`{recipe}`" in line]
+
+
+def test_seeds_become_mean_and_standard_deviation_and_devices_get_separate_rows():
     results = [result(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((0.9, 0.91, 0.92))]
     results.append(result(accuracy=0.5, device="2 CPU threads", gpu_memory_gb=None, train_seconds=7200.0))
-    lines = [line for line in reproduce.table(results).splitlines() if "`cnn-12ep`" in line]
-    assert lines == [
-        "| `cnn-12ep` | 0.92 M | 12 | 91.00 ± 1.00 % | 61 s | a GPU | 79.92 % |",
-        "| `cnn-12ep` | 0.92 M | 12 | 50.00 % | 2.0 h | 2 CPU threads | 79.92 % |",
+    link = "[`cnn-12ep`](../recipes/cnn-12ep.txt)"
+    assert rows(reproduce.full_table(results), "cnn-12ep") == [
+        f"| {link} | 0.92 M | 12 | 91.00 ± 1.00 % | 61 s | a GPU | 79.92 % |",
+        f"| {link} | 0.92 M | 12 | 50.00 % | 2.0 h | 2 CPU threads | 79.92 % |",
     ]
     first, second = reproduce.measured_lines("cnn-12ep", results).splitlines()
-    start = "# measured: 91.00 ± 1.00 % on the test images (seed 0, 1, 2; last epoch), 61 s of training, 1.5 GB, a GPU"
+    start = "# measured: 91.00 ± 1.00 % on the test images (seeds 0, 1, 2; last epoch), 61 s of training, 1.5 GB, a GPU"
     assert first.startswith(start)
+    assert second.startswith("# measured: 50.00 % on the test images (seed 0; last epoch), 2.0 h of training, 2 CPU")
     assert second.endswith("2 CPU threads, bf16, torch 2.11.0")
-    assert "| `vit-best` | | | | | | |" in reproduce.table(results)
 
 
-def test_results_survive_the_file(tmp_path, monkeypatch):
+def test_a_recipe_is_either_in_the_table_or_in_the_list_of_unmeasured_ones():
+    results = [result("deit-ti")]
+    table, unmeasured = reproduce.full_table(results), reproduce.unmeasured_list(results)
+    assert len(rows(table, "deit-ti")) == 1
+    assert not rows(unmeasured, "deit-ti")
+    for recipe in set(reproduce.TABLE_RECIPES) - {"deit-ti"}:
+        assert not rows(table, recipe)
+        assert len(rows(unmeasured, recipe)) == 1
+        assert f"\n  `python train.py @recipes/{recipe}.txt`" in unmeasured
+    assert "Earlier projects report 76.12 % on validation images." in rows(unmeasured, "vit-256x8")[0]
+    assert (
+        reproduce.unmeasured_list([result(recipe) for recipe in reproduce.TABLE_RECIPES])
+        == "Every recipe has been measured."
+    )
+
+
+def test_the_short_table_has_five_measured_recipes_in_a_fixed_order():
+    results = [result(recipe) for recipe in sorted(reproduce.TABLE_RECIPES)]
+    for measured in (results, results[:2]):
+        names = re.findall(r"\(\[`(.*?)`\]\(recipes/(.*?)\.txt\)\)", reproduce.headline_table(measured))
+        expected = [name for name in reproduce.HEADLINE if name in {row.recipe for row in measured}][:5]
+        assert names == [(name, name) for name in expected]
+    assert set(reproduce.HEADLINE) <= set(reproduce.TABLE_RECIPES)
+
+
+def test_the_short_table_prefers_more_seeds_and_then_the_faster_device():
+    slow = [result(device="slow", train_seconds=300.0)]
+    fast = [result(device="fast", train_seconds=100.0)]
+    two_seeds = [result(seed=seed, device="two seeds", train_seconds=500.0) for seed in range(2)]
+    for results, device in ((slow + fast, "fast"), (slow + fast + two_seeds, "two seeds")):
+        (row,) = rows(reproduce.headline_table(results), "cnn-12ep")
+        assert row.endswith(f" | {device} |")
+
+
+def test_generated_text_needs_its_markers(tmp_path):
+    (tmp_path / "page.md").write_text("<!-- results -->\n| a |\n")
+    with pytest.raises(UserError, match="add the lines <!-- results --> and <!-- end of results -->"):
+        reproduce.split_at_markers(tmp_path / "page.md", "results")
+
+
+def test_results_csv_keeps_every_value(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.csv")
     results = [result(), result(seed=1, val_accuracy=0.875, gpu_memory_gb=None)]
     reproduce.write_results(results)
     assert reproduce.read_results() == results
 
 
-def test_a_better_recipes_weights_are_not_replaced():
+def test_the_weights_of_a_better_recipe_are_not_replaced():
     assert reproduce.shipped_name("vit-laptop", []) == "vit-layer12-32-cifar10"
     assert reproduce.shipped_name("vit-laptop", [result("deit-ti")]) is None
     assert reproduce.shipped_name("deit-ti", [result("vit-laptop")]) == "vit-layer12-32-cifar10"
