@@ -1,3 +1,5 @@
+"""The metrics, compared with scikit-learn, SciPy and plain loops."""
+
 import numpy as np
 import pytest
 import torch
@@ -18,16 +20,17 @@ from vit_cifar10.evaluation.metrics import (
 
 
 @pytest.fixture
-def measured():
+def predictions():
+    """Logits and labels of 500 images: class 6 has no images and class 3 is never predicted."""
     labels = torch.randint(0, 7, (500,))
-    labels[labels == 6] = 5  # a class without images
+    labels[labels == 6] = 5
     logits = torch.randn(500, 7) + 2 * torch.nn.functional.one_hot(labels, 7)
-    logits[:, 3] -= 100  # a class never predicted
+    logits[:, 3] -= 100
     return logits, labels
 
 
-def test_a_report_is_scikit_learns(measured):
-    logits, labels = measured
+def test_report_matches_scikit_learn(predictions):
+    logits, labels = predictions
     ours = report(logits, labels)
     probabilities = logits.double().softmax(1).numpy()
     predicted = logits.argmax(1)
@@ -46,56 +49,57 @@ def test_a_report_is_scikit_learns(measured):
     assert ours["images"] == 500
 
 
-def test_calibration_is_the_slow_one(measured):
-    logits, labels = measured
+def test_calibration_matches_a_plain_loop(predictions):
+    logits, labels = predictions
     ours = calibration(logits, labels)
     probabilities = logits.double().softmax(1).numpy()
-    expected, seen = 0.0, 0
-    for place in range(15):
+    expected, images = 0.0, 0
+    for bin_index in range(15):
         inside = [
             (row.max(), row.argmax() == label)
             for row, label in zip(probabilities, labels.tolist(), strict=True)
-            if place / 15 < row.max() <= (place + 1) / 15
+            if bin_index / 15 < row.max() <= (bin_index + 1) / 15
         ]
-        seen += len(inside)
-        assert ours["images"][place] == len(inside)
+        images += len(inside)
+        assert ours["images"][bin_index] == len(inside)
         if inside:
             confidence, accuracy = np.mean(inside, axis=0)
-            assert (ours["confidence"][place], ours["accuracy"][place]) == pytest.approx((confidence, accuracy))
+            assert (ours["confidence"][bin_index], ours["accuracy"][bin_index]) == pytest.approx((confidence, accuracy))
             expected += abs(confidence - accuracy) * len(inside) / 500
         else:
-            assert ours["confidence"][place] is ours["accuracy"][place] is None
-    assert seen == 500
+            assert ours["confidence"][bin_index] is ours["accuracy"][bin_index] is None
+    assert images == 500
     assert ours["error"] == pytest.approx(expected)
     assert 0.01 < expected < 0.5
 
 
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (7, 10), (9123, 10000)])
-def test_the_interval_is_scipys(right, count):
-    theirs = stats.binomtest(right, count).proportion_ci(method="wilson")
-    assert wilson_interval(right / count, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+@pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (7, 10), (9123, 10000)])
+def test_wilson_interval_matches_scipy(correct, count):
+    theirs = stats.binomtest(correct, count).proportion_ci(method="wilson")
+    assert wilson_interval(correct / count, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
 
 @pytest.mark.parametrize("counts", [(3, 12), (12, 3), (7, 7), (0, 0), (0, 5), (400, 520)])
-def test_mcnemar_is_scipys_binomial_test(counts):
-    right = torch.tensor([[True, False]] * counts[0] + [[False, True]] * counts[1] + [[True, True], [False, False]] * 9)
-    only_one, only_other, p = mcnemar(*right.T)
+def test_mcnemar_matches_the_binomial_test_of_scipy(counts):
+    same = [[True, True], [False, False]] * 9
+    correct = torch.tensor([[True, False]] * counts[0] + [[False, True]] * counts[1] + same)
+    only_one, only_other, p = mcnemar(*correct.T)
     assert (only_one, only_other) == counts
     expected = stats.binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
     assert p == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("shares", "count"), [((0.05, 0.18), 1000), ((0.02, 0.03), 300), ((0.3, 0.3), 60)])
-def test_the_interval_of_a_difference_holds_the_true_one_as_often_as_it_says(shares, count):
-    draws = np.random.default_rng(0).multinomial(count, (*shares, 1 - sum(shares)), size=5000)
+@pytest.mark.parametrize(("fractions", "count"), [((0.05, 0.18), 1000), ((0.02, 0.03), 300), ((0.3, 0.3), 60)])
+def test_the_interval_of_a_difference_covers_the_true_difference_in_95_percent_of_the_cases(fractions, count):
+    draws = np.random.default_rng(0).multinomial(count, (*fractions, 1 - sum(fractions)), size=5000)
     intervals = [paired_difference(one, other, count) for one, other, _ in draws.tolist()]
     differences = np.array([difference for difference, _ in intervals])
-    assert differences.mean() == pytest.approx(shares[0] - shares[1], abs=0.003)
-    held = [low <= shares[0] - shares[1] <= high for _, (low, high) in intervals]
-    assert 0.94 < np.mean(held) < 0.965
+    assert differences.mean() == pytest.approx(fractions[0] - fractions[1], abs=0.003)
+    is_covered = [low <= fractions[0] - fractions[1] <= high for _, (low, high) in intervals]
+    assert 0.94 < np.mean(is_covered) < 0.965
 
 
-def test_predict_covers_every_image_in_order_and_leaves_the_mode():
+def test_predict_returns_all_images_in_order_and_keeps_the_mode():
     images = torch.randint(0, 256, (25, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.zeros(25, dtype=torch.int64), (), torch.full((3,), 0.5), torch.full((3,), 0.25))
     model = SimpleCNN().train()
@@ -106,12 +110,12 @@ def test_predict_covers_every_image_in_order_and_leaves_the_mode():
     torch.testing.assert_close(logits, one_by_one, atol=1e-5, rtol=1e-4)
 
 
-def test_flipping_averages_the_probabilities_of_both_sides():
+def test_predict_with_flip_averages_the_probabilities_of_an_image_and_its_mirror_image():
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.zeros(5, dtype=torch.int64), (), torch.full((3,), 0.5), torch.full((3,), 0.25))
     model = SimpleCNN().eval()
     logits, averaged = predict_with_flip(model, split)
     torch.testing.assert_close(logits, predict(model, split))
-    sides = [model((side / 255 - 0.5) / 0.25).softmax(1) for side in (images, images.flip(3))]
-    torch.testing.assert_close(averaged.exp(), (sides[0] + sides[1]) / 2, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(averaged.exp(), sides[0], atol=1e-4)
+    original, mirrored = (model((x / 255 - 0.5) / 0.25).softmax(1) for x in (images, images.flip(3)))
+    torch.testing.assert_close(averaged.exp(), (original + mirrored) / 2, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(averaged.exp(), original, atol=1e-4)

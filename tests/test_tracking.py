@@ -1,4 +1,4 @@
-"""TensorBoard's event files read back, and W&B run offline and its files read."""
+"""Tracking: TensorBoard's event files and an offline W&B run are read back and compared with metrics.csv."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ SCALARS = {"loss/train": "train_loss", "accuracy/val": "val_accuracy", "accuracy
 SCALARS |= {"learning_rate": "learning_rate", "images_per_second": "images_per_second"}
 
 
-def test_tensorboard_gets_what_metrics_csv_gets(tmp_path):
+def test_tensorboard_gets_the_metrics_the_pictures_and_the_flags(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_training(tmp_path, f"{FLAGS} --log tensorboard")
@@ -32,8 +32,8 @@ def test_tensorboard_gets_what_metrics_csv_gets(tmp_path):
         assert [scalar.step for scalar in scalars] == [1, 2]
         assert [scalar.value for scalar in scalars] == pytest.approx([float(row[column]) for row in rows], rel=1e-5)
     for picture in PICTURES:
-        with Image.open(tmp_path / "output" / "run" / f"{picture}.png") as drawn:
-            assert (events.Images(picture)[0].width, events.Images(picture)[0].height) == drawn.size
+        with Image.open(tmp_path / "output" / "run" / f"{picture}.png") as image:
+            assert (events.Images(picture)[0].width, events.Images(picture)[0].height) == image.size
     results = json.loads((tmp_path / "output" / "run" / "test_results.json").read_text())
     assert results["accuracy"] == pytest.approx(checkpoint.load(tmp_path / "model" / "run")["metrics"]["test_accuracy"])
     text = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -41,36 +41,36 @@ def test_tensorboard_gets_what_metrics_csv_gets(tmp_path):
 
 
 def read_log(data):
-    """The records of a W&B file: after a header of 7 bytes, LevelDB's log format, in blocks of 32 KiB."""
-    place, whole = 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        if left < 7 or kind == 0:
-            place += left
+    """Yield the records of a W&B file: a header of 7 bytes, then LevelDB's log format in blocks of 32 KiB."""
+    position, record = 7, b""
+    while position + 7 <= len(data):
+        left_in_block = 32768 - position % 32768
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if left_in_block < 7 or kind == 0:
+            position += left_in_block
             continue
-        if place + 7 + length > len(data):  # still being written
+        if position + 7 + length > len(data):  # still being written
             return
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # the record is whole, or this was its last part
-            yield whole
-            whole = b""
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a complete record, or the last part of one
+            yield record
+            record = b""
 
 
 def wandb_records(path):
-    """The records of a W&B file; its own process writes the file, and may do so a little after the run has ended."""
+    """The records of a W&B file. W&B's own process may complete the file a little after the run has ended."""
     from wandb.proto import wandb_internal_pb2
 
-    end = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while True:
         records = [wandb_internal_pb2.Record.FromString(data) for data in read_log(path.read_bytes())]
-        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > end:
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > deadline:
             return records
         time.sleep(0.1)
 
 
-def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
+def test_wandb_gets_the_metrics_the_pictures_and_the_flags_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_training(tmp_path, f"{FLAGS} --log wandb")
@@ -91,7 +91,7 @@ def test_wandb_gets_what_metrics_csv_gets_offline(tmp_path, monkeypatch):
     assert '"embed_dim":32' in re.sub(r"\s", "", config["flags"])
 
 
-def test_a_complete_run_survives_that_its_pictures_cannot_be_sent(tmp_path, monkeypatch, capsys):
+def test_a_run_is_complete_even_if_its_pictures_cannot_be_sent(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(full_test, "run_full_test", mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
     run_training(tmp_path, f"{FLAGS} --log tensorboard")
     printed = capsys.readouterr()
@@ -101,11 +101,11 @@ def test_a_complete_run_survives_that_its_pictures_cannot_be_sent(tmp_path, monk
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
-def test_a_missing_package_is_said_before_anything_is_made(package, tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_reported_before_anything_is_written(package, tmp_path, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exited:
         run_training(tmp_path, f"{FLAGS} --log {package}")
-    assert stopped.value.code == 2
+    assert exited.value.code == 2
     assert f"pip install {package}" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

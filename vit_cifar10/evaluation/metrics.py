@@ -1,12 +1,12 @@
-"""How good it is: logits over a split, and the scores that follow from them.
+"""Predictions of a network on a split, and the metrics computed from them.
 
 logits = predict(model, test)                       # float (N, C), in the order of the images
 scores(logits, test.labels)                         # {"loss": ..., "accuracy": ..., "top5": ...}
-matrix = confusion_matrix(logits, test.labels)      # rows are true classes, columns predicted ones
-class_scores(matrix)                                # precision, recall, F1 and number of images of each class
-report(logits, test.labels)                         # all of it, and calibration, as plain numbers
-mcnemar(one_is_right, other_is_right)               # how likely two networks differ as much by chance
-paired_difference(only_one, only_other, images)     # by how much they differ, and its interval
+matrix = confusion_matrix(logits, test.labels)      # a row per true class, a column per predicted class
+class_scores(matrix)                                # precision, recall, F1 and number of images per class
+report(logits, test.labels)                         # all of these metrics and the calibration, as plain values
+mcnemar(one_correct, other_correct)                 # is the difference between two networks significant?
+paired_difference(only_one, only_other, count)      # the difference in accuracy and its 95 % interval
 """
 
 import dataclasses
@@ -21,9 +21,10 @@ from vit_cifar10.utils.device import autocast, eval_mode
 
 @torch.inference_mode()
 def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda: None):
-    """Logits, float32 (N, C), of every image of a split, on its device; the network is left in the mode it was in.
+    """Compute the logits, float32 (N, C), of all images of a split, on the split's device.
 
-    `after_batch()` is called between batches, and may raise to give it up.
+    The network runs in evaluation mode and then returns to its earlier mode. `after_batch()` is called after every
+    batch and may raise an exception to stop.
     """
     logits = []
     with eval_mode(model), autocast(split.images.device, precision):
@@ -34,32 +35,42 @@ def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda:
 
 
 def predict_with_flip(model, split, *arguments, **options):
-    """`predict`, and the same as the mean of an image's and its mirror image's probabilities, as their logarithms."""
+    """Predict with and without test-time augmentation by horizontal flips.
+
+    The other arguments are those of `predict`.
+
+    Returns:
+        The logits from `predict`, and the logarithm of the mean of each image's and its mirror image's class
+        probabilities; both float32 (N, C).
+    """
     logits = predict(model, split, *arguments, **options)
-    mirrored = predict(model, dataclasses.replace(split, images=split.images.flip(3)), *arguments, **options)
-    both = torch.stack([logits.log_softmax(dim=1), mirrored.log_softmax(dim=1)])
-    return logits, both.logsumexp(dim=0) - math.log(2)
+    flipped = predict(model, dataclasses.replace(split, images=split.images.flip(3)), *arguments, **options)
+    log_probabilities = torch.stack([logits.log_softmax(dim=1), flipped.log_softmax(dim=1)])
+    return logits, log_probabilities.logsumexp(dim=0) - math.log(2)
 
 
 def scores(logits, labels):
-    """Mean cross-entropy in nats, and the shares of images whose label is the first, or among the first five."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    """Mean cross-entropy in nats, and top-1 and top-5 accuracy in [0, 1]."""
+    is_label = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     return {
         "loss": F.cross_entropy(logits, labels).item(),
         "accuracy": (logits.argmax(dim=1) == labels).sum().item() / len(labels),
-        "top5": ranked.any(dim=1).sum().item() / len(labels),
+        "top5": is_label.any(dim=1).sum().item() / len(labels),
     }
 
 
 def confusion_matrix(logits, labels):
-    """Counts, int64 (C, C) on the CPU: images of class i that were taken for class j."""
+    """Count the images of class i that are predicted as class j, int64 (C, C) on the CPU."""
     num_classes = logits.shape[1]
     pairs = labels * num_classes + logits.argmax(dim=1)
     return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).cpu()
 
 
 def class_scores(matrix):
-    """Precision, recall, F1 and support of each class, (C,) tensors; 0 where a class was never predicted or seen."""
+    """Precision, recall, F1 and support (number of images) of each class, (C,) tensors.
+
+    As in scikit-learn with `zero_division=0`, a score whose denominator is 0 is 0.
+    """
     correct = matrix.diag().double()
     support, predicted = matrix.sum(dim=1), matrix.sum(dim=0)
     return {
@@ -71,7 +82,7 @@ def class_scores(matrix):
 
 
 def mean_scores(by_class):
-    """Means of `class_scores` over the classes, which count alike ("macro") or as often as they occur ("weighted")."""
+    """Average `class_scores` over the classes, with equal weights ("macro") or weighted by support ("weighted")."""
     support = by_class["support"].double()
     weights = {"macro": torch.ones_like(support), "weighted": support}
     return {
@@ -81,48 +92,54 @@ def mean_scores(by_class):
 
 
 def calibration(logits, labels, bins=15):
-    """How far the confidence in the predicted class can be believed (Guo et al., 2017).
+    """Compare the confidence in the predicted class with the accuracy (Guo et al., 2017).
+
+    Images are sorted by confidence into `bins` intervals of equal width.
 
     Returns:
-        `error`, the expected calibration error in [0, 1]: how far confidence and accuracy lie apart in a bin of like
-        confidence, on the mean over all images; and for each bin of equal width `confidence` and `accuracy`, means
-        that are None where the bin is empty, and `images`.
+        `error`: the expected calibration error in [0, 1], which is the mean over all images of the absolute difference
+            between the accuracy and the mean confidence of the image's bin.
+        `confidence`, `accuracy`: the means in each bin, a list of numbers, None for an empty bin.
+        `images`: the number of images in each bin.
     """
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/15], ..., as in the paper
-    images = place.bincount(minlength=bins)
-    sums = [place.bincount(values.double(), minlength=bins) for values in (confidence, predicted == labels)]
+    bin_index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # (0, 1/15], ..., as in the paper
+    images = bin_index.bincount(minlength=bins)
+    sums = [bin_index.bincount(values.double(), minlength=bins) for values in (confidence, predicted == labels)]
     mean_confidence, accuracy = (total / images.clamp(min=1) for total in sums)
     error = ((mean_confidence - accuracy).abs() * images).sum() / images.sum()
     is_empty = images == 0
 
-    def known(values):
+    def none_if_empty(values):
         return [None if empty else value for value, empty in zip(values.tolist(), is_empty.tolist(), strict=True)]
 
     return {
         "error": error.item(),
-        "confidence": known(mean_confidence),
-        "accuracy": known(accuracy),
+        "confidence": none_if_empty(mean_confidence),
+        "accuracy": none_if_empty(accuracy),
         "images": images.tolist(),
     }
 
 
-def wilson_interval(share, count, z=1.959964):
-    """The 95 % interval (low, high) of a share of `count` independent draws (Wilson, 1927)."""
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def wilson_interval(fraction, count, z=1.959964):
+    """The 95 % score interval (low, high) for a fraction of `count` independent trials (Wilson, 1927)."""
+    center = (fraction + z**2 / (2 * count)) / (1 + z**2 / count)
+    half_width = z / (1 + z**2 / count) * math.sqrt(fraction * (1 - fraction) / count + z**2 / (4 * count**2))
+    return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
-def mcnemar(one_is_right, other_is_right):
-    """McNemar's exact test of two networks on the same images, bool (N,) each.
+def mcnemar(one_correct, other_correct):
+    """McNemar's exact test of two networks on the same images.
+
+    Args:
+        one_correct, other_correct: bool (N,), whether each network's prediction is correct.
 
     Returns:
-        Images that only the one gets right, images that only the other does, and the probability that two equally
-        good networks differ at least as much.
+        The number of images that only the first network gets right, the number that only the second gets right, and
+        the two-sided p-value: the probability that two equally accurate networks differ at least this much.
     """
-    only_one = (one_is_right & ~other_is_right).sum().item()
-    only_other = (other_is_right & ~one_is_right).sum().item()
+    only_one = (one_correct & ~other_correct).sum().item()
+    only_other = (other_correct & ~one_correct).sum().item()
     discordant, fewer = only_one + only_other, min(only_one, only_other)
     terms = [
         math.lgamma(discordant + 1) - math.lgamma(k + 1) - math.lgamma(discordant - k + 1) - discordant * math.log(2)
@@ -132,24 +149,26 @@ def mcnemar(one_is_right, other_is_right):
 
 
 def paired_difference(only_one, only_other, count, z=1.959964):
-    """How much larger the share of `count` images is that one network gets right than that of another.
+    """The difference in accuracy of two networks on the same `count` images.
 
     Args:
-        only_one, only_other: images that only the one, or the other, gets right.
+        only_one, only_other: the numbers of images that only the first or only the second network gets right.
 
     Returns:
-        The difference in [-1, 1], and its 95 % interval (low, high) by Bonett and Price (2012).
+        The first accuracy minus the second, in [-1, 1], and its 95 % interval (low, high) by Bonett and Price (2012).
     """
     one, other = (only_one + 1) / (count + 2), (only_other + 1) / (count + 2)
-    half = z * math.sqrt((one + other - (one - other) ** 2) / (count + 2))
-    return (only_one - only_other) / count, (max(-1.0, one - other - half), min(1.0, one - other + half))
+    half_width = z * math.sqrt((one + other - (one - other) ** 2) / (count + 2))
+    low, high = one - other - half_width, one - other + half_width
+    return (only_one - only_other) / count, (max(-1.0, low), min(1.0, high))
 
 
 def report(logits, labels):
-    """All that a full test tells, as numbers, strings and lists.
+    """Compute all metrics of a full test, as plain numbers, lists and dicts.
 
-    `loss`, `accuracy`, `top5` of `scores`, `accuracy_interval`, `images`, `by_class` of `class_scores`, `macro` and
-    `weighted` means, `calibration`, `confusion_matrix`.
+    Returns:
+        `loss`, `accuracy` and `top5` from `scores`; `accuracy_interval` from `wilson_interval`; `images`, their number;
+        `by_class` from `class_scores`; `macro` and `weighted` from `mean_scores`; `calibration`; `confusion_matrix`.
     """
     matrix = confusion_matrix(logits, labels)
     by_class = class_scores(matrix)

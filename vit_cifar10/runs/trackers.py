@@ -1,6 +1,6 @@
-"""The same record for TensorBoard or Weights & Biases: scalars, configuration, final pictures.
+"""Send a run's configuration, metrics and final pictures to TensorBoard or Weights & Biases.
 
-Both packages are optional and only imported when asked for.
+Both packages are optional. They are imported only when `--log` asks for them.
 """
 
 import importlib.util
@@ -13,67 +13,68 @@ PACKAGES = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def check_package(name):
-    """Raises `UserError` if the package behind `--log name` is not installed."""
+    """Raise `UserError` if `--log name` needs a package that is not installed."""
     package = PACKAGES[name]
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"--log {name} needs a package that is not installed: pip install {package}")
 
 
 def open_tracker(name, run_name, folder, config, first_epoch):
-    """A tracker with `log(row)`, `finish(pictures)` and `close()`; its files lie in `folder`.
+    """Open a `Tracker` that writes its files to `folder`.
 
     Args:
         name: one of `PACKAGES`.
-        config: what config.json holds.
-        first_epoch: 1, or that after the one a resumed run goes on from.
+        config: the contents of config.json.
+        first_epoch: the first epoch to be logged: 1, or the one after the last complete epoch of a resumed run.
 
     Raises:
-        UserError: the service refuses, say for want of a login.
+        UserError: the service refuses the run, for example because the user is not logged in.
     """
     if name == "none":
         return Tracker()
     return {"tensorboard": TensorBoard, "wandb": WandB}[name](run_name, folder, config, first_epoch)
 
 
-def scalars(row):
-    """A row of metrics as {"loss/train": ..., ...}; what was not measured is left out."""
-    named = {}
-    for key, value in row.items():
+def scalars(metrics):
+    """Rename an epoch's metrics to tags such as "loss/train", and drop those that were not measured (None)."""
+    tagged = {}
+    for key, value in metrics.items():
         split, _, quantity = key.rpartition("_")
         if value is not None and key != "epoch":
-            named[f"{quantity}/{split}" if split in ("train", "val", "test") and quantity != "seconds" else key] = value
-    return named
+            is_of_split = split in ("train", "val", "test") and quantity != "seconds"
+            tagged[f"{quantity}/{split}" if is_of_split else key] = value
+    return tagged
 
 
 class Tracker:
-    """Tracks nothing."""
+    """The interface of all trackers. This one sends nothing."""
 
-    def log(self, row):
-        """Send a row of metrics."""
+    def log(self, metrics):
+        """Send the metrics of an epoch, {column of metrics.csv: number or None}."""
 
     def finish(self, pictures, epoch):
-        """Send the pictures, {name: path of a PNG}, as of the last epoch."""
+        """Send the pictures of a complete run, {name: path of a PNG}, under its last epoch."""
 
     def close(self, failed=False):
-        """Let go of files and connections, and say whether the run failed; more than once does no harm."""
+        """Close files and connections, and report whether the run failed. Further calls have no effect."""
 
 
 class TensorBoard(Tracker):
-    """Event files in `folder`/tensorboard, for `tensorboard --logdir output`."""
+    """Write event files to `folder`/tensorboard; view them with `tensorboard --logdir output`."""
 
     def __init__(self, run_name, folder, config, first_epoch):
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = {"purge_step": first_epoch} if first_epoch > 1 else {}
+        purge = {"purge_step": first_epoch} if first_epoch > 1 else {}  # hides epochs that are trained again
         self.writer = SummaryWriter(str(folder / "tensorboard"), **purge)
         if first_epoch == 1:
             flags = {key: str(value).replace("|", "\\|") for key, value in sorted(config["flags"].items())}
             table = "\n".join(f"| {key} | {value} |" for key, value in flags.items())
             self.writer.add_text("config", f"| flag | value |\n|---|---|\n{table}")
 
-    def log(self, row):
-        for name, value in scalars(row).items():
-            self.writer.add_scalar(name, value, row["epoch"])
+    def log(self, metrics):
+        for tag, value in scalars(metrics).items():
+            self.writer.add_scalar(tag, value, metrics["epoch"])
         self.writer.flush()
 
     def finish(self, pictures, epoch):
@@ -89,7 +90,10 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """A run of the project "vit-cifar10"; offline with WANDB_MODE=offline, its files in `folder`/wandb."""
+    """Send to a run of the W&B project "vit-cifar10", with its files in `folder`/wandb.
+
+    With the environment variable WANDB_MODE=offline, only the files are written.
+    """
 
     def __init__(self, run_name, folder, config, first_epoch):
         import wandb
@@ -99,24 +103,25 @@ class WandB(Tracker):
             self.run = wandb.init(
                 project="vit-cifar10",
                 name=run_name,
-                id=re.sub(r"[^\w-]", "-", f"{run_name}-{started}"),  # a resumed run goes on in its own
+                id=re.sub(r"[^\w-]", "-", f"{run_name}-{started}"),  # a resumed run continues its own W&B run
                 resume="allow",
                 dir=str(folder),
                 config=config,
             )
         except wandb.Error as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"W&B refuses ({reason}); try wandb login, or set WANDB_MODE=offline") from error
-        self.picture, self.error = wandb.Image, wandb.Error
+            raise UserError(f"W&B refuses the run ({reason}); run wandb login, or set WANDB_MODE=offline") from error
+        self.image_type, self.error_type = wandb.Image, wandb.Error
+        self.folder = folder
 
-    def log(self, row):
-        self.run.log(scalars(row), step=row["epoch"])
+    def log(self, metrics):
+        self.run.log(scalars(metrics), step=metrics["epoch"])
 
     def finish(self, pictures, epoch):
         try:
-            self.run.log({name: self.picture(str(path)) for name, path in pictures.items()}, step=epoch)
-        except self.error as error:
-            raise UserError(f"W&B refuses them ({error})") from error
+            self.run.log({name: self.image_type(str(path)) for name, path in pictures.items()}, step=epoch)
+        except self.error_type as error:
+            raise UserError(f"W&B refuses them ({error}); they are still in {self.folder}") from error
 
     def close(self, failed=False):
         self.run.finish(exit_code=int(failed))
