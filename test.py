@@ -27,7 +27,7 @@ from vit_cifar10.data.images import open_image
 from vit_cifar10.evaluation.full_test import load_test_images, run_full_test, write_full_test
 from vit_cifar10.explain import explorer, faithfulness
 from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
-from vit_cifar10.plots import explanations
+from vit_cifar10.plots import explanations, gif
 from vit_cifar10.plots.style import shorten
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import SHIPPED_VIT, TEST_FILES, find_run, last_trained_run
@@ -240,11 +240,11 @@ def classify(network, image, name, label, args):
         frames, save_still = cnn_picture(network, inputs, pixels, probabilities.numpy(), caption, top.indices)
     if not args.no_gif:
         path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
-        explanations.save_gif(frames, path)
+        gif.save_gif(frames, path)
         save_still(path.with_suffix(".png"))
         print(f"wrote {path} and {path.with_suffix('.png')}")
     if not args.no_image:
-        explanations.show(frames[-1], caption)
+        gif.show(frames[-1], caption)
 
 
 def vit_picture(network, inputs, pixels, probabilities, caption, rollout):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, run_training
 
-from vit_cifar10.plots import explanations
+from vit_cifar10.plots import gif
 
 
 def pytest_report_header():
@@ -47,5 +47,5 @@ def _same_everywhere(monkeypatch):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(explanations, "show", lambda *_: False)
+    monkeypatch.setattr(gif, "show", lambda *_: False)
     torch.manual_seed(0)

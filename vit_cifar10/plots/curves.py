@@ -1,35 +1,42 @@
-"""TODO."""
+"""Line plots: the training curves of one run, several runs compared, and accuracy against the number of images."""
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from vit_cifar10.plots.style import COLORS, GREY, NAMES, add_legend, line_styles, save_figure, set_title
+from vit_cifar10.plots.style import GRAY, LINE_COLORS, add_legend, line_styles, save_figure, set_title
+
+SPLITS = {  # name in the legend and color of each split
+    "train": ("training", LINE_COLORS[0]),
+    "val": ("validation", LINE_COLORS[1]),
+    "test": ("test", LINE_COLORS[2]),
+}
 
 
-def save_curves(rows, path, title=""):
-    """Loss, accuracy and learning rate over the epochs of a run.
+def save_curves(history, path, title=""):
+    """Plot the loss, accuracy and learning rate of one run against its epochs.
 
     Args:
-        rows: dicts with `epoch`, `learning_rate`, and `<split>_loss` and `<split>_accuracy` for the splits that were
-            measured, None where they were not; accuracies in [0, 1].
+        history: one dict per epoch, with `epoch`, `learning_rate`, and `<split>_loss` and `<split>_accuracy` for the
+            splits of `SPLITS`. Accuracies are in [0, 1]. A split with missing or None values is left out.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in rows]
-    for axis, quantity, scale, unit, last in (
+    epochs = [metrics["epoch"] for metrics in history]
+    marker = "o" if len(history) < 30 else None
+    for axis, quantity, scale, unit, last_format in (
         (axes[0], "loss", 1, "nats", "{:.3f}"),
         (axes[1], "accuracy", 100, "%", "{:.2f} %"),
     ):
-        for split, color in COLORS.items():
-            values = [row.get(f"{split}_{quantity}") for row in rows]
+        for split, (name, color) in SPLITS.items():
+            values = [metrics.get(f"{split}_{quantity}") for metrics in history]
             if None not in values:
                 scaled = [value * scale for value in values]
-                label = f"{NAMES[split]} {last.format(scaled[-1])}"
-                axis.plot(epochs, scaled, color=color, marker=_marker(rows), label=label)
+                label = f"{name} {last_format.format(scaled[-1])}"
+                axis.plot(epochs, scaled, color=color, marker=marker, label=label)
         axis.set_ylabel(f"{quantity} ({unit})")
         axis.legend(title="last epoch")
-    axes[2].plot(epochs, [row["learning_rate"] for row in rows], color=GREY, marker=_marker(rows))
+    axes[2].plot(epochs, [metrics["learning_rate"] for metrics in history], color=GRAY, marker=marker)
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -39,20 +46,17 @@ def save_curves(rows, path, title=""):
     save_figure(figure, path)
 
 
-def _marker(rows):
-    return "o" if len(rows) < 30 else None
-
-
 def save_comparison(curves, path):
-    """Loss and accuracy of several runs over their epochs, in one frame each: test solid, training dashed.
+    """Plot the loss and accuracy of several runs against their epochs: test solid, training dashed.
+
+    The epoch axis is logarithmic if one run has at least ten times as many epochs as another.
 
     Args:
-        curves: names, and for each the histories of one or more seeds, as `rows` of `save_curves`; of several, the mean
-            is drawn, and from the lowest to the highest as a band. Epochs are on a logarithmic scale where one run
-            has ten times as many as another.
+        curves: (name, histories) pairs; the histories belong to one or more seeds and have the form that `save_curves`
+            takes. Several seeds are drawn as their mean, with a band from the lowest value to the highest.
     """
-    lengths = [len(rows) for _, histories in curves for rows in histories]
-    scale_of_epochs = "log" if max(lengths) >= 10 * min(lengths) else "linear"
+    lengths = [len(history) for _, histories in curves for history in histories]
+    epoch_scale = "log" if max(lengths) >= 10 * min(lengths) else "linear"
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     for axis, (quantity, scale, unit) in zip(
         figure.subplots(1, 2), (("loss", 1, "nats"), ("accuracy", 100, "%")), strict=True
@@ -60,8 +64,8 @@ def save_comparison(curves, path):
         for (_, histories), style in zip(curves, line_styles(), strict=False):
             for split in ("test", "train"):
                 _draw_seeds(axis, histories, f"{split}_{quantity}", scale, split == "test", *style)
-        axis.set(ylabel=f"{quantity} ({unit})", xscale=scale_of_epochs)
-        if scale_of_epochs == "linear":
+        axis.set(ylabel=f"{quantity} ({unit})", xscale=epoch_scale)
+        if epoch_scale == "linear":
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         else:
@@ -70,49 +74,50 @@ def save_comparison(curves, path):
             axis.xaxis.set_major_formatter("{x:,.0f}")
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
-    title = "test solid, training dashed; accuracy of the weights that were kept"
+    title = "solid: test; dashed: training; percentages: test accuracy of the kept weights"
     if any(len(histories) > 1 for _, histories in curves):
-        title += "\nseveral seeds: mean, and from the lowest to the highest"
+        title += "\nseveral seeds: mean, with a band from the lowest to the highest"
     add_legend(figure, [name for name, _ in curves], title)
     save_figure(figure, path)
 
 
 def _draw_seeds(axis, histories, key, scale, is_main, color, marker):
-    """One curve over the epochs that all seeds have, if it was measured in all of them."""
-    epochs = sorted(set.intersection(*({row["epoch"] for row in rows} for rows in histories)))
-    values = [[row.get(key) for row in rows if row["epoch"] in epochs] for rows in histories]
+    """Draw one curve over the epochs that all seeds have, unless a seed lacks the metric `key`."""
+    epochs = sorted(set.intersection(*({metrics["epoch"] for metrics in history} for history in histories)))
+    values = [[metrics.get(key) for metrics in history if metrics["epoch"] in epochs] for history in histories]
     if any(None in seed for seed in values):
         return
     values = scale * np.array(values)
     line = {"color": color, "linestyle": "-" if is_main else "--", "alpha": 1 if is_main else 0.6}
     line |= {"marker": marker if is_main or len(epochs) == 1 else None}
-    line |= {"markevery": None if len(epochs) < 30 else 0.1}  # of the frame's diagonal
+    line |= {"markevery": None if len(epochs) < 30 else 0.1}  # a fraction of the diagonal of the axes
     axis.plot(epochs, values.mean(axis=0), **line)
     if len(histories) > 1:
         axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
 
 
 def save_sample_sizes(sizes, path):
-    """Test accuracy against the number of training images, a dot a run.
+    """Plot test accuracy against the number of training images: one dot per run, with its 95 % interval.
 
     Args:
-        sizes: {network: {images: [(share, low, high), ...]}}, the last two the ends of its interval.
+        sizes: {network: {number of images: [(accuracy, low, high), ...]}}, with `low` and `high` the ends of the
+            interval, all in [0, 1].
     """
     figure = Figure(figsize=(7, 4.6 + 0.2 * len(sizes)), layout="constrained")
     axis = figure.subplots()
     for by_size, (color, marker) in zip(sizes.values(), line_styles(), strict=False):
         counts = sorted(by_size)
-        means = [100 * np.mean([share for share, _, _ in by_size[count]]) for count in counts]
+        means = [100 * np.mean([accuracy for accuracy, _, _ in by_size[count]]) for count in counts]
         axis.plot(counts, means, color=color)
         for count in counts:
-            shares, low, high = 100 * np.array(by_size[count]).T
+            accuracies, low, high = 100 * np.array(by_size[count]).T
             axis.vlines([count] * len(low), low, high, color=color, linewidth=3, alpha=0.5)
-            axis.scatter([count] * len(shares), shares, color=color, marker=marker, s=45)
+            axis.scatter([count] * len(accuracies), accuracies, color=color, marker=marker, s=45)
     axis.set(xscale="log", xlabel="training images (logarithmic)", ylabel="test accuracy (%), with 95 % intervals")
     counts = sorted({count for by_size in sizes.values() for count in by_size})
     ticks = counts[:1]
     for count in counts[1:]:
-        if count / ticks[-1] >= (counts[-1] / counts[0]) ** 0.1:  # else their numbers would touch
+        if count / ticks[-1] >= (counts[-1] / counts[0]) ** 0.1:  # closer labels would overlap
             ticks.append(count)
     axis.set_xticks(ticks, [f"{count:,}" for count in ticks])
     axis.minorticks_off()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Pictures of test results: confusion matrix, reliability diagram, mistakes, and accuracy per class."""
 
 import textwrap
 
@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from vit_cifar10.plots.style import (
     COLORMAP,
-    COLORS,
-    GREY,
+    GRAY,
+    LINE_COLORS,
     PERCENT,
     add_legend,
     line_styles,
@@ -19,18 +19,18 @@ from vit_cifar10.plots.style import (
 
 
 def save_confusion_matrix(matrix, classes, path, title=""):
-    """Counts and row percentages of a confusion matrix, int (C, C), rows the true classes.
+    """Draw a confusion matrix, int (C, C), whose rows are the true classes, with counts and row percentages.
 
-    With many classes the cells carry no numbers, and none where there is no image.
+    Cells of zero have no text. With more than 20 classes, no cell has any.
     """
     matrix = np.asarray(matrix)
-    share = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
+    percentages = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)
     count = len(classes)
     side = min(max(5, 0.75 * count + 2.5), 20)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(share, cmap=COLORMAP, norm=PERCENT)
-    figure.colorbar(image, label="share of the true class (%)", shrink=0.8, ticks=(0, 1, 5, 10, 25, 50, 75, 100))
+    image = axis.imshow(percentages, cmap=COLORMAP, norm=PERCENT)
+    figure.colorbar(image, label="fraction of the true class (%)", shrink=0.8, ticks=(0, 1, 5, 10, 25, 50, 75, 100))
     ticks, names = range(count), [shorten(name, 20) for name in classes]
     axis.set_xticks(ticks, names, rotation=45 if count <= 20 else 90, ha="right" if count <= 20 else "center")
     axis.set_yticks(ticks, names)
@@ -38,8 +38,8 @@ def save_confusion_matrix(matrix, classes, path, title=""):
         axis.tick_params(labelsize=6)
     else:
         for row, column in zip(*matrix.nonzero(), strict=True):
-            color = "black" if share[row, column] > 35 else "white"
-            text = f"{matrix[row, column]}\n{share[row, column]:.1f} %"
+            color = "black" if percentages[row, column] > 35 else "white"
+            text = f"{matrix[row, column]}\n{percentages[row, column]:.1f} %"
             axis.text(column, row, text, ha="center", va="center", color=color, fontsize=10)
     axis.set(xlabel="predicted class", ylabel="true class")
     set_title(figure, title)
@@ -47,32 +47,32 @@ def save_confusion_matrix(matrix, classes, path, title=""):
 
 
 def save_reliability(calibration, path, title=""):
-    """How often the network is right when it is so sure, and how often it is so sure.
+    """Draw a reliability diagram: accuracy against confidence, and below it the number of images per confidence.
 
     Args:
-        calibration: `error`, and for bins of equal width over [0, 1] `confidence` and `accuracy`, None where empty, and
-            `images`.
+        calibration: the expected calibration `error`, and for bins of equal width over [0, 1] the number of `images`
+            and their mean `confidence` and `accuracy`, which are None in empty bins.
     """
     images = np.array(calibration["images"])
-    full = images > 0
-    confidence, accuracy = (100 * np.array(calibration[name], dtype=float)[full] for name in ("confidence", "accuracy"))
+    filled = images > 0
+    confidence, accuracy = (100 * np.array(calibration[key], dtype=float)[filled] for key in ("confidence", "accuracy"))
     edges, width = np.linspace(0, 100, len(images), endpoint=False), 100 / len(images)
     bars = {"width": width, "align": "edge", "edgecolor": "white"}
     figure = Figure(figsize=(6, 7.4), layout="constrained")
     upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
-    upper.bar(edges[full], accuracy, color=COLORS["train"], label="accuracy", **bars)
-    upper.plot(confidence, confidence, "o--", color=COLORS["val"], label="what it should be: the mean confidence")
-    upper.set(ylabel="accuracy of these images (%)", ylim=(0, 100), xlim=(0, 100))
+    upper.bar(edges[filled], accuracy, color=LINE_COLORS[0], label="accuracy", **bars)
+    upper.plot(confidence, confidence, "o--", color=LINE_COLORS[1], label="perfect calibration: accuracy = confidence")
+    upper.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, 100))
     set_title(figure, title)
     error = f"expected calibration error {100 * calibration['error']:.2f} %"
     figure.legend(loc="outside lower center", ncols=2, title=error)
-    lower.bar(edges, 100 * images / images.sum(), color=GREY, **bars)
+    lower.bar(edges, 100 * images / images.sum(), color=GRAY, **bars)
     lower.set(xlabel="confidence in the predicted class (%)", ylabel="images (%)")
     save_figure(figure, path)
 
 
 def save_mistakes(images, captions, path, title=""):
-    """Up to 25 images, uint8 (K, H, W, 3), with a caption under each."""
+    """Draw up to 25 images, uint8 (K, H, W, 3), with a caption below each."""
     columns = 5
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(10.8, 2.35 * rows + 0.6), layout="constrained")
@@ -88,17 +88,21 @@ def save_mistakes(images, captions, path, title=""):
 
 
 def save_class_accuracy(recalls, classes, dataset, path):
-    """How many test images of each class several runs name right: {run: (C,) shares}, classes sorted by their mean."""
+    """Plot the recall of each class for several runs, with the classes sorted by their mean recall.
+
+    Args:
+        recalls: {run: (C,)}, in [0, 1].
+    """
     values = 100 * np.array(list(recalls.values()))
     order = values.mean(axis=0).argsort()
     figure = Figure(figsize=(9, min(0.42 * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
     axis = figure.subplots()
-    places = np.arange(len(classes))
-    axis.hlines(places, values.min(axis=0)[order], values.max(axis=0)[order], color=GREY, linewidth=1, zorder=1)
+    heights = np.arange(len(classes))
+    axis.hlines(heights, values.min(axis=0)[order], values.max(axis=0)[order], color=GRAY, linewidth=1, zorder=1)
     for row, (color, marker) in zip(values, line_styles(), strict=False):
-        axis.scatter(row[order], places, color=color, marker=marker, s=55, zorder=2)
-    axis.set_yticks(places, [shorten(classes[index], 24) for index in order])
-    axis.set(xlabel=f"test images of the class that are named right (%), {dataset}", ylim=(-0.6, len(classes) - 0.4))
+        axis.scatter(row[order], heights, color=color, marker=marker, s=55, zorder=2)
+    axis.set_yticks(heights, [shorten(classes[index], 24) for index in order])
+    axis.set(xlabel=f"test images of the class classified correctly (%), {dataset}", ylim=(-0.6, len(classes) - 0.4))
     axis.grid(alpha=0.3)
     add_legend(figure, list(recalls))
     save_figure(figure, path)
