@@ -305,6 +305,28 @@ def test_without_a_path_the_run_trained_last_is_tested(runs, monkeypatch, capsys
     )
 
 
+def test_without_any_run_the_shipped_vit_is_tested(tmp_path, monkeypatch, capsys):
+    shipped = tmp_path / "model" / "cnn-32-cifar10"  # in a clone, where it is newer than the ViT
+    shutil.copytree(ROOT / "model" / "cnn-32-cifar10", shipped)
+    run_test(tmp_path, f"--mode custom --image_path {ROOT / 'examples' / 'cat.png'} --no_gif", monkeypatch)
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert "vit-layer12-32-cifar10/best.pt (comes with the project; --model_path chooses another): vit" in first_line
+
+
+def test_head_fusion_and_discard_ratio_change_the_rollout_and_are_in_the_caption(runs, tmp_path, monkeypatch):
+    drawn = {}
+    for flags in ("", "--head_fusion max", "--discard_ratio 0.5"):
+        gif = tmp_path / f"{len(drawn)}.gif"
+        run_test(runs, f"--model_path vit --mode cifar-single --index 5 --gif_path {gif} {flags}", monkeypatch)
+        frame = np.asarray(Image.open(gif).convert("RGB")).astype(int)
+        drawn[flags] = frame[:40], frame[58:234, 200:376], frame[58:234, 388:564]
+    caption, attention, rollout = drawn.pop("")
+    for other_caption, other_attention, other_rollout in drawn.values():
+        assert abs(caption - other_caption).mean() > 0.5
+        assert abs(rollout - other_rollout).mean() > 0.1
+        assert abs(attention - other_attention).mean() < 0.1
+
+
 # Real CIFAR-10
 
 

@@ -263,6 +263,25 @@ def test_where_last_is_damaged_a_run_goes_on_from_the_one_before(tmp_path, capsy
     assert "previous.pt cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("val_images", [0, 500])
+def test_resuming_a_complete_run_completes_its_files_and_ends_well(val_images, tmp_path, capsys):
+    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --val_images {val_images}")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    kept = weights(tmp_path, "run")
+    for name in ("curves.png", "history.pt", "metrics.csv", "config.json"):
+        (tmp_path / "output" / "run" / name).unlink()
+    if checkpoint.load(tmp_path / "model" / "run")["epoch"] == 2:
+        (tmp_path / "model" / "run" / "best.pt").unlink()
+    resume(tmp_path)  # ends with status 0, so that a loop until it does so ends too
+    said = capsys.readouterr()
+    assert "all 2 epochs are complete; nothing is left to train" in said.out
+    assert "kept epoch" in said.out
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == files.keys()
+    assert_equal_weights(weights(tmp_path, "run"), kept)
+    for path in (tmp_path / "model" / "run" / "last.pt", tmp_path / "output" / "run" / "metrics.csv"):
+        assert path.read_bytes() == files[path]
+
+
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [

@@ -1,0 +1,80 @@
+"""The house: every import points down, none goes in a circle, and each part knows only what it should."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+
+from helpers import ROOT
+
+COMMANDS = ("train", "test", "compare")
+LEVELS = {
+    **dict.fromkeys(COMMANDS, 5),
+    **{"training": 4, "evaluation": 3, "explain": 2, "runs": 2, "plots": 1, "data": 1, "utils": 0, "model": 0},
+}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+FILES = [*ROOT.glob("*.py"), *(path for path in ROOT.glob("vit_cifar10/*/*.py") if path.name != "__init__.py")]
+TREES = {module_name(path): ast.parse(path.read_text()) for path in FILES}
+
+
+def imports(name):
+    """The modules that a module imports, also inside its functions."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= members & TREES.keys() or {node.module}
+    return found
+
+
+def part(name):
+    """The folder of a module, or the module itself at the top: "vit_cifar10.data.images" -> "data"."""
+    return name.split(".")[1] if name.startswith("vit_cifar10.") else name
+
+
+def test_all_modules_were_found():
+    assert {part(name) for name in TREES} == set(LEVELS)
+    assert imports("train") >= {"model", "vit_cifar10.data.dataset", "vit_cifar10.training.trainer"}
+
+
+def test_imports_only_point_down():
+    for name in TREES:
+        for other in imports(name) & TREES.keys():
+            if part(other) != part(name):
+                assert LEVELS[part(other)] < LEVELS[part(name)], f"{name} imports {other}"
+
+
+def test_nothing_imports_in_a_circle():
+    order = TopologicalSorter({name: imports(name) & TREES.keys() for name in TREES}).static_order()
+    assert set(order) == set(TREES)
+
+
+def test_the_networks_need_torch_alone():
+    packages = {name.split(".")[0] for name in imports("model")} - sys.stdlib_module_names
+    assert packages == {"torch"}
+
+
+def test_plots_take_arrays_and_know_no_network():
+    for name in TREES:
+        if part(name) == "plots":
+            packages = {other.split(".")[0] for other in imports(name)} - sys.stdlib_module_names
+            assert packages <= {"numpy", "matplotlib", "PIL", "imageio", "vit_cifar10"}, name
+
+
+def test_only_model_py_asks_which_network_it_is():
+    for name, tree in TREES.items():
+        calls = [
+            node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        ]
+        asked = [ast.unparse(call) for call in calls if {"VisionTransformer", "SimpleCNN"} & set(names_in(call))]
+        assert name == "model" or not asked, f"{name}: {asked}"
+
+
+def names_in(tree):
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
