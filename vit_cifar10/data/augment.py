@@ -1,13 +1,14 @@
-"""How training images are disturbed: whole batches at once, on the device they lie on.
+"""Data augmentation of whole batches, on the device that holds them.
 
-    augment = Augment("trivialaugment", train.mean, train.std, num_classes=10, mixup=0.8, cutmix=1.0)
+    augment = Augment("trivialaugment", mean=train.mean, std=train.std, num_classes=10, mixup=0.8, cutmix=1.0)
     for images, labels in batches(train, 128):         # uint8
-        inputs, targets = augment(images, labels)      # float, normalised; class indices or soft targets
+        inputs, targets = augment(images, labels)      # float, normalized; class indices or soft targets
 
-Every image draws its own parameters, from PyTorch's generator of its device (shares for mixing from NumPy's), and no
-step waits for the device. The 14 operations of RandAugment and TrivialAugment need three passes over a batch, whichever
-image draws which: one that moves pixels, one that looks their values up in a table, one that blends with a grey or
-blurred copy.
+Each image draws its own parameters. They come from PyTorch's generator for the device, except `lam`, the fraction of an
+image that Mixup and CutMix keep, which comes from NumPy's global generator. The CPU never waits for the device.
+
+The 14 operations of RandAugment and TrivialAugment take three passes over a batch, however they are distributed over
+its images: one moves pixels, one maps pixel values through a table, and one blends images with a gray or blurred copy.
 """
 
 import functools
@@ -39,28 +40,28 @@ IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS = range
 COLOR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTO_CONTRAST, EQUALIZE = range(7, 14)
 POLICIES = ("none", "basic", "randaugment", "trivialaugment")
 
-GREY = (0.2989, 0.587, 0.114)
+GRAY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the luma
 
 
 class Augment:
-    """Turns a uint8 batch and its labels into what the network trains on.
+    """Turn a batch of uint8 images and its labels into the network's inputs and targets.
 
     Args:
-        policy: "none"; "basic" (crop from a border of an eighth of the side, flip); or one of these after the basic
-            ones: "randaugment" (Cubuk et al., 2020; two operations at magnitude 9 of 30) or "trivialaugment" (Müller
-            and Hutter, 2021, the wide space; one operation at any magnitude).
-        mean, std: float (3,), of the data set, on the batches' device.
-        num_classes: width of soft targets.
-        mixup, cutmix: alpha of the Beta distribution of Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019);
-            0 is off. With both, each image draws one of them.
-        random_erasing: probability that a rectangle of an image is set to the mean (Zhong et al., 2020).
-        mix_prob: probability that an image is mixed at all.
-        compile: compile the operations of RandAugment and TrivialAugment.
+        policy: one of `POLICIES`. "none" keeps the images. "basic" crops and flips at random. The other two do so too:
+            "randaugment" then applies two operations at magnitude 9 of 30, "trivialaugment" one at a random magnitude.
+        mean, std: float (3,), of the data set, on the same device as the batches.
+        num_classes: width C of the soft targets.
+        mixup, cutmix: alpha of the Beta distribution that `lam` is drawn from; 0 turns the method off. With both, each
+            image draws one of the two.
+        random_erasing: probability that a rectangle of an image is set to the mean.
+        mix_prob: probability that Mixup or CutMix is applied to an image.
+        compile: whether to compile the operations of RandAugment and TrivialAugment.
     """
 
     def __init__(
         self,
         policy,
+        *,
         mean,
         std,
         num_classes,
@@ -81,7 +82,7 @@ class Augment:
         self.apply = torch.compile(apply_operations) if compile else apply_operations
 
     def __call__(self, images, labels):
-        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), int64 (B,) or, if images are mixed, float (B, C)."""
+        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C)."""
         if self.policy != "none":
             images = random_crop_and_flip(images)
         if self.policy == "randaugment":
@@ -93,28 +94,28 @@ class Augment:
             inputs = random_erase(inputs, self.random_erasing)
         if not (self.mixup or self.cutmix):
             return inputs, labels
-        shares = self.draw_shares(inputs)
+        lam_map = self.draw_lam(inputs)
         if self.mix_prob < 1:
-            mixed = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < self.mix_prob
-            shares = torch.where(mixed, shares, 1.0)
-        return mix(inputs, F.one_hot(labels, self.num_classes).float(), shares)
+            is_mixed = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < self.mix_prob
+            lam_map = torch.where(is_mixed, lam_map, 1.0)
+        return mix(inputs, F.one_hot(labels, self.num_classes).float(), lam_map)
 
-    def draw_shares(self, inputs):
-        """How much of each pixel stays its image's own, (B, 1, H, W) in [0, 1], for Mixup or CutMix as drawn."""
+    def draw_lam(self, inputs):
+        """Draw Mixup or CutMix for each image. Return `lam_map`, (B, 1, H, W) in [0, 1]; see `mix`."""
         if not self.cutmix:
-            return mixup_shares(inputs, _beta(self.mixup, inputs))
+            return mixup_lam(inputs, _draw_beta(self.mixup, inputs))
         if not self.mixup:
-            return draw_cutmix_shares(inputs, self.cutmix)
+            return draw_cutmix_lam(inputs, self.cutmix)
         use_mixup = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < 0.5
-        blended = mixup_shares(inputs, _beta(self.mixup, inputs))
-        return torch.where(use_mixup, blended, draw_cutmix_shares(inputs, self.cutmix))
+        mixup_map = mixup_lam(inputs, _draw_beta(self.mixup, inputs))
+        return torch.where(use_mixup, mixup_map, draw_cutmix_lam(inputs, self.cutmix))
 
 
 # Crop and flip
 
 
 def random_crop_and_flip(images):
-    """Crop uint8 (B, 3, H, W) at random out of a black border of an eighth of the side; mirror every second image."""
+    """Pad uint8 (B, 3, H, W) with black by 1/8 of the side, crop at random, and flip every image with probability 1/2."""
     padding = images.shape[-1] // 8
     top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), device=images.device)
     flip = torch.rand(len(images), device=images.device) < 0.5
@@ -122,7 +123,10 @@ def random_crop_and_flip(images):
 
 
 def crop_and_flip(images, top, left, flip, padding):
-    """Pad images with black, crop each to its old size at its (top, left), mirror where `flip`: one gather for all."""
+    """Pad images with black, crop each one to its old size, and flip it where `flip` is true, all in one gather.
+
+    `top`, `left`: int64 (B,), where the crop starts in the padded image. `flip`: bool (B,). `padding`: pixels per side.
+    """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) + top[:, None]
     columns = torch.arange(width, device=images.device).expand(len(images), -1)
@@ -137,9 +141,9 @@ def crop_and_flip(images, top, left, flip, padding):
 
 
 def rand_augment(images, apply, num_ops=2, magnitude=9, num_bins=31):
-    """RandAugment of uint8 images with torchvision's ranges: `num_ops` operations, each drawn for each image.
+    """RandAugment (https://arxiv.org/abs/1909.13719) with torchvision's ranges: each image draws `num_ops` operations.
 
-    `apply` is `apply_operations`, or that compiled.
+    `images`: uint8 (B, 3, H, W). `apply`: `apply_operations`, compiled or not.
     """
     for _ in range(num_ops):
         operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
@@ -150,16 +154,19 @@ def rand_augment(images, apply, num_ops=2, magnitude=9, num_bins=31):
 
 
 def trivial_augment_wide(images, apply, num_bins=31):
-    """TrivialAugmentWide of uint8 images with torchvision's ranges: one operation at one level for each image."""
+    """TrivialAugment (https://arxiv.org/abs/2103.10158) in torchvision's wide space: each image draws one operation.
+
+    Each image also draws its magnitude, from `num_bins` levels. `images` and `apply` are as in `rand_augment`.
+    """
     operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
     level = torch.randint(num_bins, (len(images),), device=images.device) / (num_bins - 1)
     ranges = _ranges(0.99, 32, 135, 0.99, 2, images.device)
     return apply(images, operations, _magnitudes(ranges, operations, level))
 
 
-@functools.lru_cache  # a copy to the device a run, not one a batch
-def _ranges(shear, translate, rotate, enhance, fewest_bits, device):
-    """Each operation's magnitude at level 0 and 1, and whether its sign is drawn: float (14, 3)."""
+@functools.lru_cache  # copies the table to the device once, not for every batch
+def _ranges(shear, translate, rotate, enhance, min_bits, device):
+    """Each operation's magnitude at level 0 and at level 1, and whether its sign is random (1 or 0): float (14, 3)."""
     ranges = {
         SHEAR_X: (0, shear, 1),
         SHEAR_Y: (0, shear, 1),
@@ -170,41 +177,42 @@ def _ranges(shear, translate, rotate, enhance, fewest_bits, device):
         COLOR: (0, enhance, 1),
         CONTRAST: (0, enhance, 1),
         SHARPNESS: (0, enhance, 1),
-        POSTERIZE: (8, fewest_bits, 0),
+        POSTERIZE: (8, min_bits, 0),
         SOLARIZE: (255, 0, 0),
     }
     return torch.tensor([ranges.get(operation, (0, 0, 0)) for operation in range(len(OPERATIONS))]).to(device)
 
 
 def _magnitudes(ranges, operations, level):
-    lowest, highest, signed = ranges[operations].unbind(1)
-    magnitude = lowest + (highest - lowest) * level
-    negative = (torch.rand_like(level) < 0.5) & (signed > 0)
-    return torch.where(negative, -magnitude, magnitude)
+    """The magnitude, float (B,), of each image's operation at its level in [0, 1], with a random sign where allowed."""
+    at_0, at_1, is_signed = ranges[operations].unbind(1)
+    magnitude = at_0 + (at_1 - at_0) * level
+    is_negative = (torch.rand_like(level) < 0.5) & (is_signed > 0)
+    return torch.where(is_negative, -magnitude, magnitude)
 
 
 def apply_operations(images, operations, magnitudes):
-    """Apply to each image its own operation, with torchvision's arithmetic on uint8 images.
+    """Apply one operation to each image, with torchvision's arithmetic for uint8 images.
 
     Args:
         images: uint8 (B, 3, H, W).
         operations: int64 (B,), indices into `OPERATIONS`.
-        magnitudes: float (B,). Shear: the tangent of the angle; translate: pixels, cut to whole ones; rotate:
-            degrees counterclockwise; brightness, color, contrast, sharpness: the factor less 1; posterize: bits kept,
-            rounded; solarize: the threshold. The others take none.
+        magnitudes: float (B,). Shear: the tangent of the angle. Translate: pixels, truncated to an integer. Rotate:
+            degrees counterclockwise. Brightness, color, contrast, sharpness: the factor minus 1. Posterize: the number
+            of bits to keep, rounded. Solarize: the threshold. The other operations ignore it.
 
     Returns:
         uint8 (B, 3, H, W).
     """
-    images = _move(images, operations, magnitudes)
-    images = _look_up(images, operations, magnitudes)
+    images = _warp(images, operations, magnitudes)
+    images = _map_values(images, operations, magnitudes)
     return _blend(images, operations, magnitudes)
 
 
-def _move(images, operations, magnitudes):
-    """Shear, translate, rotate: each pixel is fetched from the nearest source pixel, black from outside."""
+def _warp(images, operations, magnitudes):
+    """Shear, translate and rotate: every pixel comes from the nearest source pixel, or is black if that is outside."""
     height, width = images.shape[-2:]
-    y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]  # from the centre of the image
+    y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]  # relative to the image's center
     x = torch.arange(width, device=images.device) - (width - 1) / 2
 
     def magnitude_of(operation):
@@ -215,64 +223,64 @@ def _move(images, operations, magnitudes):
     source_y = angle.sin() * x + angle.cos() * y + magnitude_of(SHEAR_Y) * (x + width / 2)
     column = (source_x + (width - 1) / 2 - magnitude_of(TRANSLATE_X).trunc()).round()
     row = (source_y + (height - 1) / 2 - magnitude_of(TRANSLATE_Y).trunc()).round()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     source = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     source = source.long().flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    return images.flatten(2).gather(2, source).view_as(images) * inside[:, None]
+    return images.flatten(2).gather(2, source).view_as(images) * is_inside[:, None]
 
 
-def _look_up(images, operations, magnitudes):
-    """Operations that change each value for itself: a table of 256 new values for every channel of every image."""
+def _map_values(images, operations, magnitudes):
+    """Operations that map each value on its own, through a table of 256 new values per image and channel."""
     pixels = images.flatten(2).long()
-    level = torch.arange(256.0, device=images.device)
+    value = torch.arange(256.0, device=images.device)
     operation = operations[:, None, None]
     magnitude = magnitudes[:, None, None]
     factor = 1 + magnitude
     low, high = pixels.amin(2, keepdim=True).float(), pixels.amax(2, keepdim=True).float()
-    grey_mean = _grey(images).mean(dim=(1, 2, 3))[:, None, None]
+    gray_mean = _gray(images).mean(dim=(1, 2, 3))[:, None, None]
     step = 2.0 ** (8 - magnitude.round())
     tables = {
-        BRIGHTNESS: factor * level,
-        CONTRAST: factor * level + (1 - factor) * grey_mean,
-        POSTERIZE: (level / step).floor() * step,
-        SOLARIZE: torch.where(level >= magnitude, 255 - level, level),
-        AUTO_CONTRAST: torch.where(high > low, (level - low) * (255 / (high - low)), level),
+        BRIGHTNESS: factor * value,
+        CONTRAST: factor * value + (1 - factor) * gray_mean,
+        POSTERIZE: (value / step).floor() * step,
+        SOLARIZE: torch.where(value >= magnitude, 255 - value, value),
+        AUTO_CONTRAST: torch.where(high > low, (value - low) * (255 / (high - low)), value),
         EQUALIZE: _equalize_table(pixels),
     }
-    table = level.expand(len(images), images.shape[1], 256)
-    for code, values in tables.items():
-        table = torch.where(operation == code, values, table)
+    table = value.expand(len(images), images.shape[1], 256)
+    for index, new_values in tables.items():
+        table = torch.where(operation == index, new_values, table)
     return table.clamp(0, 255).to(torch.uint8).gather(2, pixels).view_as(images)
 
 
 def _equalize_table(pixels):
-    """The table (B, 3, 256) that spreads the values of each channel evenly, as PIL and torchvision make it."""
+    """The tables of histogram equalization, float (B, 3, 256), computed as in PIL and torchvision."""
     ones = torch.ones_like(pixels, dtype=torch.float32)
     histogram = torch.zeros(*pixels.shape[:2], 256, device=pixels.device).scatter_add_(2, pixels, ones)
-    brightest = histogram.gather(2, pixels.amax(2, keepdim=True))
-    step = ((pixels.shape[2] - brightest) / 255).floor()
+    brightest_count = histogram.gather(2, pixels.amax(2, keepdim=True))
+    step = ((pixels.shape[2] - brightest_count) / 255).floor()
     below = histogram.cumsum(2) - histogram
     table = ((below + (step / 2).floor()) / step.clamp(min=1)).floor()
     return torch.where(step > 0, table, torch.arange(256.0, device=pixels.device))
 
 
 def _blend(images, operations, magnitudes):
-    """Color and sharpness: towards, or away from, a grey or a blurred copy."""
+    """Color and sharpness: blend an image with a gray or blurred copy. A factor above 1 moves away from the copy."""
     operation = operations[:, None, None, None]
     is_blend = (operation == COLOR) | (operation == SHARPNESS)
     factor = torch.where(is_blend, 1 + magnitudes[:, None, None, None], 1.0)
-    other = torch.where(operation == COLOR, _grey(images), _blur(images))
-    return (factor * images + (1 - factor) * other).clamp(0, 255).to(torch.uint8)
+    copy = torch.where(operation == COLOR, _gray(images), _blur(images))
+    return (factor * images + (1 - factor) * copy).clamp(0, 255).to(torch.uint8)
 
 
-def _grey(images):
-    """Luma of uint8 (B, 3, H, W), cut to whole numbers: float (B, 1, H, W)."""
+def _gray(images):
+    """The luma of uint8 (B, 3, H, W), rounded down: float (B, 1, H, W)."""
     red, green, blue = images.float().split(1, dim=1)
-    return (GREY[0] * red + GREY[1] * green + GREY[2] * blue).floor()
+    return (GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue).floor()
 
 
 def _blur(images):
-    """PIL's smoothing of uint8 (B, 3, H, W): the 8 neighbours once and the pixel 5 times; the border stays."""
+    """PIL's smoothing filter on uint8 (B, 3, H, W): weight 5 for the pixel, 1 for its 8 neighbors; keeps the border."""
     images = images.float()
     kernel = torch.ones(3, 3, device=images.device)
     kernel[1, 1] = 5
@@ -286,33 +294,41 @@ def _blur(images):
 
 
 def random_erase(inputs, probability, scale=(0.02, 0.33), ratio=(0.3, 3.3), tries=10):
-    """Set a rectangle of normalised images to the mean, each with its own area and aspect ratio, as torchvision draws.
+    """Random Erasing (https://arxiv.org/abs/1708.04896): set a random rectangle of each image to the mean.
 
-    Of `tries` rectangles the first that fits is taken; an image none of whose rectangles fits stays whole.
+    Each image draws `tries` rectangles, from the same distribution as torchvision. It uses the first one that fits, and
+    stays unchanged if none does.
+
+    Args:
+        inputs: float (B, 3, H, W), normalized, so that the mean is 0.
+        probability: probability of erasing a rectangle of an image.
+        scale: range of the rectangle's area, as a fraction of the image's.
+        ratio: range of the rectangle's aspect ratio, height / width.
+        tries: number of rectangles to draw per image.
     """
     height, width = inputs.shape[-2:]
-    drawn = torch.empty(4, len(inputs), tries, device=inputs.device).uniform_(0, 1)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * drawn[0])
-    aspect = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * drawn[1]).exp()
+    draws = torch.empty(4, len(inputs), tries, device=inputs.device).uniform_(0, 1)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[0])
+    aspect = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * draws[1]).exp()
     erased_height, erased_width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     fits = (erased_height < height) & (erased_width < width)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    erased_height, erased_width, place_y, place_x, fits = (
-        values.gather(1, first).squeeze(1) for values in (erased_height, erased_width, drawn[2], drawn[3], fits)
+    first_fit = fits.int().argmax(dim=1, keepdim=True)
+    erased_height, erased_width, y, x, fits = (
+        values.gather(1, first_fit).squeeze(1) for values in (erased_height, erased_width, draws[2], draws[3], fits)
     )
-    top = (place_y * (height - erased_height + 1)).floor()
-    left = (place_x * (width - erased_width + 1)).floor()
-    chosen = fits & (torch.rand(len(inputs), device=inputs.device) < probability)
-    return erase(inputs, top, left, erased_height * chosen, erased_width)
+    top = (y * (height - erased_height + 1)).floor()
+    left = (x * (width - erased_width + 1)).floor()
+    is_erased = fits & (torch.rand(len(inputs), device=inputs.device) < probability)
+    return erase(inputs, top, left, erased_height * is_erased, erased_width)
 
 
 def erase(inputs, top, left, height, width):
-    """Set to 0, the mean, the rectangle of each image that starts at (top, left); float (B,) each, whole numbers."""
+    """Set a rectangle of each image to 0, the mean. Its corner and sides are float (B,), whole numbers of pixels."""
     return inputs.masked_fill(_rectangle(inputs, top, left, top + height, left + width), 0.0)
 
 
 def _rectangle(inputs, top, left, bottom, right):
-    """Which pixels lie in each image's rectangle, ends excluded: bool (B, 1, H, W)."""
+    """Whether each pixel is in its image's rectangle, which excludes `bottom` and `right`: bool (B, 1, H, W)."""
     top, left, bottom, right = (side[:, None, None, None] for side in (top, left, bottom, right))
     row = torch.arange(inputs.shape[-2], device=inputs.device)[:, None]
     column = torch.arange(inputs.shape[-1], device=inputs.device)
@@ -322,43 +338,47 @@ def _rectangle(inputs, top, left, bottom, right):
 # Mixup and CutMix
 
 
-def mix(inputs, targets, shares):
+def mix(inputs, targets, lam_map):
     """Mix every image and its target with the image before it in the batch.
 
     Args:
         inputs: float (B, 3, H, W).
         targets: float (B, C).
-        shares: (B, 1, H, W) in [0, 1], how much of a pixel stays the image's own; the targets mix by its mean.
+        lam_map: (B, 1, H, W) in [0, 1], the fraction of each pixel that comes from the image itself. The targets are
+            mixed by its mean.
     """
-    share = shares.mean(dim=(1, 2, 3))[:, None]
+    lam = lam_map.mean(dim=(1, 2, 3))[:, None]
     return (
-        inputs * shares + inputs.roll(1, 0) * (1 - shares),
-        targets * share + targets.roll(1, 0) * (1 - share),
+        inputs * lam_map + inputs.roll(1, 0) * (1 - lam_map),
+        targets * lam + targets.roll(1, 0) * (1 - lam),
     )
 
 
-def mixup_shares(inputs, share):
-    """Mixup: the same share, float (B,), for all pixels of an image."""
-    return share[:, None, None, None].expand(-1, 1, *inputs.shape[-2:])
+def mixup_lam(inputs, lam):
+    """The `lam_map` of Mixup (https://arxiv.org/abs/1710.09412): an image's `lam`, float (B,), at every pixel."""
+    return lam[:, None, None, None].expand(-1, 1, *inputs.shape[-2:])
 
 
-def draw_cutmix_shares(inputs, alpha):
-    """CutMix at a random place: the rectangle's area is drawn, and cut where it leaves the image."""
-    place_y, place_x = torch.rand(2, len(inputs), device=inputs.device)
-    return cutmix_shares(inputs, _beta(alpha, inputs), place_y, place_x)
+def draw_cutmix_lam(inputs, alpha):
+    """Draw `lam` from Beta(alpha, alpha) and a box position for each image; return the `lam_map` of CutMix."""
+    y, x = torch.rand(2, len(inputs), device=inputs.device)
+    return cutmix_lam(inputs, _draw_beta(alpha, inputs), y, x)
 
 
-def cutmix_shares(inputs, share, place_y, place_x):
-    """CutMix: 0 in a rectangle of area 1 - share about the place drawn, in [0, 1) of the sides; 1 elsewhere."""
+def cutmix_lam(inputs, lam, y, x):
+    """The `lam_map` of CutMix (https://arxiv.org/abs/1905.04899): 0 in a box of area 1 - `lam`, 1 elsewhere.
+
+    `y` and `x`, float (B,) in [0, 1), are the box's center as fractions of the sides. The box is clipped to the image.
+    """
     height, width = inputs.shape[-2:]
-    half = 0.5 * (1 - share).sqrt()
-    y, x = (place_y * height).floor(), (place_x * width).floor()
+    half = 0.5 * (1 - lam).sqrt()
+    y, x = (y * height).floor(), (x * width).floor()
     half_height, half_width = (half * height).floor(), (half * width).floor()
-    cut = _rectangle(inputs, y - half_height, x - half_width, y + half_height, x + half_width)
-    return 1 - cut.float()
+    box = _rectangle(inputs, y - half_height, x - half_width, y + half_height, x + half_width)
+    return 1 - box.float()
 
 
-def _beta(alpha, inputs):
-    """A share for each image from Beta(alpha, alpha): float (B,) on the images' device."""
-    shares = np.random.beta(alpha, alpha, len(inputs))  # on the CPU: not every device can draw it
-    return torch.from_numpy(shares).float().to(inputs.device, non_blocking=True)
+def _draw_beta(alpha, inputs):
+    """Draw `lam` for each image from Beta(alpha, alpha): float (B,) on the images' device."""
+    lam = np.random.beta(alpha, alpha, len(inputs))  # on the CPU, because not every device has this distribution
+    return torch.from_numpy(lam).float().to(inputs.device, non_blocking=True)
