@@ -425,7 +425,9 @@ def test_the_scripts_themselves_end_with_status_2():
         assert re.fullmatch(f"{script}: error: .*abacus.*\n", ended.stderr)
 
 
-# The README
+# The documents
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")]
 
 
 def spelled_out(loop):
@@ -434,14 +436,26 @@ def spelled_out(loop):
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
 
 
-def test_readme_commands_parse():
-    text = (ROOT / "README.md").read_text()
-    text = re.sub(r"^for \w+ in .*?^done$", spelled_out, text, flags=re.MULTILINE | re.DOTALL)
-    commands = re.findall(r"python (train|test|compare)\.py ([^#`&\n]*)", text)
-    assert len(commands) >= 6
-    for script, flags in commands:
-        if flags.strip() == "--help":
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_documents_parse(document):
+    text = re.sub(r"^for \w+ in .*?^done$", spelled_out, document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    commands = re.findall(r"(?:python|\d) (train|test|compare)\.py ([^#`&\n;]*)", text)
+    assert len(commands) >= {"README.md": 18, "training.md": 8, "comparison.md": 10}.get(document.name, 0) * (
+        document.parent in (ROOT, ROOT / "docs")
+    )
+    for script, typed in commands:
+        flags = shlex.split(typed.replace("SEED", "0"))
+        if flags == ["--help"]:
             continue
         parser = {"train": train, "test": test_command, "compare": compare}[script].build_parser()
         parser.fromfile_prefix_chars = None
-        parser.parse_args([flag for flag in shlex.split(flags) if not flag.startswith("@")])
+        parser.parse_args([flag for flag in flags if not flag.startswith("@")])
+        for recipe in (flag[1:] for flag in flags if flag.startswith("@") and "NAME" not in flag):
+            assert (ROOT / recipe).is_file(), recipe
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_in_documents_lead_somewhere(document):
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", text) + re.findall(r'<img src="([^":]+)"', text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
