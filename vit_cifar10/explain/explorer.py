@@ -1,10 +1,10 @@
-"""One HTML page in which a network's decisions can be explored: no server, no network, opened by a double click.
+"""Write one HTML page in which a user can explore how a network classifies images.
 
     entries = [explain_image(network, image, "cat.png", "true class: cat"), ...]
     write_page("cat.html", network, entries)
 
-Everything the page can show is measured here and embedded, attention as 16-bit fractions, the rest as float32. The
-page itself, plain HTML, CSS and JavaScript, lies in `page/`.
+The page is one file that works offline and without a server. All numbers that it shows are computed here and embedded:
+attention as 16-bit fractions, everything else as float32. The template is plain HTML, CSS and JavaScript in `page/`.
 """
 
 import base64
@@ -26,22 +26,23 @@ from vit_cifar10.utils.files import replacing
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {"vit": "ViT", "cnn": "CNN"}
-MOST_CLASSES = 20  # to explain: of more, the ten likeliest
+MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
+TOP_CLASSES = 10  # how many it explains then
 
 
 def explain_image(network, image, name, label):
-    """What the page shows of one image, uint8 (3, H, W): plain values and base64 of little-endian arrays.
+    """Everything the page shows about one image, uint8 (3, H, W), as plain values and arrays from `encode`.
 
     Args:
-        name: of the image, such as its file's.
-        label: a line about it, such as its true class.
+        name: the image's name, such as its file name.
+        label: a short text about the image, such as its true class.
     """
     inputs = network.prepare(image[None])
     model, grid = network.model, network.model.grid_size
     with torch.inference_mode():
         probabilities = model(inputs).softmax(dim=1)[0]
     num_classes = len(network.classes)
-    count = num_classes if num_classes <= MOST_CLASSES else 10
+    count = num_classes if num_classes <= MAX_CLASSES else TOP_CLASSES
     explained = probabilities.topk(count).indices
     repeated = inputs.expand(count, -1, -1, -1)
     entry = {
@@ -60,27 +61,27 @@ def explain_image(network, image, name, label):
         entry["rollout"] = encode_grids(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
         by_layer = gradient_rollout_by_layer(model, repeated, explained)
         if model.global_pool == "avg":
-            by_layer = by_layer - 1 / grid**2  # what every patch counts for itself from the start, and so for any class
+            by_layer = by_layer - 1 / grid**2  # the identity that the rollout starts from, the same for every class
         entry["gradientRollout"] = encode_grids(by_layer.transpose(0, 1))  # (explained, layers, patches)
     return entry
 
 
 def encode(values, dtype="<f4"):
-    """An array or tensor as base64."""
+    """An array or tensor as base64 of its little-endian bytes."""
     values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
     return base64.b64encode(np.ascontiguousarray(values, dtype=dtype)).decode()
 
 
 def encode_grids(grids):
-    """(..., h, w) as base64, with h."""
+    """Square maps (..., side, side) as base64, together with their side."""
     return {"side": grids.shape[-1], "values": encode(grids)}
 
 
 def describe(network):
-    """What the page has to know of the network."""
+    """What the page needs to know about the network, and its color maps."""
     model, config = network.model, network.saved["model_config"]
     is_vit = model.has_attention
-    palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # for what is never, and what may be negative
+    palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # the second one is for values of both signs
     return {
         "network": f"{printable(network.name)}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
         "classes": network.classes,
@@ -99,7 +100,7 @@ def describe(network):
 
 
 def fill_page(network, entries):
-    """The page as a string. Its Content-Security-Policy lets it run its own script, and reach nothing."""
+    """The page as a string. Its Content-Security-Policy allows its own script and style, and no network access."""
     parts = {name: (PAGE / f"explorer.{name}").read_text("utf-8") for name in ("css", "js")}
     hashes = {name: base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for name, part in parts.items()}
     policy = (
@@ -107,13 +108,17 @@ def fill_page(network, entries):
         " img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     data = json.dumps({**describe(network), "images": entries}, ensure_ascii=True).replace("<", "\\u003c")
-    title = f"{', '.join(entry['name'] for entry in entries)}: what {printable(network.name)} looks at"
+    title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} decides"
     parts |= {"policy": policy, "data": data, "title": html.escape(title)}
     template = (PAGE / "explorer.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)  # one pass: what is filled in stays
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)  # a single pass leaves inserted text alone
 
 
 def write_page(path, network, entries):
-    """Write the page for images from `explain_image`. Raises `UserError` if it cannot be written."""
+    """Write the page for the images, which are entries from `explain_image`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with replacing(path) as partial:
         partial.write_text(fill_page(network, entries), encoding="utf-8")

@@ -1,11 +1,14 @@
-"""How far an explanation can be trusted, measured on the network itself.
+"""How far explanations can be trusted, measured on the network itself.
 
-Two questions. Does the prediction hang on the patches that a map calls relevant? They are removed, most relevant
-first, and the probability of the predicted class should fall early (deletion); or they are put back alone, and it
-should rise early (insertion; Petsiuk et al., 2018). And does a map hang on what the network has learned? Its weights
-are replaced by random ones, from the head down, and the map should change (Adebayo et al., 2018).
+Deletion and insertion ask whether the prediction depends on the patches that a map marks as relevant. Deletion removes
+them, most relevant first: the probability of the predicted class should fall early. Insertion restores them on an empty
+image: the probability should rise early (Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421).
 
-Every method stands beside three maps that know nothing of the network: chance, the image's edges, and its centre.
+Randomization asks whether a map depends on what the network has learned. The weights are replaced by random ones, from
+the head back to the embedding, and the map should change (Adebayo et al., 2018, https://arxiv.org/abs/1810.03292).
+
+Three baselines, which do not depend on the network, show what a map must beat: random order, the image's edges, and the
+distance from its center.
 """
 
 import copy
@@ -27,14 +30,17 @@ from vit_cifar10.explain.methods import (
 )
 
 BASELINES = ("random", "edges", "centre")
-FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches, dense where decisions turn
-FILLS = ("mean", "blur")  # what takes a removed patch's place: the data set's mean, or the image itself, blurred
+FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches; closer together where the prediction changes most
+FILLS = ("mean", "blur")  # what replaces a removed patch: the mean color of the data set, or the blurred image
 CURVES = ("deletion", "insertion")
-CLASS_BLIND = ("attention", "rollout")
+CLASS_BLIND = ("attention", "rollout")  # methods whose map is the same for every class
 
 
 def relevance_maps(model, inputs, targets):
-    """Each method's map of normalised images (B, 3, H, W) for classes (B,): name -> (B, grid, grid)."""
+    """The relevance maps of normalized images (B, 3, H, W) for the classes `targets` (B,): {method: (B, grid, grid)}.
+
+    The Grad-CAM map of a CNN is interpolated to the grid.
+    """
     cam = grad_cam(model, inputs, targets)
     if not model.has_attention:
         grid = model.grid_size
@@ -49,22 +55,25 @@ def relevance_maps(model, inputs, targets):
 
 
 def baseline_maps(inputs, grid, generator):
-    """Maps that do not know the network: chance, mean strength of the edges in a patch, nearness to the centre."""
-    grey = inputs.mean(dim=1, keepdim=True)
+    """Maps that do not depend on the network: {baseline: (B, grid, grid)}.
+
+    They are random values, the mean strength of the edges in a patch, and closeness to the center of the image.
+    """
+    gray = inputs.mean(dim=1, keepdim=True)
     sobel = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]], device=inputs.device)
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(gray, (1, 1, 1, 1), mode="replicate")
     strength = sum(F.conv2d(padded, kernel[None, None]).square() for kernel in (sobel, sobel.T)).sqrt()
-    along = torch.linspace(-1, 1, grid, device=inputs.device)
-    nearness = (-(along[:, None].square() + along.square()) / (2 * 0.5**2)).exp()
+    offset = torch.linspace(-1, 1, grid, device=inputs.device)
+    closeness = (-(offset[:, None].square() + offset.square()) / (2 * 0.5**2)).exp()
     return {
         "random": torch.rand(len(inputs), grid, grid, generator=generator).to(inputs.device),
         "edges": F.adaptive_avg_pool2d(strength, grid)[:, 0],
-        "centre": nearness.expand(len(inputs), -1, -1),
+        "centre": closeness.expand(len(inputs), -1, -1),
     }
 
 
 def patch_ranks(relevance, generator):
-    """Place of every patch in the order of removal, 0 the most relevant: int64 (B, grid, grid); ties by chance."""
+    """The rank of every patch, 0 for the most relevant, int64 (B, grid, grid). Ties are broken at random."""
     flat = relevance.flatten(1)
     shuffle = torch.rand(flat.shape, generator=generator).argsort(dim=1).to(flat.device)
     order = flat.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
@@ -72,7 +81,7 @@ def patch_ranks(relevance, generator):
 
 
 def fill_images(inputs, fill):
-    """What stands in for removed patches of normalised images: their mean, which is 0, or a blurred copy."""
+    """The pixels that replace removed patches of normalized images: the mean color, which is 0, or a blurred copy."""
     if fill == "mean":
         return torch.zeros_like(inputs)
     sigma = inputs.shape[-1] / 8
@@ -81,21 +90,21 @@ def fill_images(inputs, fill):
 
 @torch.inference_mode()
 def target_probability(model, inputs, targets):
-    """Probability of the classes (B,) of normalised images (B, 3, H, W): (B,)."""
+    """The probability of the classes `targets` (B,) for normalized images (B, 3, H, W): (B,)."""
     return model(inputs).softmax(dim=1).gather(1, targets[:, None])[:, 0]
 
 
 def removal_curve(model, inputs, targets, ranks, filled, kind):
-    """Probability of the target classes (B,) between a whole image and an empty one.
+    """The probability of the target classes (B,) while patches are removed or restored.
 
     Args:
-        inputs: normalised images (B, 3, H, W).
-        ranks: (B, grid, grid) from `patch_ranks`.
-        filled: images (B, 3, H, W) whose pixels take the place of removed ones.
-        kind: "deletion" or "insertion"; exactly k patches, the most relevant ones, are removed or put back.
+        inputs: normalized images (B, 3, H, W).
+        ranks: (B, grid, grid), from `patch_ranks`.
+        filled: images (B, 3, H, W) whose pixels replace those of removed patches.
+        kind: "deletion" removes the most relevant patches, "insertion" restores them.
 
     Returns:
-        (B, len(FRACTIONS) - 2): for the fractions but 0 and 1, where every order gives the same.
+        (B, len(FRACTIONS) - 2), for all fractions except 0 and 1, at which the order makes no difference.
     """
     pixel_ranks = F.interpolate(ranks[:, None].float(), inputs.shape[-2:], mode="nearest")
     first, rest = (filled, inputs) if kind == "deletion" else (inputs, filled)
@@ -106,7 +115,10 @@ def removal_curve(model, inputs, targets, ranks, filled, kind):
 
 @torch.inference_mode()
 def remove_each_patch(model, image, grid):
-    """Probabilities (grid * grid, C) of one normalised image (1, 3, H, W) with each patch, alone, made the mean."""
+    """The probabilities (grid * grid, C) of one normalized image (1, 3, H, W) after each single patch is removed.
+
+    A removed patch has the mean color.
+    """
     is_removed = torch.eye(grid * grid, device=image.device).view(-1, 1, grid, grid)
     is_removed = F.interpolate(is_removed, image.shape[-2:], mode="nearest").bool()
     removed = torch.where(is_removed, fill_images(image, "mean"), image)
@@ -114,10 +126,10 @@ def remove_each_patch(model, image, grid):
 
 
 def measure_removal(model, split, batch_size=125, seed=0, progress=iter):
-    """Deletion and insertion curves of every method and baseline on the images of a split.
+    """The deletion and insertion curves of every method and baseline for the N images of a split.
 
     Returns:
-        {(method, fill, kind): (N, len(FRACTIONS)) array} of the probability of the predicted class.
+        {(method, fill, kind): (N, len(FRACTIONS))}, the probability of the predicted class.
     """
     grid = model.grid_size
     generator = torch.Generator().manual_seed(seed)
@@ -142,19 +154,19 @@ def measure_removal(model, split, batch_size=125, seed=0, progress=iter):
 
 
 def areas(curves):
-    """Area under each image's curve, (N,) in [0, 1]: low is good for deletion, high for insertion."""
+    """The area under each image's curve, (N,) in [0, 1]. Lower is better for deletion, higher for insertion."""
     return {key: np.trapezoid(values, FRACTIONS, axis=1) for key, values in curves.items()}
 
 
 def bootstrap_interval(values, seed=0, resamples=2000, level=0.95):
-    """Percentile bootstrap interval of the mean of `values`, (N,): (low, high)."""
+    """The percentile bootstrap interval (low, high) of the mean of `values`, (N,)."""
     random = np.random.RandomState(seed)
     means = values[random.randint(0, len(values), (resamples, len(values)))].mean(axis=1)
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
 
 def summarize(curves):
-    """Rows for a table: the mean area of every method, fill and kind with its 95 % bootstrap interval."""
+    """The rows of faithfulness.csv: the mean area of each method, fill and kind, with its 95 % bootstrap interval."""
     rows = []
     for (method, fill, kind), values in areas(curves).items():
         low, high = bootstrap_interval(values)
@@ -165,14 +177,14 @@ def summarize(curves):
 
 
 def measure_randomization(model, config, split, seed=0):
-    """How much each method's maps keep their order when the network's parts are replaced by untrained ones, in turn.
+    """How similar each method's maps remain while the network's parts are replaced, one by one, by untrained ones.
 
     Args:
-        config: the network's, for `build_model`.
+        config: the network's configuration, for `build_model`.
 
     Returns:
-        {method: [correlation, ...]}: mean Spearman rank correlation with the maps of the trained network after each
-        of the network's `parts_from_output`, and before them 1.
+        {method: [correlation, ...]}, the mean Spearman rank correlation with the maps of the trained network: first 1,
+        then one value after each of the network's `parts_from_output` is replaced.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -181,26 +193,26 @@ def measure_randomization(model, config, split, seed=0):
     with torch.inference_mode():
         targets = model(inputs).argmax(dim=1)
     original = relevance_maps(model, inputs, targets)
-    changed = copy.deepcopy(model)
-    weights = changed.state_dict()
+    randomized = copy.deepcopy(model)
+    weights = randomized.state_dict()
     correlations = {method: [1.0] for method in original}
     for _, prefixes in model.parts_from_output():
         for name, value in untrained.items():
             if name.startswith(prefixes):
                 weights[name].copy_(value)
-        for method, relevance in relevance_maps(changed, inputs, targets).items():
+        for method, relevance in relevance_maps(randomized, inputs, targets).items():
             correlations[method].append(rank_correlation(original[method], relevance).mean().item())
     return correlations
 
 
 def rank_correlation(one, other):
-    """Spearman's rank correlation of maps (B, h, w), image by image: (B,); 0 where a map is the same everywhere."""
+    """Spearman's rank correlation of two maps (B, h, w) for each image, (B,); 0 if a map is constant."""
     one, other = _ranks(one.flatten(1)), _ranks(other.flatten(1))
     return F.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True), dim=1)
 
 
 def _ranks(values):
-    """Ranks (B, P), ties sharing their mean."""
+    """The ranks of values (B, P); ties get their mean rank."""
     lower = (values[:, None, :] < values[:, :, None]).double().sum(dim=2)
     equal = (values[:, None, :] == values[:, :, None]).double().sum(dim=2)
     return lower + equal / 2

@@ -1,14 +1,18 @@
-"""Why it decided: attention, rollout, gradient rollout and Grad-CAM.
+"""Relevance maps: which patches matter to a network's prediction. One small function per method.
 
     maps = attention_maps(model, images)             # (depth, B, heads, N, N): every layer and head of a ViT
-    attention_to_patches(maps, "token")              # (depth, B, grid, grid): what each layer looks at
+    attention_to_patches(maps, "token")              # (depth, B, grid, grid): where each layer looks
     attention_rollout(maps)                          # (B, grid, grid): what reaches the output through all layers
-    gradient_rollout(model, images, targets)         # (B, grid, grid): the same, for one class
-    grad_cam(model, images, targets)                 # (B, h, w): for one class, of a CNN or a ViT
+    gradient_rollout(model, images, targets)         # (B, grid, grid): the evidence for one class
+    grad_cam(model, images, targets)                 # (B, h, w): the evidence for one class, in a CNN or a ViT
 
-Images are normalised floats (B, 3, H, W) on any device; `targets`, int64 (B,), are the classes to explain, by default
-those predicted. Maps are raw relevance in float32, whatever the precision of the training; scaling them is the
-picture's business. A network is left as it was found: its mode, its gradients, and without hooks.
+Attention rollout:  Abnar and Zuidema, 2020, https://arxiv.org/abs/2005.00928
+Gradient rollout:   Chefer et al., 2021, https://arxiv.org/abs/2103.15679
+Grad-CAM:           Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391
+
+`images` are normalized floats (B, 3, H, W) on any device. `targets`, int64 (B,), are the classes to explain; the
+default is the predicted classes. Maps are float32 and not scaled, whatever the precision of the training. No function
+changes the network: its mode and gradients stay the same, and no hook remains.
 """
 
 import contextlib
@@ -23,10 +27,11 @@ HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 @torch.no_grad()
 def attention_maps(model, images):
-    """Attention weights of every layer and head of a ViT.
+    """The attention weights of every layer and head of a ViT.
 
     Returns:
-        (depth, B, heads, N, N); row i is where token i looks, and sums to 1. The class token, if any, is the first.
+        (depth, B, heads, N, N). Row i holds the attention from token i to every token, and sums to 1. The class token,
+        if there is one, is the first token.
     """
     with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         _, attentions = model.forward_with_attention(images.float())
@@ -34,28 +39,31 @@ def attention_maps(model, images):
 
 
 def attention_to_patches(maps, global_pool="token"):
-    """Mean over heads of the attention that the class token, or under "avg" every patch, pays to each patch.
+    """The attention that the output token pays to each patch, averaged over the heads.
+
+    The output token is what the network's head reads: the class token or, with `global_pool` "avg", the mean of the
+    patches.
 
     Args:
         maps: (..., heads, N, N).
 
     Returns:
-        (..., grid, grid); what is missing to a sum of 1 goes to the class token.
+        (..., grid, grid). The rest of the attention, up to a sum of 1, goes to the class token.
     """
     return _to_grid(maps.mean(dim=-3), global_pool)
 
 
 def attention_rollout(maps, head_fusion="mean", discard_ratio=0.0, global_pool="token"):
-    """Attention rollout (Abnar and Zuidema, 2020): attention multiplied through the layers, residuals counted half.
+    """Attention rollout: the product of all layers' attention, each mixed with the residual connection in equal parts.
 
-    It says what reaches the output, not what speaks for a class.
+    It shows how much of each patch reaches the output. It is the same for every class.
 
     Args:
-        maps: (depth, B, heads, N, N).
-        head_fusion: "mean", "max" or "min" over the heads.
-        discard_ratio: share of each image's weights, the smallest, that is dropped; attention to the class token
-            never is.
-        global_pool: the network's; "token" reads the class token's row, "avg" the mean of the patches' rows.
+        maps: (depth, B, heads, N, N), from `attention_maps`.
+        head_fusion: "mean", "max" or "min": how to combine the heads of a layer.
+        discard_ratio: in each layer, set this fraction of the image's weights, the smallest ones, to 0. Attention to
+            the class token is always kept.
+        global_pool: what the network's head reads, "token" or "avg"; see `attention_to_patches`.
 
     Returns:
         (B, grid, grid).
@@ -77,13 +85,14 @@ def rollout_by_layer(maps, head_fusion="mean", discard_ratio=0.0, global_pool="t
 
 
 def gradient_rollout(model, images, targets=None):
-    """Gradient rollout of a ViT (Chefer et al., 2021, "Generic Attention-model Explainability", self-attention).
+    """Gradient rollout of a ViT (Chefer et al., 2021, the rules for self-attention).
 
-    Through the layers R <- R + mean over heads of (dA * A)+ R, from R = 1, where A is a layer's attention and dA the
-    gradient of the target's logit by it: attention counts where more of it would raise the logit.
+    The relevance R starts as the identity. Every layer adds R <- R + mean over heads of (dA * A)+ R, where A is the
+    attention and dA the gradient of the target's logit with respect to it. Attention counts only where more of it would
+    raise the logit.
 
     Returns:
-        (B, grid, grid), of what the head reads: the class token, or under "avg" the mean of the patches.
+        (B, grid, grid), the relevance of each patch to the output token; see `attention_to_patches`.
     """
     return gradient_rollout_by_layer(model, images, targets)[-1]
 
@@ -101,14 +110,16 @@ def gradient_rollout_by_layer(model, images, targets=None):
 
 
 def grad_cam(model, images, targets=None, layer=None):
-    """Grad-CAM (Selvaraju et al., 2017): a layer's channels, weighted by how much each raises the target's logit.
+    """Grad-CAM: the sum of a layer's channels, each weighted by how much it raises the target's logit.
 
     Args:
-        layer: the module whose output is explained, (B, C, h, w) or tokens (B, N, C); by default the CNN's last
-            ReLU (before its BatchNorm, a channel's zero means nothing) or the first norm of the ViT's last block.
+        layer: the module whose output is explained, (B, C, h, w) or tokens (B, N, C). The default is the network's
+            `grad_cam_layer`: the last ReLU of the CNN (before BatchNorm, a zero would have no meaning), or the first
+            norm of the last block of the ViT.
 
     Returns:
-        (B, h, w), never negative; 0 everywhere if nothing speaks for the class. The ViT's class token is left out.
+        (B, h, w), at least 0, and 0 everywhere if no channel is evidence for the class. The ViT's class token is left
+        out.
     """
     if layer is None:
         layer = model.grad_cam_layer
@@ -131,11 +142,12 @@ def grad_cam(model, images, targets=None, layer=None):
 
 
 def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
-    """Everything a ViT's attention shows of one normalised image (1, 3, H, W), layer by layer.
+    """All attention-based maps of one normalized image (1, 3, H, W), layer by layer.
 
     Returns:
-        Arrays {"attention", "rollout", "gradient rollout": (depth, grid, grid)}, the last for the predicted class and
-        both rollouts from the input up to the layer; and the attention of every head, (depth, heads, grid, grid).
+        Two NumPy values. First {"attention", "rollout", "gradient rollout": (depth, grid, grid)}, in which both
+        rollouts go from the input up to each layer, and gradient rollout explains the predicted class. Second the
+        attention of every head, (depth, heads, grid, grid).
     """
     maps = attention_maps(model, image)
     by_layer = {
@@ -149,22 +161,24 @@ def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
 
 @contextlib.contextmanager
 def _differentiable(model, images):
-    """Inputs through which gradients flow in float32, in evaluation mode, even where they are switched off outside."""
+    """Yield a float32 copy of the images that requires gradients, with the network in evaluation mode.
+
+    Gradients are computed in float32 even under `torch.inference_mode`, `torch.no_grad` or autocast.
+    """
     no_autocast = torch.autocast(images.device.type, enabled=False)
     with eval_mode(model), no_autocast, torch.inference_mode(False), torch.enable_grad():
         yield images.detach().clone().float().requires_grad_()
 
 
 def _target_logits(logits, targets):
-    """The sum of each image's target logit; the images do not see each other, so its gradient is each one's own."""
-    targets = (
-        logits.argmax(dim=1) if targets is None else targets.to(logits.device).clone()
-    )  # may come from inference mode
+    """The sum of the images' target logits. Images do not interact, so each one gets the gradient of its own logit."""
+    # the copy is needed because autograd refuses tensors created in inference mode
+    targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device).clone()
     return logits.gather(1, targets[:, None]).sum()
 
 
 def _discard(fused, ratio):
-    """(B, N, N) without the smallest `ratio` of each image's weights to patches."""
+    """Attention (B, N, N) with the smallest fraction `ratio` of each image's weights to patches set to 0."""
     prefix = _prefix_tokens(fused)
     to_patches = fused[:, :, prefix:].flatten(1)
     dropped = int(to_patches.shape[1] * ratio)
@@ -176,12 +190,12 @@ def _discard(fused, ratio):
 
 
 def _prefix_tokens(maps):
-    """1 if there is a class token in maps (..., N, N), else 0: the patches alone are a square number of tokens."""
+    """1 if maps (..., N, N) include a class token, else 0. The number of patches is a square, so N tells."""
     return maps.shape[-1] - math.isqrt(maps.shape[-1]) ** 2
 
 
 def _to_grid(relevance, global_pool):
-    """(..., N, N) -> (..., grid, grid): the row that the head reads, without the class token's column."""
+    """(..., N, N) -> (..., grid, grid): the row of the output token, without the column of the class token."""
     prefix = _prefix_tokens(relevance)
     to_patches = relevance[..., prefix:]
     row = to_patches[..., 0, :] if global_pool == "token" else to_patches[..., prefix:, :].mean(dim=-2)
