@@ -37,7 +37,7 @@ def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda:
 def predict_with_flip(model, split, *arguments, **options):
     """Predict with and without test-time augmentation by horizontal flips.
 
-    The other arguments are those of `predict`.
+    All arguments are passed to `predict`.
 
     Returns:
         The logits from `predict`, and the logarithm of the mean of each image's and its mirror image's class
