@@ -103,8 +103,8 @@ def load_runs(args, device):
         except UserError as error:
             errors.append(str(error))
             continue
-        path, same_name = run.run.checkpoint_path, [other for other in runs if other.name == run.name]
-        if any(path.resolve() != other.run.checkpoint_path.resolve() for other in same_name):
+        path, same_name = run.checkpoint_path, [other for other in runs if other.name == run.name]
+        if any(path.resolve() != other.checkpoint_path.resolve() for other in same_name):
             errors.append(f"{typed} is left out: another run is also named {run.name}; rename its folder")
         elif not same_name:
             runs.append(run)

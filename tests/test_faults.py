@@ -222,8 +222,8 @@ def test_of_two_trainings_of_one_name_the_second_is_refused(tmp_path, capsys):
     wait_for(lambda: has_saved(tmp_path))
     for flags, reason in (
         ("--run_name run", "already exists"),
-        ("--run_name run --overwrite", "another training is at work in"),
-        (f"--resume {tmp_path}/model/run", "another training is at work in"),
+        ("--run_name run --overwrite", "another training is running in"),
+        (f"--resume {tmp_path}/model/run", "another training is running in"),
     ):
         with pytest.raises(SystemExit) as stopped:
             train.main(flags.split() if "--resume" in flags else flags_for(tmp_path, flags))

@@ -56,6 +56,10 @@ class TrainedRun:
         return self.network.name
 
     @property
+    def checkpoint_path(self):
+        return self.run.checkpoint_path
+
+    @property
     def results(self):
         return self.tested and self.tested.results
 
@@ -141,7 +145,7 @@ def ensure_tested(trained, test, batch_size):
         UserError: the images do not have the network's classes, or the results cannot be written.
     """
     test = test and trained.network.normalized_for(test)
-    path, folder = trained.run.checkpoint_path, trained.run.output_folder
+    path, folder = trained.checkpoint_path, trained.run.output_folder
     if trained.has_record:
         trained.tested = load_full_test(folder, trained.network, path, test)
     if test and not trained.tested:
