@@ -20,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 from datetime import date
 from pathlib import Path
 
@@ -306,10 +307,9 @@ def unmeasured_list(results):
             header = read_header(recipe)
             reported = header.get("earlier projects")
             report = f" Earlier projects report {reported}." if reported else ""
-            items.append(
-                f"- [`{recipe}`](../recipes/{recipe}.txt): {header['title']}{report}\n"
-                f"  `python train.py @recipes/{recipe}.txt`"
-            )
+            text = f"- [`{recipe}`](../recipes/{recipe}.txt): {header['title']}{report}"
+            lines = textwrap.wrap(text, width=120, subsequent_indent="  ", break_on_hyphens=False)
+            items += [*lines, f"  `python train.py @recipes/{recipe}.txt`"]
     return "\n".join(items) or "Every recipe has been measured."
 
 

@@ -1,14 +1,15 @@
-"""How fast it is, beside what one would otherwise write, alternating in one run on this machine.
+"""Benchmark training and inference against timm and vit-pytorch, interleaved in one run.
 
-    python benchmarks/throughput.py training                     # images a second, and share of the machine's limit
+    python benchmarks/throughput.py training                     # images per second, and fraction of the matmul rate
     python benchmarks/throughput.py training --model cnn
-    python benchmarks/throughput.py step                         # what a training step spends its time on
-    python benchmarks/throughput.py inference                    # images a second, and seconds from start to answer
-    python benchmarks/throughput.py recording --model cnn        # share of a run's time that its records take
+    python benchmarks/throughput.py step                         # time of each part of a training step
+    python benchmarks/throughput.py inference                    # images per second, and run time of test.py
+    python benchmarks/throughput.py recording --model cnn        # fraction of a run spent on checkpoints and metrics
 
-The peers are timm's and vit-pytorch's ViT of the same size, once in our loop and once in the usual one: a torchvision
-DataLoader with PIL augmentation, autocast on a GPU, PyTorch's AdamW as it comes. Rounds go through all contenders in
-turn, so that a busy machine is busy for all; figures are medians over the rounds. Tables are Markdown.
+The peers are ViTs of the same size from timm and vit-pytorch. timm's ViT is timed in our training loop and in a typical
+one, vit-pytorch's ViT in the typical one only. The typical loop has a DataLoader with PIL augmentation,
+PyTorch's AdamW and, on a GPU, autocast. Every round times all contenders in turn, so that other load on the machine
+slows all of them. Results are medians over the rounds. Tables are printed as Markdown.
 """
 
 import itertools
@@ -40,12 +41,25 @@ from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
-from vit_cifar10.utils.cli import ArgumentParser, command, number
-from vit_cifar10.utils.device import autocast, device_label, pick_device, synchronize
+from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command
+from vit_cifar10.utils.device import (
+    AUTOCAST_DTYPES,
+    DEVICES,
+    PRECISIONS,
+    autocast,
+    device_label,
+    pick_device,
+    synchronize,
+)
 
 
 class OurLoop:
-    """Our training steps, over and over the training images; `model` takes the place of our network."""
+    """Training steps of this project's `Trainer`, epoch after epoch.
+
+    Args:
+        model: replaces our network in the training loop.
+        compile: as --compile of train.py, or "graphs" to compile with CUDA graphs.
+    """
 
     def __init__(self, args, splits, device, model=None, compile="auto"):
         flags = [*training_flags(args), "--compile", "on" if compile == "graphs" else compile]
@@ -56,9 +70,9 @@ class OurLoop:
         self.device = device
         self.trainer.model.train()
         self.trainer.schedule.set_step(0)
-        split, size = self.trainer.train_split, self.trainer.batch_size
-        self.batches = endless(lambda: dataset.batches(split, size, self.trainer.order(1)))
-        self.skip = 0
+        split, batch_size = self.trainer.train_split, self.trainer.batch_size
+        self.batches = endless(lambda: dataset.batches(split, batch_size, self.trainer.order(1)))
+        self.untimed_steps = 0
 
     def step(self):
         torch.compiler.cudagraph_mark_step_begin()
@@ -67,17 +81,17 @@ class OurLoop:
         return len(labels)
 
 
-class UsualLoop:
-    """What a script of this kind usually does with a network."""
+class TypicalLoop:
+    """A typical training loop: a DataLoader of PIL images, autocast on CUDA, and AdamW."""
 
     def __init__(self, args, splits, device, model):
         self.device = device
         self.model = model.to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4, weight_decay=0.05)
-        strong = [v2.TrivialAugmentWide()] if args.augment == "trivialaugment" else []
+        policy = [v2.TrivialAugmentWide()] if args.augment == "trivialaugment" else []
         mean, std = splits.train.mean.tolist(), splits.train.std.tolist()
         to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *strong, *to_tensor])
+        transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), *policy, *to_tensor])
         loader = DataLoader(
             PilImages(splits.train, transform),
             args.batch_size,
@@ -88,7 +102,7 @@ class UsualLoop:
             pin_memory=device.type == "cuda",
         )
         self.batches = endless(lambda: loader)
-        self.skip = 2 * args.num_workers  # batches that the workers have ready while others are timed
+        self.untimed_steps = 2 * args.num_workers  # the workers prepare these batches while others are timed
 
     def step(self):
         images, labels = (values.to(self.device, non_blocking=True) for values in next(self.batches))
@@ -101,7 +115,7 @@ class UsualLoop:
 
 
 class PilImages(torch.utils.data.Dataset):
-    """A split as torchvision's CIFAR10 gives it: PIL images, each transformed by itself."""
+    """A split as in torchvision's CIFAR10: pairs of a transformed PIL image and its label."""
 
     def __init__(self, split, transform):
         self.images = split.images.permute(0, 2, 3, 1).numpy()
@@ -116,106 +130,106 @@ class PilImages(torch.utils.data.Dataset):
 
 
 class Inference:
-    """A network over the test images, by a function of (model, test split)."""
+    """Predictions for the test images; `run(model, test)` computes them."""
 
     def __init__(self, run, model, test, device):
         self.run, self.device = run, device
         self.model, self.test = model.to(device).eval(), test
-        self.skip = 0
+        self.untimed_steps = 0
 
     def step(self):
         self.run(self.model, self.test)
         return len(self.test)
 
 
-def endless(make):
-    """Batches without end."""
-    return itertools.chain.from_iterable(make() for _ in itertools.count())
+def endless(make_batches):
+    """Yield the batches of `make_batches()`, epoch after epoch, without end."""
+    return itertools.chain.from_iterable(make_batches() for _ in itertools.count())
 
 
 def training_flags(args):
-    """Flags of train.py for the network and batches that are timed."""
+    """Return the flags of train.py for the network and the batches that are timed."""
     names = "model patch_size embed_dim n_layers n_attention_heads batch_size device augment optimizer precision"
     flags = [text for name in names.split() for text in (f"--{name}", str(getattr(args, name)))]
     return [*flags, "--dropout", "0"]
 
 
-def peers(args):
-    """timm's and vit-pytorch's ViT of the size asked for."""
+def build_peers(args):
+    """Build the ViTs of timm and vit-pytorch with the size that the flags ask for."""
     size = {"patch_size": args.patch_size, "num_classes": 10, "depth": args.n_layers}
-    timms = timm.models.VisionTransformer(
+    timm_vit = timm.models.VisionTransformer(
         img_size=32, embed_dim=args.embed_dim, num_heads=args.n_attention_heads, **size
     )
-    head = args.embed_dim // args.n_attention_heads
-    lucidrains = vit_pytorch.ViT(
+    lucidrains_vit = vit_pytorch.ViT(
         image_size=32,
         dim=args.embed_dim,
         heads=args.n_attention_heads,
-        dim_head=head,
+        dim_head=args.embed_dim // args.n_attention_heads,
         mlp_dim=4 * args.embed_dim,
         **size,
     )
-    return timms, lucidrains
+    return timm_vit, lucidrains_vit
 
 
 def training(args, device):
-    """Training images a second of every contender."""
+    """Measure the training images per second of every contender."""
     splits = dataset.load(args.dataset, args.data_path)
     contenders = {"ours": OurLoop(args, splits, device)}
     if device.type == "cuda":
         contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
         contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
     if args.model == "vit":
-        contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=peers(args)[0])
-        timms, lucidrains = peers(args)
-        contenders["timm's ViT, usual loop"] = UsualLoop(args, splits, device, timms)
-        contenders["vit-pytorch's ViT, usual loop"] = UsualLoop(args, splits, device, lucidrains)
+        contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=build_peers(args)[0])
+        timm_vit, lucidrains_vit = build_peers(args)
+        contenders["timm's ViT, typical loop"] = TypicalLoop(args, splits, device, timm_vit)
+        contenders["vit-pytorch's ViT, typical loop"] = TypicalLoop(args, splits, device, lucidrains_vit)
     else:
-        plain = build_model(contenders["ours"].trainer.config).to(memory_format=torch.contiguous_format)
-        contenders["the same CNN, usual loop"] = UsualLoop(args, splits, device, plain)
+        contiguous = build_model(contenders["ours"].trainer.config).to(memory_format=torch.contiguous_format)
+        contenders["the same CNN, typical loop"] = TypicalLoop(args, splits, device, contiguous)
     rates = measure(contenders, args)
     precision = contenders["ours"].trainer.precision
-    limit = matrix_rate(device, precision)
+    matmul_rate = measure_matmul_rate(device, precision)
     flops = count_flops(contenders["ours"].trainer.config, backward=True)
     ours = statistics.median(rates["ours"])
     print(
-        f"\n{flops / 1e9:.3f} GFLOP an image and update; matrix products: {limit / 1e12:.2f} TFLOP/s in {precision}\n"
+        f"\n{flops / 1e9:.3f} GFLOP per image, forward and backward;"
+        f" matmul rate: {matmul_rate / 1e12:.2f} TFLOP/s in {precision}\n"
     )
-    print("| | images/s | lowest to highest | ours is faster by | of the matrix rate |\n|---|---|---|---|---|")
+    print("| contender | images/s | range | speedup of ours | fraction of matmul rate |\n|---|---|---|---|---|")
     for name, values in rates.items():
         median = statistics.median(values)
         print(
             f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {ours / median:.2f}"
-            f" | {100 * median * flops / limit:.1f} % |"
+            f" | {100 * median * flops / matmul_rate:.1f} % |"
         )
 
 
 def inference(args, device):
-    """Test images a second, and seconds from starting test.py to its answer."""
-    few = None if device.type == "cuda" else 1000
-    test = dataset.load_test(args.dataset, args.data_path, num_images=few)
+    """Measure the test images per second of every contender, and the run time of test.py on one image."""
+    num_images = None if device.type == "cuda" else 1000
+    test = dataset.load_test(args.dataset, args.data_path, num_images=num_images)
     ours = build_model(trainer.model_config(train.parse(training_flags(args))[0], num_classes=10))
     contenders = {"ours": Inference(predict, ours, test.to(device), device)}
     if args.model == "vit":
-        theirs, _ = peers(args)
-        theirs.load_state_dict(ours.state_dict())
-        contenders["timm's ViT by our predict"] = Inference(predict, theirs, test.to(device), device)
-        contenders["timm's ViT, DataLoader"] = Inference(usual_predict(args, device), theirs, test, device)
+        timm_vit, _ = build_peers(args)
+        timm_vit.load_state_dict(ours.state_dict())
+        contenders["timm's ViT, our predict"] = Inference(predict, timm_vit, test.to(device), device)
+        contenders["timm's ViT, DataLoader"] = Inference(typical_predict(args, device), timm_vit, test, device)
     else:
-        contenders["the same CNN, DataLoader"] = Inference(usual_predict(args, device), ours, test, device)
-    rates = measure(contenders, args, rounds_of_one=True)
-    fastest = statistics.median(rates["ours"])
-    print("\n| | images/s | lowest to highest | ours is faster by |\n|---|---|---|---|")
+        contenders["the same CNN, DataLoader"] = Inference(typical_predict(args, device), ours, test, device)
+    rates = measure(contenders, args, extra_warmup_steps=0)
+    our_rate = statistics.median(rates["ours"])
+    print("\n| contender | images/s | range | speedup of ours |\n|---|---|---|---|")
     for name, values in rates.items():
         median = statistics.median(values)
-        print(f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {fastest / median:.2f} |")
-    answer, imports = start_to_answer(ours, args)
-    print(f"\ntest.py --mode custom, from its start to its answer: {answer:.1f} s")
-    print(f"python -c 'import torch, torchvision' alone: {imports:.1f} s")
+        print(f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {our_rate / median:.2f} |")
+    command_seconds, import_seconds = time_test_command(ours, args)
+    print(f"\ntest.py --mode custom takes {command_seconds:.1f} s from start to end")
+    print(f"python -c 'import torch, torchvision' alone takes {import_seconds:.1f} s")
 
 
-def usual_predict(args, device):
-    """Inference as it is usually written: a DataLoader of PIL images, and the model on each batch."""
+def typical_predict(args, device):
+    """Return a function (model, test split) with a typical inference loop: a DataLoader of PIL images."""
 
     def run(model, test):
         transform = v2.Compose(
@@ -228,8 +242,12 @@ def usual_predict(args, device):
     return run
 
 
-def start_to_answer(model, args):
-    """Seconds of `test.py --mode custom` with its GIF, and of the imports that no such script can do without."""
+def time_test_command(model, args):
+    """Time `test.py --mode custom`, including its GIF, and the imports that every such script needs.
+
+    Returns:
+        The medians of both, in seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = trainer.model_config(train.parse(training_flags(args))[0], num_classes=10)
         state = {"model_config": config, "weights": checkpoint.cpu_weights(model), "classes": list("abcdefghij")}
@@ -241,15 +259,18 @@ def start_to_answer(model, args):
         commands = (test, ["-c", "import torch, torchvision"])
         seconds = [[], []]
         for _ in range(args.rounds):
-            for kept, arguments in zip(seconds, commands, strict=True):
+            for times, arguments in zip(seconds, commands, strict=True):
                 start = time.perf_counter()
                 subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-                kept.append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
         return map(statistics.median, seconds)
 
 
 def step(args, device):
-    """What the parts of a training step take, each waited for, beside the whole step, which waits for nothing."""
+    """Measure the time of each part of a training step and of the whole step.
+
+    The device is synchronized around each part, and around the whole step, but not within the whole step.
+    """
     splits = dataset.load(args.dataset, args.data_path)
     loop = OurLoop(args, splits, device)
     trainer = loop.trainer
@@ -259,7 +280,7 @@ def step(args, device):
         with autocast(device, trainer.precision):
             return F.cross_entropy(trainer.forward(inputs), targets)
 
-    measure({"whole": loop}, args)  # compiles and warms up
+    measure({"ours": loop}, args)  # compiles and warms up
     seconds = {"augment": [], "forward": [], "backward": [], "optimizer": [], "whole step": []}
     for _ in range(10 * args.rounds):
         inputs, targets = timed(seconds["augment"], device, lambda: trainer.augment(*batch))
@@ -268,33 +289,34 @@ def step(args, device):
         timed(seconds["backward"], device, loss.backward)
         timed(seconds["optimizer"], device, trainer.optimizer.step)
         timed(seconds["whole step"], device, loop.step)
-    print("\n| part | ms a step | share |\n|---|---|---|")
+    print("\n| part | ms per step | fraction |\n|---|---|---|")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, median in medians.items():
         print(f"| {name} | {1e3 * median:.2f} | {100 * median / medians['whole step']:.0f} % |")
-    limit, flops = matrix_rate(device, trainer.precision), count_flops(trainer.config, backward=True)
-    share = len(batch[1]) * flops / medians["whole step"] / limit
-    print(f"\n{100 * share:.1f} % of the {limit / 1e12:.2f} TFLOP/s that matrix products reach in {trainer.precision}")
+    matmul_rate = measure_matmul_rate(device, trainer.precision)
+    fraction = len(batch[1]) * count_flops(trainer.config, backward=True) / medians["whole step"] / matmul_rate
+    print(f"\n{100 * fraction:.1f} % of the matmul rate, {matmul_rate / 1e12:.2f} TFLOP/s in {trainer.precision}")
 
 
 def recording(args, device):
-    """Share of a run's time that checkpoints, metrics and curves take."""
-    log_epoch, spent = RunWriter.log_epoch, []
+    """Measure the fraction of a run's time that checkpoints, metrics and curves take."""
+    log_epoch, seconds = RunWriter.log_epoch, []
 
     def timed_log(*arguments, **options):
-        timed(spent, device, lambda: log_epoch(*arguments, **options))
+        timed(seconds, device, lambda: log_epoch(*arguments, **options))
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(RunWriter, "log_epoch", timed_log):
-        places = ["--model_path", f"{folder}/model", "--output_path", f"{folder}/output"]
+        folders = ["--model_path", f"{folder}/model", "--output_path", f"{folder}/output"]
         data = ["--dataset", args.dataset, "--data_path", args.data_path]
         start = time.perf_counter()
-        train.main([*training_flags(args), *places, *data, "--run_name", "run", "--epochs", str(args.rounds)])
-        whole = time.perf_counter() - start
-    print(f"\n{args.rounds} epochs: records took {sum(spent):.2f} s of {whole:.0f} s, {100 * sum(spent) / whole:.2f} %")
+        train.main([*training_flags(args), *folders, *data, "--run_name", "run", "--epochs", str(args.rounds)])
+        total = time.perf_counter() - start
+    recorded, fraction = sum(seconds), sum(seconds) / total
+    print(f"\n{args.rounds} epochs: recording took {recorded:.2f} s of {total:.0f} s ({100 * fraction:.2f} %)")
 
 
 def timed(seconds, device, action):
-    """The action's result; its time until the device is done goes to `seconds`."""
+    """Return `action()`, and append its time, until the device has finished, to the list `seconds`."""
     synchronize(device)
     start = time.perf_counter()
     result = action()
@@ -303,13 +325,19 @@ def timed(seconds, device, action):
     return result
 
 
-def measure(contenders, args, rounds_of_one=False):
-    """Images a second of each contender in every round, {name: [rate, ...]}; the first round warms up."""
+def measure(contenders, args, extra_warmup_steps=3):
+    """Measure the images per second of all contenders in turn, for `args.rounds` rounds after a warmup round.
+
+    Each timing runs as many steps as take about `args.seconds`, judged by the contender's previous timing.
+
+    Returns:
+        {name: [rate of each round]}
+    """
     steps = dict.fromkeys(contenders, 1)
     rates = {name: [] for name in contenders}
     for round_number in range(args.rounds + 1):
         for name, contender in contenders.items():
-            for _ in range(contender.skip if round_number else 3 * (not rounds_of_one)):
+            for _ in range(contender.untimed_steps if round_number else extra_warmup_steps):
                 contender.step()
             synchronize(contender.device)
             start = time.perf_counter()
@@ -322,14 +350,14 @@ def measure(contenders, args, rounds_of_one=False):
     return rates
 
 
-def matrix_rate(device, precision):
-    """Floating-point operations a second of a large matrix product, the best of several."""
+def measure_matmul_rate(device, precision):
+    """Measure the floating-point operations per second of a large matrix product: the best of ten."""
     size = 8192 if device.type == "cuda" else 2048
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(10):
-        timed(seconds, device, lambda: one @ other)
+        timed(seconds, device, lambda: left @ right)
     return 2 * size**3 / min(seconds)
 
 
@@ -337,26 +365,28 @@ MEASUREMENTS = {"training": training, "step": step, "inference": inference, "rec
 
 
 def build_parser():
-    parser = ArgumentParser(prog="throughput.py", description="Measure speed beside what one would otherwise write.")
-    positive = number(int, at_least=1)
-    parser.add_argument("what", choices=tuple(MEASUREMENTS), help="what to measure")
-    parser.add_argument("--model", choices=("vit", "cnn"), default="vit", help="which network")
-    parser.add_argument("--patch_size", type=positive, default=4, help="as in train.py")
-    parser.add_argument("--embed_dim", type=positive, default=192, help="as in train.py")
-    parser.add_argument("--n_layers", type=positive, default=12, help="as in train.py")
-    parser.add_argument("--n_attention_heads", type=positive, default=3, help="as in train.py")
-    parser.add_argument("--batch_size", type=positive, default=128, help="images a step")
-    parser.add_argument("--augment", choices=("basic", "trivialaugment"), default="trivialaugment", help="of all loops")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="of our loop")
-    precisions, devices = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda", "mps")
-    parser.add_argument("--precision", choices=precisions, default="auto", help="of our loop, as in train.py")
-    parser.add_argument("--device", choices=devices, default="auto", help="as in train.py")
-    parser.add_argument("--dataset", choices=("cifar10", "shapes"), default="cifar10", help="what to train on")
-    parser.add_argument("--data_path", default=str(ROOT / "data"), help="where the data set is")
-    workers, cores = number(int, at_least=0), os.cpu_count()
-    parser.add_argument("--num_workers", type=workers, default=cores, help="of the usual loop's DataLoader")
-    parser.add_argument("--rounds", type=positive, default=5, help="how often each contender is timed")
-    parser.add_argument("--seconds", type=number(float, above=0), default=5, help="length of each timing")
+    parser = ArgumentParser(
+        prog="throughput.py",
+        description="Benchmark training and inference against timm and vit-pytorch, interleaved in one run.",
+    )
+    add = parser.add_argument
+    add("what", choices=tuple(MEASUREMENTS), help="what to measure")
+    add("--model", choices=("vit", "cnn"), default="vit", help="network")
+    add("--patch_size", type=POSITIVE_INT, default=4, help="as in train.py")
+    add("--embed_dim", type=POSITIVE_INT, default=192, help="as in train.py")
+    add("--n_layers", type=POSITIVE_INT, default=12, help="as in train.py")
+    add("--n_attention_heads", type=POSITIVE_INT, default=3, help="as in train.py")
+    add("--batch_size", type=POSITIVE_INT, default=128, help="images per training step")
+    policies = ("basic", "trivialaugment")
+    add("--augment", choices=policies, default="trivialaugment", help="augmentation in all training loops")
+    add("--optimizer", choices=("adamw", "muon"), default="adamw", help="optimizer of our training loop")
+    add("--precision", choices=PRECISIONS, default="auto", help="precision of our training loop, as in train.py")
+    add("--device", choices=DEVICES, default="auto", help="as in train.py")
+    add("--dataset", choices=("cifar10", "shapes"), default="cifar10", help="data set")
+    add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
+    add("--num_workers", type=NON_NEGATIVE_INT, default=os.cpu_count(), help="worker processes of the DataLoader")
+    add("--rounds", type=POSITIVE_INT, default=5, help="number of timings per contender; for recording, epochs")
+    add("--seconds", type=POSITIVE, default=5, help="length of each timing")
     return parser
 
 
@@ -365,7 +395,7 @@ def main(argv=None):
     args = build_parser().parse_args(argv)
     device = pick_device(args.device)
     threads, version = torch.get_num_threads(), torch.__version__
-    print(f"{device_label(device)}, {threads} CPU threads, torch {version}, batch {args.batch_size}")
+    print(f"{device_label(device)}, CPU threads: {threads}, torch {version}, batch size {args.batch_size}")
     MEASUREMENTS[args.what](args, device)
 
 

@@ -1,4 +1,4 @@
-"""The weights that come with the project: small, whole, and at work without the data set."""
+"""The weights that ship with the project are small and complete, and work without the data set."""
 
 import re
 import shutil
@@ -12,21 +12,21 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 
-PATHS = re.compile(r"[\"'](/|[A-Z]:\\)")  # absolute ones
+ABSOLUTE_PATH = re.compile(r"[\"'](/|[A-Z]:\\)")
 SHIPPED = sorted(
     path.parent for path in (reproduce.ROOT / "model").glob("*/best.pt") if path.parent.name in reproduce.SHIPPED
 )
 
 
-def test_they_are_50_megabytes_at_most():
+def test_shipped_weights_take_at_most_50_megabytes():
     assert sum(file.stat().st_size for folder in SHIPPED for file in folder.iterdir()) <= 50e6
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_they_classify_an_image_after_cloning(folder, tmp_path, monkeypatch, capsys):
+def test_shipped_weights_classify_an_image_after_cloning(folder, tmp_path, monkeypatch, capsys):
     saved = checkpoint.load(folder)
     assert {value.dtype for value in saved["weights"].values()} <= {torch.float16, torch.int64}
-    assert not PATHS.search(str(saved["recipe"]))
+    assert not ABSOLUTE_PATH.search(str(saved["recipe"]))
     image = shutil.copy(reproduce.ROOT / "examples" / "cat.png", tmp_path)
     monkeypatch.chdir(tmp_path)
     test_command.main(["--mode", "custom", "--image_path", str(image), "--model_path", str(folder), "--device", "cpu"])
@@ -35,15 +35,15 @@ def test_they_classify_an_image_after_cloning(folder, tmp_path, monkeypatch, cap
     assert (tmp_path / "attention_map_gif" / "cat.gif").exists()
 
 
-def test_their_records_name_no_folders_of_the_machine_they_were_made_on():
+def test_shipped_files_contain_no_paths_of_the_machine_that_made_them():
     for folder in SHIPPED:
-        figures = reproduce.ROOT / "output" / folder.name
-        assert {path.name for path in figures.iterdir()} >= {"config.json", "metrics.csv", "curves.png"}
-        assert not PATHS.search((figures / "config.json").read_text())
+        output_folder = reproduce.ROOT / "output" / folder.name
+        assert {path.name for path in output_folder.iterdir()} >= {"config.json", "metrics.csv", "curves.png"}
+        assert not ABSOLUTE_PATH.search((output_folder / "config.json").read_text())
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_they_are_as_accurate_as_they_say(folder, cifar10_root):
+def test_shipped_weights_have_the_accuracy_in_their_checkpoint(folder, cifar10_root):
     network = checkpoint.load_network(folder, torch.device("cpu"))
     test = network.normalized_for(dataset.load_test("cifar10", cifar10_root, num_images=1000))
     measured = scores(predict(network.model, test), test.labels)
