@@ -348,7 +348,7 @@ def test_the_whole_way_on_cifar10(cifar10_root, tmp_path, monkeypatch, capsys):
 
 MISTAKES = [
     ("train", "@recipes/none.txt", "there is no recipe recipes/none.txt"),
-    ("train", "--data_path {tmp}/none", "neither in .*none nor could it be downloaded.*--data_path"),
+    ("train", "--data_path {tmp}/none", "is not in .*none and could not be downloaded.*--data_path"),
     ("train", "--embed_dim 100 --n_attention_heads 3", "embed_dim 100 .*99.*--n_attention_heads"),
     ("train", "--patch_size 5", "patch_size 5 does not divide img_size 32; choose one of 1, 2, 4"),
     ("train", "--model cnn --image_size 8", "too small"),
@@ -392,7 +392,7 @@ MISTAKES = [
     ),
     ("test", f"--model_path {'x' * 5000}", "File name too long"),
     ("test", f"--model_path {{runs}}/model/vit --mode custom --image_path {'x' * 5000}", "File name too long"),
-    ("test", "--model_path {runs}/model/vit --mode custom --image_path /dev/null", "no ordinary file"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path /dev/null", "not a regular file"),
     ("test", "--gif_path a.png", "must end in .gif"),
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),

@@ -1,3 +1,5 @@
+"""Tests of the data sets, their splits and batches, of image files, and of folders of images."""
+
 import hashlib
 import os
 import pickle
@@ -15,27 +17,29 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from vit_cifar10.data import dataset
+from vit_cifar10.data.images import open_image
+from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.utils.errors import UserError
 
-# What the first release held out. If one of these changes, results can no longer be compared.
-HELD_OUT_FIRST = [0, 8, 11, 36, 40]
+# The images that the first release held out. If one of these values changes, earlier results cannot be compared.
+FIRST_HELD_OUT = [0, 8, 11, 36, 40]
 HELD_OUT_DIGEST = "91a4f5335832f7d3"
-CIFAR10_HELD_OUT = "69e1067d296c3a36"
+CIFAR10_HELD_OUT_DIGEST = "69e1067d296c3a36"
 
 
 def digest(values):
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
-def test_held_out_images_are_the_same_for_good():
+def test_held_out_images_never_change():
     labels = torch.arange(50_000) % 10
     held_out = dataset.stratified_sample(labels, 5000, dataset.VALIDATION_SEED)
     assert labels[held_out].bincount().tolist() == [500] * 10
-    assert held_out[:5].tolist() == HELD_OUT_FIRST
+    assert held_out[:5].tolist() == FIRST_HELD_OUT
     assert digest(held_out.numpy()) == HELD_OUT_DIGEST
 
 
-def test_samples_keep_proportions_and_smaller_ones_are_part_of_larger():
+def test_samples_keep_proportions_and_a_smaller_one_is_part_of_a_larger_one():
     labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)
     small, large = (set(dataset.stratified_sample(labels, count, 3).tolist()) for count in (50, 400))
     assert small < large
@@ -43,18 +47,18 @@ def test_samples_keep_proportions_and_smaller_ones_are_part_of_larger():
     assert len(dataset.stratified_sample(labels, 1000, 3).unique()) == 1000
 
 
-def test_cifar10_is_torchvisions_and_splits_do_not_overlap(cifar10_root):
+def test_cifar10_matches_torchvision_and_its_splits_do_not_overlap(cifar10_root):
     splits = dataset.load("cifar10", cifar10_root)
     assert [len(split) for split in splits] == [45_000, 5_000, 10_000]
-    assert digest(splits.val.images.numpy()) == CIFAR10_HELD_OUT
+    assert digest(splits.val.images.numpy()) == CIFAR10_HELD_OUT_DIGEST
     theirs = torchvision.datasets.CIFAR10(cifar10_root, train=False)
     for index in (0, 5, 9999):
         image, label = theirs[index]
         assert (splits.test.images[index].permute(1, 2, 0).numpy() == np.asarray(image)).all()
         assert (splits.test.labels[index], splits.test.classes[label]) == (label, theirs.classes[label])
-    everything = torch.cat([splits.train.images, splits.val.images]).flatten(1).numpy()
+    ours = torch.cat([splits.train.images, splits.val.images]).flatten(1).numpy()
     theirs = torchvision.datasets.CIFAR10(cifar10_root, train=True).data.transpose(0, 3, 1, 2).reshape(50_000, -1)
-    assert sorted(map(hash, map(bytes, everything))) == sorted(map(hash, map(bytes, theirs)))
+    assert sorted(map(hash, map(bytes, ours))) == sorted(map(hash, map(bytes, theirs)))
     few = dataset.load("cifar10", cifar10_root, num_train_images=100, num_test_images=50, image_size=24)
     assert digest(few.val.labels.numpy()) == digest(splits.val.labels.numpy())
     assert few.train.images.shape == (100, 3, 24, 24)
@@ -65,7 +69,7 @@ def test_cifar10_is_torchvisions_and_splits_do_not_overlap(cifar10_root):
 
 
 def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
-    """Files made here in CIFAR-100's format, under checksums of their own."""
+    """The test writes small files in CIFAR-100's format and replaces torchvision's checksums by theirs."""
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
     pixels = np.random.RandomState(0).randint(0, 256, (200, 3072), dtype=np.uint8)
@@ -74,14 +78,14 @@ def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
         "test": {"data": pixels[:100], "fine_labels": list(range(100))},
         "meta": {"fine_label_names": [f"class {i}" for i in range(100)]},
     }
-    sums = {}
+    checksums = {}
     for name, content in files.items():
         (folder / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+        checksums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
     reader = torchvision.datasets.CIFAR100
-    monkeypatch.setattr(reader, "train_list", [["train", sums["train"]]])
-    monkeypatch.setattr(reader, "test_list", [["test", sums["test"]]])
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": sums["meta"]})
+    monkeypatch.setattr(reader, "train_list", [["train", checksums["train"]]])
+    monkeypatch.setattr(reader, "test_list", [["test", checksums["test"]]])
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": checksums["meta"]})
     splits = dataset.load("cifar100", tmp_path, val_images=100)
     assert [len(split) for split in splits] == [100, 100, 100]
     assert sorted(splits.val.labels.tolist()) == list(range(100))
@@ -90,25 +94,25 @@ def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
     assert not torch.equal(splits.test.mean, torch.tensor(dataset.CIFAR["cifar10"][2][0]))
 
 
-def test_shapes_are_drawn_alike_each_time():
-    images, labels = dataset.draw_shapes(40, 32, seed=1)
-    again, _ = dataset.draw_shapes(40, 32, seed=1)
-    other, _ = dataset.draw_shapes(40, 32, seed=2)
+def test_the_same_seed_draws_the_same_shapes():
+    images, labels = draw_shapes(40, 32, seed=1)
+    again, _ = draw_shapes(40, 32, seed=1)
+    other, _ = draw_shapes(40, 32, seed=2)
     assert torch.equal(images, again)
     assert not torch.equal(images, other)
     assert labels.bincount().tolist() == [4] * 10
-    assert images.flatten(1).float().std(1).min() > 10  # nothing is blank
+    assert images.flatten(1).float().std(1).min() > 10  # no image is blank
 
 
-def test_normalize_is_torchvisions():
+def test_normalize_matches_torchvision():
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
     theirs = v2.functional.normalize(v2.functional.to_dtype(images, scale=True), mean.tolist(), std.tolist())
     torch.testing.assert_close(dataset.normalize(images, mean, std), theirs)
 
 
-def test_batches_hold_every_image_once_in_the_order_asked_for():
-    images, _ = dataset.draw_shapes(50, 16, seed=1)
+def test_batches_contain_every_image_once_in_the_given_order():
+    images, _ = draw_shapes(50, 16, seed=1)
     split = dataset.Split(images, torch.arange(50), (), torch.zeros(3), torch.ones(3))
     in_order = [labels for _, labels in dataset.batches(split, 20)]
     assert torch.equal(torch.cat(in_order), torch.arange(50))
@@ -130,19 +134,19 @@ def save_palette(path):
     return (255, 128, 0)
 
 
-def save_grey(path):
+def save_gray(path):
     Image.new("L", (60, 40), 100).save(path)
     return (100, 100, 100)
 
 
-def save_grey_alpha(path):
+def save_gray_alpha(path):
     Image.new("LA", (60, 40), (0, 127)).save(path)
-    return (128, 128, 128)  # half black over white
+    return (128, 128, 128)  # black, half transparent, over white
 
 
 def save_rgba(path):
     Image.new("RGBA", (60, 40), (255, 0, 0, 0)).save(path)
-    return (255, 255, 255)  # fully transparent: the white under it
+    return (255, 255, 255)  # fully transparent, over white
 
 
 def save_palette_transparent(path):
@@ -180,8 +184,8 @@ def save_animation(path):
 
 SAVERS = [
     save_palette,
-    save_grey,
-    save_grey_alpha,
+    save_gray,
+    save_gray_alpha,
     save_rgba,
     save_palette_transparent,
     save_16_bit,
@@ -193,60 +197,60 @@ SAVERS = [
 
 
 @pytest.mark.parametrize("save", SAVERS, ids=[saver.__name__ for saver in SAVERS])
-def test_any_image_file_opens(save, tmp_path):
+def test_every_kind_of_image_file_can_be_read(save, tmp_path):
     path = tmp_path / "a picture.png"
     color = save(path)
-    image = dataset.open_image(path, 32)
+    image = open_image(path, 32)
     assert (image.shape, image.dtype) == ((3, 32, 32), torch.uint8)
     torch.testing.assert_close(image[:, 16, 16], torch.tensor(color, dtype=torch.uint8), atol=3, rtol=0)
 
 
-def test_exif_rotation_is_followed(tmp_path):
+def test_exif_rotation_is_applied(tmp_path):
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
-    pixels[:20] = 255  # stored with its top white, and marked as rotated by 90 degrees clockwise when shown
+    pixels[:20] = 255  # the upper half is white; the EXIF data asks viewers to rotate it clockwise by 90 degrees
     image = Image.fromarray(pixels)
     exif = image.getexif()
-    exif[0x0112] = 6
+    exif[0x0112] = 6  # orientation
     image.save(tmp_path / "phone.jpg", exif=exif)
-    shown = dataset.open_image(tmp_path / "phone.jpg", 32).float().mean(0)
-    assert shown[:, :12].mean() < 10
-    assert shown[:, 20:].mean() > 245
+    gray = open_image(tmp_path / "phone.jpg", 32).float().mean(0)
+    assert gray[:, :12].mean() < 10
+    assert gray[:, 20:].mean() > 245
 
 
-def test_images_that_are_not_square_lose_their_ends_not_their_shape(tmp_path):
+def test_images_that_are_not_square_are_cropped_and_not_distorted(tmp_path):
     pixels = np.zeros((50, 100, 3), dtype=np.uint8)
     pixels[:, 25:75] = (0, 255, 0)
-    pixels[10:40, 35:65] = (255, 0, 0)  # a red square in a green one
+    pixels[10:40, 35:65] = (255, 0, 0)  # a red square in a green square
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    image = dataset.open_image(tmp_path / "wide.png", 25)
-    assert image[1, 12, 1] > 200  # the green reaches the sides
+    image = open_image(tmp_path / "wide.png", 25)
+    assert image[1, 12, 1] > 200  # the green square fills the crop
     assert image[1, 1, 12] > 200
     assert image[0, 12, 12] > 200
-    red = image[0] > 128
-    assert red.any(0).sum() == red.any(1).sum() == 15
+    is_red = image[0] > 128
+    assert is_red.any(0).sum() == is_red.any(1).sum() == 15
 
 
-def test_small_detail_is_averaged_not_skipped(tmp_path):
-    checks = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
-    Image.fromarray(checks).save(tmp_path / "checks.png")
-    image = dataset.open_image(tmp_path / "checks.png", 32).float()
+def test_resizing_averages_fine_detail(tmp_path):
+    checkerboard = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checkerboard).save(tmp_path / "checkerboard.png")
+    image = open_image(tmp_path / "checkerboard.png", 32).float()
     assert (image - 127.5).abs().max() < 20
 
 
 # Folders of images
 
 
-def fill(folder, classes=("cat", "dog"), count=10):
-    for value, name in enumerate(classes):
+def save_class_folders(folder, classes=("cat", "dog"), count=10):
+    """Save `count` images per class. The red channel of an image is 60 + 90 * its label."""
+    for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            Image.new("RGB", (20 + index % 10, 30), (90 * value + 60, index % 100, 0)).save(
-                folder / name / f"{index:03}.png"
-            )
+            image = Image.new("RGB", (20 + index % 10, 30), (90 * label + 60, index % 100, 0))
+            image.save(folder / name / f"{index:03}.png")
 
 
-def test_folder_with_a_broken_file_loads_the_rest_and_names_it(tmp_path, capsys):
-    fill(tmp_path)
+def test_a_folder_with_a_broken_file_loads_the_rest_and_reports_the_file(tmp_path, capsys):
+    save_class_folders(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
     splits = dataset.load("folder", tmp_path, image_size=16, val_images=2, num_workers=0)
     assert splits.train.classes == ("cat", "dog")
@@ -257,10 +261,10 @@ def test_folder_with_a_broken_file_loads_the_rest_and_names_it(tmp_path, capsys)
     assert torch.equal(dataset.load_test("folder", tmp_path, image_size=16).images, splits.test.images)
 
 
-def test_what_a_strangers_folder_holds_beside_images_is_named_and_left_out(tmp_path, capsys):
+def test_everything_but_images_inside_the_folder_is_reported_and_skipped(tmp_path, capsys):
     root = tmp_path / "data set\n$x$ \u00e9"
-    fill(root, classes=("cat", "dog", "\x1b[2Jred"))
-    fill(tmp_path / "elsewhere", classes=("secret",))
+    save_class_folders(root, classes=("cat", "dog", "\x1b[2Jred"))
+    save_class_folders(tmp_path / "elsewhere", classes=("secret",))
     (root / "empty").mkdir()
     (root / "dog" / "inside.png").symlink_to(root / "cat" / "000.png")  # harmless
     (root / "secret").symlink_to(tmp_path / "elsewhere" / "secret")
@@ -268,20 +272,20 @@ def test_what_a_strangers_folder_holds_beside_images_is_named_and_left_out(tmp_p
     (root / "cat" / "dangling.png").symlink_to(root / "nothing.png")
     (root / "cat" / "loop").symlink_to(root)
     os.mkfifo(root / "dog" / "pipe.png")
-    (root / "dog" / "notes.txt").write_text("no image")
+    (root / "dog" / "notes.txt").write_text("not an image")
     (root / "dog" / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     splits = dataset.load("folder", root, image_size=16, val_images=2, num_workers=0)
     assert splits.train.classes == ("\ufffd[2Jred", "cat", "dog", "empty")
     counts = sum(split.labels.bincount(minlength=4) for split in splits)
     assert counts.tolist() == [10, 10, 11, 0]
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for name in ("secret", "passwords.png", "dangling.png", "loop", "pipe.png", "notes.txt", "program.eps", "empty"):
-        assert len(re.findall(rf"skipped: .*{name}", said)) == 1, name
-    assert len(said.splitlines()) == 8
-    assert "\x1b" not in said
+        assert len(re.findall(rf"skipped: .*{name}", printed)) == 1, name
+    assert len(printed.splitlines()) == 8
+    assert "\x1b" not in printed
 
 
-def test_cifar10_with_a_flipped_bit_is_said_to_be_damaged(cifar10_root, tmp_path):
+def test_cifar10_with_a_flipped_bit_is_reported_as_damaged(cifar10_root, tmp_path):
     for file in Path(cifar10_root, "cifar-10-batches-py").iterdir():
         target = tmp_path / "cifar-10-batches-py" / file.name
         target.parent.mkdir(exist_ok=True)
@@ -296,7 +300,7 @@ def test_cifar10_with_a_flipped_bit_is_said_to_be_damaged(cifar10_root, tmp_path
 
 def test_a_large_folder_needs_no_more_open_files_than_a_small_one(tmp_path):
     resource = pytest.importorskip("resource")
-    fill(tmp_path, count=300)
+    save_class_folders(tmp_path, count=300)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
     try:
@@ -307,9 +311,9 @@ def test_a_large_folder_needs_no_more_open_files_than_a_small_one(tmp_path):
     assert (splits.train.images[:, 0, 8, 8] == 60 + 90 * splits.train.labels).all()
 
 
-def test_folder_with_its_own_test_images(tmp_path):
-    fill(tmp_path / "train")
-    fill(tmp_path / "test", count=3)
+def test_a_folder_may_choose_its_test_images(tmp_path):
+    save_class_folders(tmp_path / "train")
+    save_class_folders(tmp_path / "test", count=3)
     splits = dataset.load("folder", tmp_path, image_size=16, val_images=0)
     assert (len(splits.train), splits.val, len(splits.test)) == (20, None, 6)
     pixels = splits.train.images / 255
@@ -317,17 +321,27 @@ def test_folder_with_its_own_test_images(tmp_path):
     torch.testing.assert_close(splits.train.std, pixels.std((0, 2, 3)), atol=2e-3, rtol=1e-3)
 
 
+def save_one_empty_class(root):
+    save_class_folders(root, classes=("cat",))
+    (root / "dog").mkdir()
+
+
+def save_different_classes(root):
+    save_class_folders(root / "train")
+    save_class_folders(root / "test", classes=("cat", "cow"))
+
+
 @pytest.mark.parametrize(
     ("prepare", "reason"),
     [
         (lambda root: None, "0 class folders"),
-        (lambda root: fill(root, classes=("cat",)), "1 class folders"),
-        (lambda root: (fill(root, classes=("cat",)), (root / "dog").mkdir()), "1 class folders with images"),
-        (lambda root: (fill(root / "train"), fill(root / "test", classes=("cat", "cow"))), "same class folders"),
+        (lambda root: save_class_folders(root, classes=("cat",)), "1 class folders"),
+        (save_one_empty_class, "1 class folders with images"),
+        (save_different_classes, "same class folders"),
         (lambda root: root.rmdir(), "no folder"),
     ],
 )
-def test_folders_that_are_no_data_set(prepare, reason, tmp_path):
+def test_folders_that_are_not_a_data_set_are_refused(prepare, reason, tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     prepare(root)
@@ -335,8 +349,8 @@ def test_folders_that_are_no_data_set(prepare, reason, tmp_path):
         dataset.load("folder", root)
 
 
-def write_bomb(path):
-    """A PNG of a few hundred bytes that claims 60,000 x 60,000 pixels."""
+def save_bomb(path):
+    """Save a PNG of a few hundred bytes whose header claims 60,000 x 60,000 pixels."""
     Image.new("1", (8, 8)).save(path)
     data = bytearray(path.read_bytes())
     data[16:24] = struct.pack(">II", 60_000, 60_000)
@@ -345,23 +359,23 @@ def write_bomb(path):
 
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
-    write_bomb(tmp_path / "bomb.png")
+    save_bomb(tmp_path / "bomb.png")
     with pytest.raises(UserError, match=r"bomb\.png"):
-        dataset.open_image(tmp_path / "bomb.png", 32)
+        open_image(tmp_path / "bomb.png", 32)
 
 
-def test_a_film_costs_no_more_than_its_first_frame(tmp_path):
-    frames = [Image.new("P", (64, 64), colour % 256) for colour in range(3000)]
-    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:], loop=0)
+def test_only_the_first_frame_of_an_animation_is_decoded(tmp_path):
+    frames = [Image.new("P", (64, 64), color % 256) for color in range(3000)]
+    frames[0].save(tmp_path / "animation.gif", save_all=True, append_images=frames[1:], loop=0)
     start = time.perf_counter()
-    dataset.open_image(tmp_path / "film.gif", 32)
+    open_image(tmp_path / "animation.gif", 32)
     assert time.perf_counter() - start < 1
 
 
-def test_200_damaged_images_are_images_or_named(tmp_path):
+def test_200_damaged_images_are_decoded_or_reported(tmp_path):
     random = np.random.RandomState(0)
     pixels = random.randint(0, 256, (40, 50, 3), dtype=np.uint8)
-    named = 0
+    reported = 0
     for number in range(200):
         path = tmp_path / f"image{number}.{('png', 'jpg', 'gif', 'webp', 'bmp')[number % 5]}"
         Image.fromarray(pixels).save(path)
@@ -373,7 +387,7 @@ def test_200_damaged_images_are_images_or_named(tmp_path):
                 data[random.randint(len(data))] = random.randint(256)
         path.write_bytes(data)
         try:
-            assert dataset.open_image(path, 32).shape == (3, 32, 32)
+            assert open_image(path, 32).shape == (3, 32, 32)
         except UserError as error:
-            named += path.name in str(error)
-    assert named > 50
+            reported += path.name in str(error)
+    assert reported > 50

@@ -115,7 +115,7 @@ class Augment:
 
 
 def random_crop_and_flip(images):
-    """Pad uint8 (B, 3, H, W) with black by 1/8 of the side, crop at random, and flip every image with probability 1/2."""
+    """Pad uint8 (B, 3, H, W) with black by 1/8 of the side, crop at random, and flip with probability 1/2."""
     padding = images.shape[-1] // 8
     top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), device=images.device)
     flip = torch.rand(len(images), device=images.device) < 0.5

@@ -1,4 +1,14 @@
-"""Image files: any image file as a uint8 tensor, and folders of images, one sub-folder per class."""
+"""Image files: read any image file as a uint8 tensor, and find and decode the images in a folder.
+
+    image = open_image("cat.jpg", 32)                           # uint8 (3, 32, 32)
+    by_class = list_images(folder, root)                        # {"cat": [path, ...], "dog": [path, ...]}
+    files, labels = files_and_labels(by_class)
+    for image in decode_images(files, 32, num_workers=2):       # uint8 (3, 32, 32), or an error message
+        ...
+
+Untrusted files are safe to read: only image formats are decoded, images of too many pixels are refused, and links that
+lead out of the folder are skipped.
+"""
 
 import functools
 import multiprocessing
@@ -15,53 +25,64 @@ from PIL import Image, ImageOps
 from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.errors import UserError
 
-FORMATS = (  # pictures alone: Pillow also reads PostScript, which is a program, and guesses at much else
+FORMATS = (  # common image formats only: Pillow also reads PostScript, which is a program, and many rare formats
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
+MAX_PIXELS = 100_000_000  # about 400 MB when decoded: more than a camera's image, less than a decompression bomb
 
 
-MOST_PIXELS = 100_000_000  # of an image file, some 400 MB decoded: more than cameras make, less than a trap would take
+# One image file
 
 
 def open_image(path, image_size):
-    """Any image file as uint8 (3, image_size, image_size), RGB.
+    """Read any image file, crop it to the square at its center, and resize it with antialiasing.
 
-    Rotated as its EXIF says, its transparency laid over white, the first frame of an animation; the centre square is
-    resized with antialiasing. `read_image` gives it before the last step.
+    See `read_image` for rotation, transparency and animations.
+
+    Returns:
+        uint8 (3, image_size, image_size), RGB.
 
     Raises:
-        UserError: there is no such file, or it is not an image that can be read.
+        UserError: there is no such file, or it cannot be read as an image.
     """
     square = ImageOps.fit(read_image(path), (image_size, image_size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
 def read_image(path):
-    """Any image file as an upright PIL image in RGB. Raises `UserError` as `open_image` does."""
+    """Read any image file as a PIL image in RGB, in its original size.
+
+    The image is rotated as its EXIF data specifies, and transparent parts are blended with white. Only the first frame
+    of an animation is read.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read as an image.
+    """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not an image; name one image file")
+        raise UserError(f"{path} is a folder, not an image; give the path of an image file")
     if not path.exists():
         raise UserError(f"there is no image {path}; check the path")
-    if not path.is_file():  # a pipe could keep one waiting for ever
-        raise UserError(f"{path} is no ordinary file; name an image file")
+    if not path.is_file():  # reading from a pipe could wait forever
+        raise UserError(f"{path} is not a regular file; give the path of an image file")
     Image.init()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata; what cannot be read raises
+            warnings.simplefilter("ignore")  # about unusual metadata; real problems raise an error
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError(f"its {image.width} x {image.height} pixels are too many")
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's decoders raise many kinds for a damaged file
-        raise UserError(f"{path} cannot be read as an image ({error}); try to save it again as PNG or JPEG") from error
+    except Exception as error:  # for a damaged file, Pillow's decoders raise errors of many types
+        raise UserError(f"{path} cannot be read as an image ({error}); try saving it again as PNG or JPEG") from error
 
 
 def _to_rgb(image):
-    if image.mode.startswith("I"):  # 16-bit greys
+    """Convert a PIL image of any mode to 8-bit RGB, blending transparent parts with white."""
+    if image.mode.startswith("I"):  # 16-bit gray
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":  # floats, either in [0, 1] or in [0, 255]
+    elif image.mode == "F":  # floating-point gray, in [0, 1] or [0, 255]
         values = np.nan_to_num(np.asarray(image))
         scale = 255 if values.max() <= 1 else 1
         image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
@@ -72,66 +93,47 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-def list_images(folder, root):
-    """{class: its files}: every folder in `folder` is a class, every file in it an image.
+# Folders of images
 
-    What cannot be used is named: a class without images, folders that cannot be read, links out of `root`.
+
+def list_images(folder, root):
+    """List the files of each class: {name of a sub-folder of `folder`: sorted paths of the files in it}.
+
+    Folders that cannot be read, links to folders within a class, and links that lead out of `root` are skipped and
+    reported on standard error. Hidden files and folders are skipped silently. A class without files is kept, but
+    reported.
+
+    Raises:
+        UserError: there is no such folder, or fewer than two of its sub-folders have files.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; --data_path takes a folder with one sub-folder a class")
+        raise UserError(f"there is no folder {folder}; set --data_path to a folder with one sub-folder per class")
     by_class = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith(".") and _stays_inside(entry, root):
             by_class[entry.name] = _list_files(entry, root)
             if not by_class[entry.name]:
-                report_skipped(f"the class folder {entry} holds no files")
+                report_skipped(f"the class folder {entry} has no files")
     filled = sum(map(bool, by_class.values()))
     if filled < 2:
         raise UserError(
-            f"{folder} has {filled} class folders with images, at least 2 are needed: one sub-folder of images a class"
+            f"{folder} has {filled} class folders with images, but needs at least 2; add a sub-folder per class"
         )
     return by_class
 
 
-def _list_files(folder, root):
-    """The files in a folder and those below it, sorted."""
-    files = []
-    for place, folders, names in os.walk(
-        folder, onerror=lambda error: report_skipped(f"{error.filename}: {error.strerror}")
-    ):
-        for name in folders:
-            if os.path.islink(os.path.join(place, name)):
-                report_skipped(f"{os.path.join(place, name)} is a link to a folder")
-        paths = (os.path.join(place, name) for name in names if not name.startswith("."))
-        files += [path for path in paths if _stays_inside(path, root)]
-    return sorted(files)
-
-
-def _stays_inside(path, root):
-    """Whether a path is what lies in `root`, and no link to something elsewhere."""
-    if not os.path.islink(path):
-        return True
-    is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-    if not is_inside:
-        report_skipped(f"{path} is a link that leads out of {root}; put the image itself there")
-    return is_inside
-
-
-@functools.cache
-def report_skipped(reason):
-    """Say what is left out, once: training and test images are listed apart."""
-    print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
-
-
-def flatten(by_class):
-    """All files, and their labels."""
+def files_and_labels(by_class):
+    """The files of all classes in one list, and a list of their labels. Labels number the classes from 0."""
     files = [file for members in by_class.values() for file in members]
     return files, [label for label, members in enumerate(by_class.values()) for _ in members]
 
 
 def decode_images(files, image_size, num_workers):
-    """The files' images in order, by several processes if they are many; the reason in place of one that cannot be."""
-    decode = functools.partial(_decode_one, image_size=image_size)
+    """Yield each file's image in order: a NumPy array, uint8 (3, image_size, image_size), or an error message.
+
+    With 200 files or more, `num_workers` processes decode them.
+    """
+    decode = functools.partial(_decode_or_explain, image_size=image_size)
     if num_workers < 2 or len(files) < 200:
         yield from map(decode, files)
         return
@@ -139,13 +141,45 @@ def decode_images(files, image_size, num_workers):
         yield from pool.imap(decode, files, chunksize=32)
 
 
-def _ignore_interrupts():
-    """Ctrl-C is for the process that waits for these, and ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@functools.cache  # reports everything once, although training and test images are listed separately
+def report_skipped(reason):
+    """Report on standard error, in one line, what is skipped and why."""
+    print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
 
 
-def _decode_one(file, image_size):
+def _list_files(folder, root):
+    """The files in a folder and in all folders below it, sorted."""
+
+    def report_unreadable(error):
+        report_skipped(f"{error.filename} cannot be read ({error.strerror})")
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=report_unreadable):
+        for name in folders:
+            if os.path.islink(os.path.join(parent, name)):
+                report_skipped(f"{os.path.join(parent, name)} is a link to a folder")
+        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
+        files += [path for path in paths if _stays_inside(path, root)]
+    return sorted(files)
+
+
+def _stays_inside(path, root):
+    """Whether a path does not lead out of `root` through a link. A link that does is reported."""
+    if not os.path.islink(path):
+        return True
+    is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    if not is_inside:
+        report_skipped(f"{path} is a link that leads out of {root}; replace it with a copy of its target")
+    return is_inside
+
+
+def _decode_or_explain(file, image_size):
     try:
         return open_image(file, image_size).numpy()
     except UserError as error:
         return str(error)
+
+
+def _ignore_interrupts():
+    """In a worker process, leave Ctrl-C to the main process, which ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
