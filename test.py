@@ -65,11 +65,11 @@ def build_parser():
     add("--model_path", help=model)
     add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--output_path", default="./output", help="cifar, faithfulness: folder for results, one sub-folder per run")
-    add("--gif_path", help="file for the GIF; default: attention_map_gif/ and the image's name")
+    add("--gif_path", help="file for the GIF; default: a file in attention_map_gif/ named after the image")
     add("--no_gif", action="store_true", help="do not write a GIF")
     fusion = "GIF: how rollout combines the heads of a layer"
     add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
-    discard = "GIF: fraction of each layer's smallest attention weights that rollout drops"
+    discard = "GIF: fraction of each layer's attention weights, the smallest ones, that rollout drops"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
     add("--html", help="cifar-single, custom: also write this page, in which the decision can be explored")
     add("--no_image", action="store_true", help="do not open a window")
@@ -78,7 +78,7 @@ def build_parser():
         action="store_true",
         help="cifar: also report the accuracy averaged over each image and its mirror image",
     )
-    subset = "faithfulness: number of test images, with balanced classes"
+    subset = "faithfulness: size of the stratified subset of the test images"
     add("--num_images", type=POSITIVE_INT, default=500, help=subset)
     add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     add("--batch_size", type=POSITIVE_INT, default=1000, help="cifar: images per batch")

@@ -114,12 +114,17 @@ def add_data_flags(parser):
     names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn, no download"
     add("--dataset", choices=dataset.DATASETS, default="cifar10", help=names)
     add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
-    add("--image_size", type=number(int, at_least=4), default=32, help="side of the images in pixels; resizes others")
+    add(
+        "--image_size",
+        type=number(int, at_least=4),
+        default=32,
+        help="side of the images in pixels; others are resized",
+    )
     add("--n_classes", type=POSITIVE_INT, help="number of classes; default: the data set's")
     validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
     add("--val_images", type=NON_NEGATIVE_INT, help=validation)
-    add("--num_train_images", type=POSITIVE_INT, help="train on a subset with balanced classes; default: all images")
-    add("--num_test_images", type=POSITIVE_INT, help="test on a subset with balanced classes; default: all images")
+    add("--num_train_images", type=POSITIVE_INT, help="train on a stratified subset of this size; default: all images")
+    add("--num_test_images", type=POSITIVE_INT, help="test on a stratified subset of this size; default: all images")
     workers = "processes that decode a folder of images; other data sets need none"
     add("--num_workers", type=NON_NEGATIVE_INT, default=2, help=workers)
 
@@ -163,7 +168,7 @@ def add_training_flags(parser):
     add("--muon_weight_decay", type=NON_NEGATIVE, default=0.5, help="weight decay of Muon")
     add("--label_smoothing", type=FRACTION, default=0.0, help="fraction of the target spread over all classes")
     add("--clip_grad", type=NON_NEGATIVE, default=0.0, help="largest norm of the gradient; 0 does not clip")
-    ema = "decay of a moving average of the weights, which is then evaluated and kept; often 0.999; 0 turns it off"
+    ema = "decay of a moving average of the weights, often 0.999; the average is evaluated and kept; 0 turns it off"
     add("--ema", type=FRACTION, default=0.0, help=ema)
 
 
@@ -192,9 +197,9 @@ def add_run_flags(parser):
     add("--seed", type=number(int, at_least=0, at_most=2**31), default=0, help=seed)
     add("--run_name", help="name of the run's folders; default: network, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
-    resume = "continue this run, given as its name or its folder; it keeps its flags, but --epochs may be raised"
+    resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
     add("--resume", metavar="RUN", help=resume)
-    saves = "write last.pt every so many epochs; default: often enough, using about 1 %% of the training time"
+    saves = "write last.pt every so many epochs; default: often, within about 1 %% of the training time"
     add("--save_every", type=POSITIVE_INT, help=saves)
     add("--save_minutes", type=POSITIVE, default=5.0, help="longest time between saves, even within an epoch")
     log = "also send metrics, flags, curves and test pictures to TensorBoard (in --output_path) or Weights & Biases"

@@ -41,7 +41,7 @@ class FullTest:
 def load_test_images(network, data_path, num_images=None, num_workers=2):
     """The test split of the data set that a network was trained on, at its image size.
 
-    `num_images` takes a subset with balanced classes.
+    `num_images` is the size of a stratified subset; None takes all images.
     """
     return dataset.load_test(
         network.saved["dataset"],
