@@ -1,4 +1,4 @@
-"""The page to explore a network's decisions in, in a real browser: its numbers, its keys, and that it stays alone."""
+"""The page to explore predictions, tested in a real browser: its numbers, its keys, and that it works offline."""
 
 import base64
 import dataclasses
@@ -20,14 +20,14 @@ from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollo
 from vit_cifar10.runs import checkpoint
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-CLOSE = {"rtol": 0, "atol": 1e-5}  # 16 bits of attention; the rest is float32
+CLOSE = {"rtol": 0, "atol": 1e-5}  # attention has 16 bits, everything else is float32
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
 @pytest.fixture(scope="module")
 def browser():
     if not CHROMIUM:
-        pytest.skip("no Chromium here")
+        pytest.skip("Chromium is not installed")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -38,32 +38,32 @@ def browser():
 
 @pytest.fixture
 def visit(browser):
-    """Opens pages from their files, and afterwards sees that they asked for nothing and complained of nothing."""
-    contexts, asked, complaints = [], [], []
+    """A function that opens a page from its file. Afterwards, no page may have sent a request or logged a message."""
+    contexts, requests, messages = [], [], []
 
     def open_page(path, viewport=None, **options):
         context = browser.new_context(viewport=viewport or WIDE, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
         page.goto(path.as_uri())
-        asked.remove(path.as_uri())
+        requests.remove(path.as_uri())
         return page
 
-    open_page.asked, open_page.complaints = asked, complaints
+    open_page.requests, open_page.messages = requests, messages
     yield open_page
     for context in contexts:
         context.close()
-    assert not asked
-    assert not complaints
+    assert not requests
+    assert not messages
 
 
 @pytest.fixture(scope="module")
 def pages(runs):
-    """Pages of three test images, by the small ViT and the small CNN."""
+    """The pages of three test images for the small ViT and the small CNN."""
     networks = {name: checkpoint.load_network(runs / "model" / name, torch.device("cpu")) for name in ("vit", "cnn")}
     test = dataset.load_test("shapes", "")
     for name, network in networks.items():
@@ -73,12 +73,12 @@ def pages(runs):
 
 
 def evaluate(page, expression):
-    """An array of numbers of the page's own, as float32."""
+    """An array of numbers that the page computes, as float32."""
     return torch.tensor(page.evaluate(f"Array.from({expression})"), dtype=torch.float32)
 
 
-def drawn(page):
-    """Wait until what was changed is drawn."""
+def wait_until_drawn(page):
+    """Wait until the page has drawn its last change."""
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -96,40 +96,40 @@ def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit
     page.locator("#layer").fill("2")
     page.locator("#head").fill("3")  # mean, max, head 1, head 2
     page.locator("#strength").fill("100")
-    drawn(page)
+    wait_until_drawn(page)
     assert page.locator("#main-title").inner_text() == "Attention from row 3, column 4"
     ours = maps[1, 1]
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), ours[token, 1:], **CLOSE)
     torch.testing.assert_close(evaluate(page, "explorer.attentionOf(11, false).values"), ours[1:, token], **CLOSE)
     assert page.evaluate("explorer.mainMap().classToken") == pytest.approx(ours[token, 0].item(), abs=1e-5)
     check_readout(page.locator("#readout").inner_text(), ours[token, 1:], ours[1:, token], grid)
-    token_share = re.search(r"class token: ([\d.]+) %", page.locator("#tokens").inner_text())
-    assert float(token_share[1]) / 100 == pytest.approx(ours[token, 0].item(), abs=6e-4)
+    token_percent = re.search(r"class token: ([\d.]+) %", page.locator("#tokens").inner_text())
+    assert float(token_percent[1]) / 100 == pytest.approx(ours[token, 0].item(), abs=6e-4)
     for board, values in (("main", ours[token, 1:]), ("other", ours[1:, token])):
         most = re.search(r"[\d.]+", page.locator(f"#{board}-most").inner_text())
         assert float(most[0]) / 100 == pytest.approx(values.max().item(), abs=6e-4)
-    check_colours(page, "main-canvas", ours[token, 1:])
-    check_colours(page, "other-canvas", ours[1:, token])
+    check_colors(page, "main-canvas", ours[token, 1:])
+    check_colors(page, "other-canvas", ours[1:, token])
     page.locator("#head").fill("0")
-    drawn(page)
+    wait_until_drawn(page)
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), maps[1].mean(0)[token, 1:], **CLOSE)
     page.locator("#head").fill("1")
-    drawn(page)
+    wait_until_drawn(page)
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), maps[1].amax(0)[token, 1:], **CLOSE)
 
 
 def check_readout(text, row, column, grid):
-    """The three strongest patches of both boards, with their shares."""
-    said = re.findall(r"row (\d+), column (\d+) \(([\d.]+) %\)", text)
-    for values, places in ((row, said[:3]), (column, said[3:])):
+    """Check the three strongest patches of both boards, with their values."""
+    shown = re.findall(r"row (\d+), column (\d+) \(([\d.]+) %\)", text)
+    for values, places in ((row, shown[:3]), (column, shown[3:])):
         indices = [(int(r) - 1) * grid + int(c) - 1 for r, c, _ in places]
         torch.testing.assert_close(values[indices], values.topk(3).values, rtol=0, atol=1e-5)
-        shares = torch.tensor([float(share) / 100 for *_, share in places])
-        torch.testing.assert_close(shares, values.topk(3).values, rtol=0, atol=6e-4)
+        fractions = torch.tensor([float(percent) / 100 for *_, percent in places])
+        torch.testing.assert_close(fractions, values.topk(3).values, rtol=0, atol=6e-4)
 
 
-def check_colours(page, canvas, values):
-    """With the overlay at 100 %, every patch has the colour of its value: viridis of the root of its share."""
+def check_colors(page, canvas, values):
+    """Check, with the overlay at 100 %, that each patch has the viridis color of the square root of its value."""
     import matplotlib
 
     side = round(len(values) ** 0.5)
@@ -148,7 +148,7 @@ def check_colours(page, canvas, values):
     np.testing.assert_allclose(pixels, expected, atol=3)
 
 
-def test_the_other_maps_are_those_of_explain_for_every_class_and_layer(pages, visit):
+def test_the_other_maps_match_explain_for_every_class_and_layer(pages, visit):
     path, network, images = pages["vit"]
     page = visit(path)
     page.evaluate("explorer.change({image: 1})")
@@ -171,7 +171,7 @@ def test_the_other_maps_are_those_of_explain_for_every_class_and_layer(pages, vi
                 torch.testing.assert_close(values, expected.flatten(), **CLOSE)
 
 
-def test_a_cnns_maps_are_those_of_grad_cam(pages, visit):
+def test_the_maps_of_a_cnn_match_grad_cam(pages, visit):
     path, network, images = pages["cnn"]
     page = visit(path)
     cams = grad_cam(network.model, network.prepare(images[5:6]).expand(10, -1, -1, -1), torch.arange(10))
@@ -181,7 +181,7 @@ def test_a_cnns_maps_are_those_of_grad_cam(pages, visit):
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
-def test_removing_a_patch_shows_what_was_measured_and_two_are_not_guessed(name, pages, visit):
+def test_removing_one_patch_shows_the_measurement_and_removing_two_shows_no_guess(name, pages, visit):
     path, network, images = pages[name]
     page = visit(path)
     grid = 4 if name == "vit" else 8
@@ -192,30 +192,30 @@ def test_removing_a_patch_shows_what_was_measured_and_two_are_not_guessed(name, 
         whole = network.model(network.prepare(images[5:6])).softmax(1)[0]
         expected = network.model(inputs).softmax(1)[0]
     page.locator("#patches button").nth(grid + 2).click()
-    drawn(page)
+    wait_until_drawn(page)
     for choice in page.locator("#classes button").all():
         index = int(choice.get_attribute("data-class"))
         text = choice.inner_text().split("→")[1]
         assert float(re.search(r"[\d.]+", text)[0]) / 100 == pytest.approx(expected[index].item(), abs=6e-4)
-    assert page.locator("#answers-title").inner_text() == "What it says without row 2, column 3"
-    likeliest = whole.argmax()
+    assert page.locator("#answers-title").inner_text() == "Class probabilities without row 2, column 3"
+    predicted = whole.argmax()
     before, after = re.search(r"Without row 2, column 3: .*? ([\d.]+) % → ([\d.]+) %", read(page)).groups()
-    assert float(before) / 100 == pytest.approx(whole[likeliest].item(), abs=6e-4)
-    assert float(after) / 100 == pytest.approx(expected[likeliest].item(), abs=6e-4)
+    assert float(before) / 100 == pytest.approx(whole[predicted].item(), abs=6e-4)
+    assert float(after) / 100 == pytest.approx(expected[predicted].item(), abs=6e-4)
     for target in (0, 7):
         page.evaluate(f"explorer.change({{method: 'removal', target: {target}}})")
         lost = page.evaluate(f"explorer.mainMap().values[{grid + 2}]")
         assert lost == pytest.approx((whole[target] - expected[target]).item(), abs=1e-6)
     page.locator("#patches button").nth(0).click()
-    drawn(page)
-    assert "is not known here" in page.locator("#removal-note").inner_text()
+    wait_until_drawn(page)
+    assert "is unknown" in page.locator("#removal-note").inner_text()
     assert "→" not in page.locator("#classes").inner_text()
     page.locator("#restore").click()
-    drawn(page)
+    wait_until_drawn(page)
     assert not page.evaluate("explorer.state.removed.size")
 
 
-def test_all_of_it_works_from_the_keyboard(pages, visit):
+def test_everything_works_from_the_keyboard(pages, visit):
     page = visit(pages["vit"][0])
     state = lambda: page.evaluate("({...explorer.state, removed: [...explorer.state.removed]})")  # noqa: E731
     page.keyboard.press("[")
@@ -228,22 +228,22 @@ def test_all_of_it_works_from_the_keyboard(pages, visit):
     page.locator("#patches button").first.focus()
     for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft", "Enter"):
         page.keyboard.press(key)
-    drawn(page)
-    assert (state()["token"], state()["removed"]) == (8, [8])  # it stops at the side
+    wait_until_drawn(page)
+    assert (state()["token"], state()["removed"]) == (8, [8])  # it stops at the edge
     assert page.locator("#patches button").nth(8).get_attribute("aria-label").endswith(", removed")
     page.locator("#methods button").first.focus()
     page.keyboard.press("ArrowRight")
-    drawn(page)
+    wait_until_drawn(page)
     assert state()["method"] == "rollout"
     assert page.locator("#methods [aria-checked=true]").inner_text() == "Rollout"
     for name, value in (("Layer", "1 of 3"), ("Overlay", "60 %")):
         slider = page.get_by_role("slider", name=name)
         assert slider.get_attribute("aria-valuetext") == value
     page.keyboard.press("Escape")
-    drawn(page)
+    wait_until_drawn(page)
     assert state()["token"] == "class"
     page.locator("#play").press("Space")
-    for _ in range(100):  # Playwright's own waiting would evaluate strings, which the page's policy forbids
+    for _ in range(100):  # Playwright's own waiting evaluates strings, which the page's policy forbids
         page.wait_for_timeout(100)
         if (state()["layer"], state()["timer"]) == (3, None):
             break
@@ -254,22 +254,22 @@ def test_all_of_it_works_from_the_keyboard(pages, visit):
     assert len(ids) == len(set(ids))
 
 
-def test_thumbnails_images_and_themes_can_be_chosen(pages, visit):
+def test_thumbnails_images_and_themes_can_be_selected(pages, visit):
     page = visit(pages["vit"][0], color_scheme="dark")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.locator("#theme").click()
     assert page.evaluate("document.documentElement.dataset.theme") == "light"
     page.get_by_label("layer 1, head 2").click()
-    drawn(page)
+    wait_until_drawn(page)
     assert page.locator("#layer-name").inner_text() == "1 of 3"
     assert page.locator("#head-name").inner_text() == "2 of 2"
     page.locator("#images button").nth(2).click()
-    drawn(page)
+    wait_until_drawn(page)
     assert page.locator("h1").inner_text().startswith("image 13: ")
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
-def test_it_fits_a_phone_and_answers_to_a_finger(name, pages, visit):
+def test_it_fits_a_phone_and_responds_to_touch(name, pages, visit):
     page = visit(pages[name][0], NARROW, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     cell = page.locator("#patches button").nth(5)
@@ -288,18 +288,18 @@ def test_the_view_is_saved_as_a_picture(pages, visit, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "view.png").convert("RGB")).astype(int)
     board = page.evaluate("document.getElementById('main-canvas').toDataURL().split(',')[1]")
     board = np.asarray(Image.open(io.BytesIO(base64.b64decode(board))).convert("RGB")).astype(int)
-    top, left, side = 98, 24, len(board)  # 3.8 lines of 26 pixels, and the margin
+    top, left, side = 98, 24, len(board)  # 3.8 lines of 26 pixels; the margin
     assert abs(picture[top + 1 : top + side, left : left + side] - board[:-1]).mean() < 3
-    paper = picture[2, 2]
+    background = picture[2, 2]
     title, readout, classes = np.s_[8:36, 24:300], np.s_[-40:-15, 24:500], np.s_[98:300, -270:-24]
     for part in (title, readout, classes):
-        assert (abs(picture[part] - paper).max(axis=2) > 100).mean() > 0.01  # something is written there
+        assert (abs(picture[part] - background).max(axis=2) > 100).mean() > 0.01  # it contains text
 
 
 HOSTILE = '"><script>alert(1)<\\script><img src=x onerror=alert(2)>{{data}}\u2028.png'
 
 
-def test_names_stay_text_wherever_they_come_from(pages, visit, tmp_path):
+def test_names_from_any_source_stay_text(pages, visit, tmp_path):
     _, network, images = pages["vit"]
     name = "</script><script>alert(1)</script><!--<script>{{js}}"
     hostile = dataclasses.replace(network, name=name, classes=[f"{name} {i}" for i in range(10)])
@@ -311,7 +311,7 @@ def test_names_stay_text_wherever_they_come_from(pages, visit, tmp_path):
     assert page.title().startswith(name)
 
 
-def test_a_file_name_stays_text_and_nothing_leaves_the_page(runs, visit, monkeypatch):
+def test_a_file_name_stays_text_and_the_page_sends_nothing(runs, visit, monkeypatch):
     shutil.copy(ROOT / "examples" / "cat.png", runs / HOSTILE)
     monkeypatch.chdir(runs)
     import test as test_command
@@ -329,9 +329,9 @@ def test_a_file_name_stays_text_and_nothing_leaves_the_page(runs, visit, monkeyp
         })"""
     )
     assert blocked == "img-src"
-    assert all("Content Security Policy" in complaint for complaint in visit.complaints)
-    visit.complaints.clear()
-    visit.asked.remove("http://127.0.0.1:9/secret")  # reported, though it was blocked
+    assert all("Content Security Policy" in message for message in visit.messages)
+    visit.messages.clear()
+    visit.requests.remove("http://127.0.0.1:9/secret")  # Playwright reports it although it was blocked
 
 
 def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
@@ -352,7 +352,7 @@ def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
         {"patch_size": 16, "num_classes": 31},
     ],
 )
-def test_networks_of_other_shapes_have_pages_too(config, visit, tmp_path):
+def test_networks_of_other_shapes_have_pages(config, visit, tmp_path):
     sizes = {"model": "vit", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10, **config}
     classes = [f"class {i}" for i in range(sizes["num_classes"])]
     model = build_model(sizes)
@@ -368,7 +368,7 @@ def test_networks_of_other_shapes_have_pages_too(config, visit, tmp_path):
     for method in ("attention", "rollout", "gradientRollout", "gradCam", "removal"):
         for token in ("'class'" if model.num_prefix_tokens else "'all'", "'all'", "0"):
             page.evaluate(f"explorer.change({{method: '{method}', token: {token}}})")
-            drawn(page)
+            wait_until_drawn(page)
             assert "NaN" not in read(page) + page.locator(".boards").inner_text()
     maps = attention_maps(model, network.prepare(images))[-1, 0].mean(0)
     page.evaluate("explorer.change({method: 'attention', token: 'all', head: 0})")
@@ -376,7 +376,7 @@ def test_networks_of_other_shapes_have_pages_too(config, visit, tmp_path):
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), expected, **CLOSE)
     assert page.locator("#rest").is_visible() == (sizes["num_classes"] > 20)
     if sizes["num_classes"] > 20:
-        assert "10 likeliest of 31" in page.locator("#rest").inner_text()
+        assert "10 most probable of 31" in page.locator("#rest").inner_text()
 
 
 @pytest.mark.parametrize(
@@ -386,10 +386,10 @@ def test_networks_of_other_shapes_have_pages_too(config, visit, tmp_path):
         ("--mode custom --image_path {cat} --html=", "ends in .html"),
         ("--mode cifar --html page.html", "add --mode cifar-single"),
         ("--mode custom --image_path {cat} --html {cat}/page.html", "cannot write"),
-        ("--mode cifar-single --index 1 2 --gif_path a.gif", "name one --index"),
+        ("--mode cifar-single --index 1 2 --gif_path a.gif", "give one --index"),
     ],
 )
-def test_pages_that_cannot_be_are_refused_before_anything_is_made(flags, reason, runs, monkeypatch, capsys):
+def test_invalid_pages_are_refused_before_anything_is_written(flags, reason, runs, monkeypatch, capsys):
     before = sorted(runs.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         run_test(runs, f"--model_path model/vit {flags.format(cat=ROOT / 'examples' / 'cat.png')}", monkeypatch)
@@ -398,7 +398,7 @@ def test_pages_that_cannot_be_are_refused_before_anything_is_made(flags, reason,
     assert sorted(runs.rglob("*")) == before
 
 
-def test_several_test_images_make_one_page_and_a_gif_each(runs, monkeypatch):
+def test_several_test_images_make_one_page_and_one_gif_each(runs, monkeypatch):
     run_test(runs, "--model_path model/vit --mode cifar-single --index 3 4 --html page.html", monkeypatch)
     assert all((runs / "attention_map_gif" / f"shapes-index-{index}.gif").exists() for index in (3, 4))
     assert (runs / "page.html").read_text().count('"name": "test image') == 2

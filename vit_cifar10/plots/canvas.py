@@ -18,7 +18,7 @@ def percent_of_maximum(values):
 
 
 def add_colorbar(figure, scope, **options):
-    """Add a color bar for relevance in percent. `scope` tells where the maximum was taken, such as "in any layer"."""
+    """Add a color bar for relevance in percent. `scope` completes the label, as in "over all layers"."""
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(PERCENT, COLORMAP), **options)
     bar.set_label(f"relevance (% of the maximum {scope})", fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=8, pad=1)

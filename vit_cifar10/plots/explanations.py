@@ -13,15 +13,15 @@ from vit_cifar10.plots.style import GRAY, LINE_COLORS, save_figure, set_title
 
 LAYER_TITLES = {
     "attention": "attention in layer {layer}",
-    "rollout": "rollout up to layer {layer}",
-    "gradient rollout": "gradient rollout up to {layer}",
+    "rollout": "rollout to layer {layer}",
+    "gradient rollout": "gradient rollout to layer {layer}",
 }
 LAYER_LEGEND = (
     "attention: where this layer looks, averaged over its heads",
     "rollout: attention of all layers so far; the same for every class",
     "gradient rollout: the attention so far that raises the score of {predicted}",
 )
-FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred"}  # by what faithfulness.py puts in place of patches
+FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred"}  # keys: FILLS of explain/faithfulness.py
 
 
 def attention_frames(image, maps, heads, probabilities, classes, caption):
@@ -46,7 +46,7 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
         (name, percent_of_maximum(values), canvas.add_panel(image, (200 + 188 * column, 58, 176)))
         for column, (name, values) in enumerate(maps.items())
     ]
-    canvas.add_scale((200, 246, 188 * len(maps) - 12), "in any layer")
+    canvas.add_scale((200, 246, 188 * len(maps) - 12), "over all layers")
     canvas.show_probabilities((788, 52, 156, 190), probabilities, classes)
     head_maps = percent_of_maximum(heads)
     thumbnails = [canvas.add_panel(image, (12 + (side + 8) * head, 312, side)) for head in range(num_heads)]
@@ -80,7 +80,7 @@ def class_frames(image, maps, chosen, probabilities, classes, caption):
     canvas = Canvas(height=400)
     canvas.add_input(image, (12, 58, 280))
     panel = canvas.add_panel(image, (312, 58, 280))
-    canvas.add_scale((312, 350, 280), "in any frame")
+    canvas.add_scale((312, 350, 280), "over all frames")
     frames = []
     for index, values in zip(chosen, percent_of_maximum(maps), strict=True):
         panel.fill(values, f"Grad-CAM: evidence for {classes[index]}")
@@ -115,7 +115,7 @@ def save_relevance_grid(path, image, rows, columns, caption):
     for axis, index in zip(axes[0, 1:], shown, strict=True):
         axis.set_title(columns[index], fontsize=9)
     bar = {"location": "bottom", "shrink": 0.6, "aspect": 50, "ticks": (0, 5, 25, 50, 100)}
-    add_colorbar(figure, "in the row", ax=axes, **bar)
+    add_colorbar(figure, "over the row", ax=axes, **bar)
     figure.suptitle(caption, fontsize=10)
     save_figure(figure, path, dpi=120)
 

@@ -1,46 +1,48 @@
 "use strict";
 
-// What Python has measured, and what the reader has chosen; everything on the page is drawn from these two.
+// `data` holds what Python has computed, `state` what the user has selected. Everything on the page follows from them.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const by = (id) => document.getElementById(id);
+const byId = (id) => document.getElementById(id);
 
-const MEAN = 0, MAX = 1, FIRST_HEAD = 2; // places of the head slider
-const CLASS_TOKEN = "class", ALL_PATCHES = "all"; // what can be chosen beside a patch, which is its number
-const home = data.isVit && data.pool === "token" ? CLASS_TOKEN : ALL_PATCHES; // what the network decides from
+const MEAN = 0, MAX = 1, FIRST_HEAD = 2; // positions of the head slider
+const CLASS_TOKEN = "class", ALL_PATCHES = "all"; // values of state.token other than the index of a patch
+const defaultToken = data.isVit && data.pool === "token" ? CLASS_TOKEN : ALL_PATCHES; // what the network's head reads
 const patches = data.grid * data.grid;
 const prefix = data.hasClassToken ? 1 : 0;
 const tokens = patches + prefix;
 const colors = palette(data.colors);
 const differences = palette(data.differences);
 
-const output = data.pool === "avg" ? "the mean of the patches" : "the class token"; // what the head reads
+const output = data.pool === "avg" ? "the mean of the patches" : "the class token";
 
 const METHODS = {
   attention: {
     name: "Attention", vit: true, layers: true, heads: true,
-    meaning: "How much the chosen token takes from every patch in one layer, and how much every patch takes from it: in "
-      + "one head, or as the mean or the largest of all heads. It shows where a layer looks, not what decides.",
+    meaning: "How strongly the selected token attends to every patch in one layer, and how strongly every patch "
+      + "attends to it: in one head, or as the mean or maximum over all heads. Attention shows where a layer looks, "
+      + "not what decides.",
   },
   rollout: {
     name: "Rollout", vit: true, layers: true,
-    meaning: "The attention of all layers up to this one, multiplied, with what is passed on unchanged counted half: "
-      + `what has reached ${output} after this layer. It is the same for every class.`,
+    meaning: "The attention of all layers up to this one, multiplied together, with the residual connections counted "
+      + `half: how much of each patch has reached ${output}. It is the same for every class.`,
   },
   gradientRollout: {
     name: "Gradient rollout", vit: true, layers: true, classes: true,
-    meaning: "The attention of all layers up to this one, added up where more of it would raise the chosen class's "
-      + "score: what speaks for that class, up to this layer.",
+    meaning: "The attention of all layers up to this one, counted only where more of it would raise the score of the "
+      + "selected class: the evidence for that class so far.",
   },
   gradCam: {
     name: "Grad-CAM", classes: true,
-    meaning: `${data.isVit ? "What the last block reads" : "What the last convolution gives"}, each channel weighted by how `
-      + "much it raises the chosen class's score.",
+    meaning: `The ${data.isVit ? "input of the last block" : "output of the last convolution"}, with each channel `
+      + "weighted by how much it raises the score of the selected class: the evidence for that class.",
   },
   removal: {
     name: "Removal", classes: true,
-    meaning: "Measured, not inferred: each patch alone was replaced by the data set's mean colour and the network asked "
-      + "again. Red patches lower the chosen class's probability when they go, blue ones raise it.",
+    meaning: "A measurement: each patch alone was replaced by the mean color of the data set, and the image was "
+      + "classified again. Removing a red patch lowers the probability of the selected class; removing a blue patch "
+      + "raises it.",
   },
 };
 
@@ -62,7 +64,7 @@ const state = {
   layer: data.layers, // from 1
   head: MEAN,
   strength: 60,
-  token: home,
+  token: defaultToken,
   target: images[0].explained[0],
   removed: new Set(),
   timer: null,
@@ -76,7 +78,7 @@ function bytes(text) {
   return values;
 }
 
-/** 256 colours as ImageData holds them, on all machines of today. */
+/** 256 colors in the byte order of ImageData on little-endian machines. */
 function palette(text) {
   const parts = bytes(text);
   return Uint32Array.from({ length: 256 }, (_, step) => {
@@ -93,17 +95,17 @@ function grids(packed) {
   return { side: packed.side, values: floats(packed.values) };
 }
 
-/** The chosen token if it is a patch, or null. */
-function chosenPatch() {
+/** The selected token if it is a patch, otherwise null. */
+function selectedPatch() {
   return typeof state.token === "number" ? state.token : null;
 }
 
-/** A token's place in the attention matrices. */
-function place(token) {
+/** The index of a token in the attention matrices. */
+function tokenIndex(token) {
   return token === CLASS_TOKEN ? 0 : token + prefix;
 }
 
-/** A layer's attention from one token to another, over the heads as the slider says, or in one head. */
+/** The attention from one token to another in a layer. `head` is a position of the head slider. */
 function attention(layer, head, from, to) {
   const matrices = images[state.image].attention;
   const at = (number) => matrices[(((layer - 1) * data.heads + number) * tokens + from) * tokens + to] / 65535;
@@ -117,11 +119,12 @@ function attention(layer, head, from, to) {
   return head === MEAN ? sum / data.heads : largest;
 }
 
-/** The attention that the chosen token pays to every token, or gets from it: {patches, classToken}. */
+/** The attention from a token to every token or, unless `isFrom`, the reverse: {side, values, classToken}. */
 function attentionOf(token, isFrom, layer = state.layer, head = state.head) {
   const pair = (other) => {
     if (token !== ALL_PATCHES) {
-      return isFrom ? attention(layer, head, place(token), other) : attention(layer, head, other, place(token));
+      const index = tokenIndex(token);
+      return isFrom ? attention(layer, head, index, other) : attention(layer, head, other, index);
     }
     let sum = 0;
     for (let patch = 0; patch < patches; patch += 1) {
@@ -136,13 +139,13 @@ function attentionOf(token, isFrom, layer = state.layer, head = state.head) {
   };
 }
 
-/** The part of a stack of maps that belongs to one class and layer. */
+/** One map of a stack of maps. */
 function slice(maps, index) {
   const size = maps.side * maps.side;
   return { side: maps.side, values: maps.values.subarray(index * size, (index + 1) * size) };
 }
 
-/** How much of the chosen class's probability is lost with each patch; less than 0 where it rises. */
+/** How much the probability of the selected class falls without each patch. Negative values mean that it rises. */
 function losses() {
   const { removal, probabilities } = images[state.image];
   const count = data.classes.length;
@@ -150,7 +153,7 @@ function losses() {
   return { side: data.grid, values: Float32Array.from({ length: patches }, lost) };
 }
 
-/** What the main board shows: {side, values}. */
+/** The map on the main board: {side, values}. */
 function mainMap() {
   const image = images[state.image];
   const explained = image.explained.indexOf(state.target);
@@ -163,11 +166,11 @@ function mainMap() {
   }
 }
 
-// Words
+// Texts
 
-const percent = (share) => `${(100 * share).toFixed(Math.abs(share) < 0.0995 ? 2 : 1)} %`;
+const percent = (fraction) => `${(100 * fraction).toFixed(Math.abs(fraction) < 0.0995 ? 2 : 1)} %`;
 
-/** A change of a probability, which is not a percentage of it. */
+/** A change of a probability, in percentage points. */
 function points(change) {
   const size = Math.abs(100 * change).toFixed(2);
   const sign = size === "0.00" ? "" : change > 0 ? "+" : "−";
@@ -186,49 +189,52 @@ function headName() {
   return { [MEAN]: "mean", [MAX]: "max" }[state.head] ?? `${state.head - FIRST_HEAD + 1} of ${data.heads}`;
 }
 
-/** The value of a patch in a map of any method but attention. */
+/** The value of a patch as text, for all methods except attention. */
 function valueName(map, patch) {
-  if (map.side !== data.grid) { // Grad-CAM of a CNN has cells of its own
+  if (map.side !== data.grid) { // Grad-CAM of a CNN has another grid
     const scale = map.side / data.grid;
     patch = Math.floor(Math.floor(patch / data.grid) * scale) * map.side + Math.floor((patch % data.grid) * scale);
   }
   const value = map.values[patch];
   if (state.method === "removal") return `${data.classes[state.target]} ${points(-value)}`;
-  const most = Math.max(...map.values);
-  return most > 0 ? `${Math.round((100 * value) / most)} % of the largest` : "nothing";
+  const maximum = Math.max(...map.values);
+  return maximum > 0 ? `${Math.round((100 * value) / maximum)} % of the maximum` : "no evidence";
 }
 
-/** What the boards show, in words. */
+/** A description of the boards. */
 function readout(map, to) {
-  const where = chosenPatch();
+  const patch = selectedPatch();
   const sentences = [];
   if (state.method === "attention") {
-    const strongest = (some) => Array.from(some.values.keys()).sort((a, b) => some.values[b] - some.values[a]).slice(0, 3)
-      .map((patch) => `${patchName(patch)} (${percent(some.values[patch])})`).join("; ");
-    sentences.push(`${capital(tokenName(state.token))} takes most from ${strongest(map)}.`);
-    if (map.classToken !== null) sentences.push(`From the class token: ${percent(map.classToken)}.`);
-    if (to) sentences.push(`Most is taken from it by ${strongest(to)}.`);
+    const strongest = ({ values }) => Array.from(values.keys()).sort((a, b) => values[b] - values[a]).slice(0, 3)
+      .map((patch) => `${patchName(patch)} (${percent(values[patch])})`).join("; ");
+    sentences.push(`${capital(tokenName(state.token))} attends most to ${strongest(map)}.`);
+    if (map.classToken !== null) sentences.push(`Attention to the class token: ${percent(map.classToken)}.`);
+    if (to) sentences.push(`It receives most attention from ${strongest(to)}.`);
+  } else if (patch === null) {
+    sentences.push("Select a patch to read its value.");
   } else {
-    sentences.push(where === null ? "Choose a patch to read its value." : `${capital(patchName(where))}: ${valueName(map, where)}.`);
+    sentences.push(`${capital(patchName(patch))}: ${valueName(map, patch)}.`);
   }
   const only = onlyRemoved();
   if (only !== null) {
     const { probabilities, explained } = images[state.image];
     const before = explained[0], without = withoutPatch(only), after = without.indexOf(Math.max(...without));
-    const then = after === before ? "" : `; ${data.classes[after]} becomes likeliest, ${percent(without[after])}`;
-    sentences.push(`Without ${patchName(only)}: ${data.classes[before]} ${percent(probabilities[before])} → ${percent(without[before])}${then}.`);
+    const then = after === before ? "" : `; the prediction becomes ${data.classes[after]}, ${percent(without[after])}`;
+    const effect = `${percent(probabilities[before])} → ${percent(without[before])}`;
+    sentences.push(`Without ${patchName(only)}: ${data.classes[before]} ${effect}${then}.`);
   } else if (state.removed.size) {
-    sentences.push(`${state.removed.size} patches removed: what they do together was not measured.`);
+    sentences.push(`${state.removed.size} patches are removed. Their joint effect was not measured.`);
   }
   return sentences.join(" ");
 }
 
-/** The one patch that is removed, or null. */
+/** The removed patch if there is exactly one, otherwise null. */
 function onlyRemoved() {
   return state.removed.size === 1 ? [...state.removed][0] : null;
 }
 
-/** The measured probabilities without one patch. */
+/** The measured class probabilities without one patch. */
 function withoutPatch(patch) {
   const count = data.classes.length;
   return images[state.image].removal.subarray(patch * count, (patch + 1) * count);
@@ -238,45 +244,45 @@ const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 // Pictures
 
-/** The image as a canvas of its own pixels, in colour or grey. */
-function picture(pixels, isGrey = false) {
+/** The image as a canvas with one canvas pixel per image pixel, in color or gray. */
+function picture(pixels, isGray = false) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = data.imageSize;
   const content = new ImageData(data.imageSize, data.imageSize);
   for (let pixel = 0; pixel < data.imageSize ** 2; pixel += 1) {
     const color = pixels.subarray(3 * pixel, 3 * pixel + 3);
     const mean = (color[0] + color[1] + color[2]) / 3;
-    content.data.set(isGrey ? [mean, mean, mean, 255] : [...color, 255], 4 * pixel);
+    content.data.set(isGray ? [mean, mean, mean, 255] : [...color, 255], 4 * pixel);
   }
   canvas.getContext("2d").putImageData(content, 0, 0);
   return canvas;
 }
 
-/** A value as a colour; small ones are lifted by a square root, as in the GIFs. Those of removals have a sign. */
-function color(value, most, isSigned) {
-  const share = most > 0 ? Math.min(1, Math.max(isSigned ? -1 : 0, value / most)) : 0;
-  return isSigned ? differences[Math.round(127.5 + 127.5 * share)] : colors[Math.round(255 * Math.sqrt(share))];
+/** The color of a value. Colors follow the square root, as in the GIFs, or are linear if values can be negative. */
+function color(value, maximum, isSigned) {
+  const fraction = maximum > 0 ? Math.min(1, Math.max(isSigned ? -1 : 0, value / maximum)) : 0;
+  return isSigned ? differences[Math.round(127.5 + 127.5 * fraction)] : colors[Math.round(255 * Math.sqrt(fraction))];
 }
 
 const overlay = document.createElement("canvas");
 
-function paintMap(canvas, map, most, isSigned = false) {
+function paintMap(canvas, map, maximum, isSigned = false) {
   if (canvas.width !== map.side) canvas.width = canvas.height = map.side;
   const content = new ImageData(map.side, map.side), cells = new Uint32Array(content.data.buffer);
-  map.values.forEach((value, cell) => { cells[cell] = color(value, most, isSigned); });
+  map.values.forEach((value, cell) => { cells[cell] = color(value, maximum, isSigned); });
   canvas.getContext("2d").putImageData(content, 0, 0);
 }
 
-function drawBoard(canvas, map, most, isSigned = false) {
+function drawBoard(canvas, map, maximum, isSigned = false) {
   const size = Math.max(480, data.imageSize);
   if (canvas.width !== size) canvas.width = canvas.height = size;
   const image = images[state.image];
-  image.grey ??= picture(image.pixels, true);
+  image.gray ??= picture(image.pixels, true);
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   const opacity = state.strength / 100;
-  paintMap(overlay, map, most, isSigned);
-  for (const [layer, alpha] of [[image.picture, 1], [image.grey, Math.min(1, 2 * opacity)], [overlay, opacity]]) {
+  paintMap(overlay, map, maximum, isSigned);
+  for (const [layer, alpha] of [[image.picture, 1], [image.gray, Math.min(1, 2 * opacity)], [overlay, opacity]]) {
     context.globalAlpha = alpha;
     context.drawImage(layer, 0, 0, size, size);
   }
@@ -291,7 +297,7 @@ function drawBoard(canvas, map, most, isSigned = false) {
   }
   context.stroke();
   for (const patch of state.removed) drawRemoved(context, patch, cell);
-  if (chosenPatch() !== null) outline(context, chosenPatch(), cell);
+  if (selectedPatch() !== null) outline(context, selectedPatch(), cell);
 }
 
 function drawScale(canvas, isSigned) {
@@ -334,56 +340,57 @@ function button(parent, text, action) {
   return element;
 }
 
-/** Build what does not change with the state. */
+/** Build the parts of the page that do not depend on the state. */
 function build() {
   for (const [index, image] of images.entries()) {
-    const choice = button(by("images"), "", () => choose({ image: index, token: home, target: image.explained[0], removed: new Set() }));
+    const initial = { image: index, token: defaultToken, target: image.explained[0] };
+    const choice = button(byId("images"), "", () => choose({ ...initial, removed: new Set() }));
     const small = picture(image.pixels);
     small.setAttribute("aria-hidden", "true");
     choice.append(small, image.name);
   }
-  by("images").hidden = images.length < 2;
+  byId("images").hidden = images.length < 2;
 
   for (const [key, method] of Object.entries(METHODS)) {
     if (method.vit && !data.isVit) continue;
-    const choice = button(by("methods"), method.name, () => choose({ method: key }));
+    const choice = button(byId("methods"), method.name, () => choose({ method: key }));
     choice.setAttribute("role", "radio");
     choice.dataset.method = key;
   }
-  by("methods").addEventListener("keydown", moveAmong);
+  byId("methods").addEventListener("keydown", moveAmong);
 
   buildPatches();
   if (data.isVit) {
     const names = [...(data.hasClassToken ? [CLASS_TOKEN] : []), ...(data.pool === "avg" ? [ALL_PATCHES] : [])];
     for (const token of names) {
-      const choice = button(by("tokens"), "", () => change({ token }));
+      const choice = button(byId("tokens"), "", () => change({ token }));
       choice.dataset.token = token;
     }
     buildOverview();
   }
-  by("overview").hidden = !data.isVit;
+  byId("overview").hidden = !data.isVit;
 
-  by("layer").max = Math.max(1, data.layers);
-  by("head").max = FIRST_HEAD + data.heads - 1;
-  by("layer").addEventListener("input", () => change({ layer: Number(by("layer").value) }));
-  by("head").addEventListener("input", () => change({ head: Number(by("head").value) }));
-  by("strength").addEventListener("input", () => change({ strength: Number(by("strength").value) }));
-  by("play").addEventListener("click", () => (state.timer ? stop() : play()));
-  by("restore").addEventListener("click", () => {
+  byId("layer").max = Math.max(1, data.layers);
+  byId("head").max = FIRST_HEAD + data.heads - 1;
+  byId("layer").addEventListener("input", () => change({ layer: Number(byId("layer").value) }));
+  byId("head").addEventListener("input", () => change({ head: Number(byId("head").value) }));
+  byId("strength").addEventListener("input", () => change({ strength: Number(byId("strength").value) }));
+  byId("play").addEventListener("click", () => (state.timer ? stop() : play()));
+  byId("restore").addEventListener("click", () => {
     change({ removed: new Set() });
-    cells[chosenPatch() ?? 0].focus();
+    cells[selectedPatch() ?? 0].focus();
   });
-  by("export").addEventListener("click", save);
-  by("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
+  byId("export").addEventListener("click", save);
+  byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
   document.addEventListener("keydown", shortcut);
 
-  drawScale(by("other-scale"), false);
+  drawScale(byId("other-scale"), false);
 }
 
-const cells = []; // the patches' buttons
+const cells = []; // one button per patch
 
 function buildPatches() {
-  const board = by("patches");
+  const board = byId("patches");
   board.style.gridTemplate = `repeat(${data.grid}, 1fr) / repeat(${data.grid}, 1fr)`;
   let touched = null, row;
   for (let patch = 0; patch < patches; patch += 1) {
@@ -393,7 +400,7 @@ function buildPatches() {
       board.append(row);
     }
     const cell = button(row, "", () => {
-      const isFirstTap = touched === patch; // a finger cannot hover: its first tap only chooses
+      const isFirstTap = touched === patch; // a finger cannot hover, so its first tap only selects
       touched = null;
       if (!isFirstTap) toggle(patch);
     });
@@ -418,9 +425,9 @@ function buildPatches() {
   });
 }
 
-/** Thumbnails, a column a layer and a row a head. */
+/** Build the thumbnails, with one column per layer and one row per head. */
 function buildOverview() {
-  const table = by("thumbnails");
+  const table = byId("thumbnails");
   table.style.gridTemplateColumns = `max-content repeat(${data.layers}, minmax(0, 5rem))`;
   const label = (text) => {
     const element = document.createElement("span");
@@ -441,7 +448,7 @@ function buildOverview() {
   }
 }
 
-/** The arrow keys among radio buttons. */
+/** Move between radio buttons with the arrow keys. */
 function moveAmong(event) {
   const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
   if (!step) return;
@@ -455,15 +462,16 @@ function moveAmong(event) {
 function shortcut(event) {
   const isTyped = event.getModifierState("AltGraph") || !(event.ctrlKey || event.metaKey);
   if (!isTyped) return;
-  const within = (value, least, most) => Math.min(most, Math.max(least, value));
+  const clamp = (value, minimum, maximum) => Math.min(maximum, Math.max(minimum, value));
   const step = { "[": [-1, 0], "]": [1, 0], ",": [0, -1], ".": [0, 1] }[event.key];
-  if (event.key === "Escape") change({ token: home });
+  if (event.key === "Escape") change({ token: defaultToken });
   if (step && data.isVit) {
-    change({ layer: within(state.layer + step[0], 1, data.layers), head: within(state.head + step[1], 0, data.heads + 1) });
+    const layer = clamp(state.layer + step[0], 1, data.layers);
+    change({ layer, head: clamp(state.head + step[1], 0, data.heads + 1) });
   }
 }
 
-/** A change that Play should not run on through. */
+/** Change the state and stop playing. */
 function choose(changes) {
   if (state.timer) stop();
   change(changes);
@@ -491,7 +499,7 @@ function stop() {
 
 function setTheme(isDark) {
   document.documentElement.dataset.theme = isDark ? "dark" : "light";
-  by("theme").setAttribute("aria-pressed", isDark);
+  byId("theme").setAttribute("aria-pressed", isDark);
 }
 
 function change(changes) {
@@ -499,46 +507,47 @@ function change(changes) {
   show();
 }
 
-let isDue = false;
+let isScheduled = false;
 
-/** Draw once before the next frame, however often the state changes until then. */
+/** Schedule one drawing before the next frame, however often the state changes until then. */
 function show() {
-  if (isDue) return;
-  isDue = true;
+  if (isScheduled) return;
+  isScheduled = true;
   requestAnimationFrame(() => {
-    isDue = false;
+    isScheduled = false;
     draw();
   });
 }
 
 function draw() {
   const image = images[state.image], method = METHODS[state.method];
-  const likeliest = image.explained[0];
-  by("title").textContent = `${image.name}: predicted ${data.classes[likeliest]}, ${percent(image.probabilities[likeliest])}`;
-  const small = by("image");
+  const predicted = image.explained[0];
+  const confidence = percent(image.probabilities[predicted]);
+  byId("title").textContent = `${image.name}: predicted ${data.classes[predicted]}, ${confidence}`;
+  const small = byId("image");
   small.width = small.height = data.imageSize;
   small.getContext("2d").drawImage(image.picture, 0, 0);
   small.setAttribute("aria-label", `${image.name}, as the network sees it`);
-  by("subtitle").textContent = [image.label, data.network].filter(Boolean).join(" · ");
-  [...by("images").children].forEach((choice, index) => choice.setAttribute("aria-pressed", index === state.image));
-  for (const choice of by("methods").children) {
-    const isChosen = choice.dataset.method === state.method;
-    choice.setAttribute("aria-checked", isChosen);
-    choice.tabIndex = isChosen ? 0 : -1;
+  byId("subtitle").textContent = [image.label, data.network].filter(Boolean).join(" · ");
+  [...byId("images").children].forEach((choice, index) => choice.setAttribute("aria-pressed", index === state.image));
+  for (const choice of byId("methods").children) {
+    const isSelected = choice.dataset.method === state.method;
+    choice.setAttribute("aria-checked", isSelected);
+    choice.tabIndex = isSelected ? 0 : -1;
   }
-  by("meaning").textContent = method.meaning;
-  by("layer-part").hidden = !method.layers;
-  by("play").hidden = !method.layers || data.layers < 2;
-  by("head-part").hidden = !method.heads;
+  byId("meaning").textContent = method.meaning;
+  byId("layer-part").hidden = !method.layers;
+  byId("play").hidden = !method.layers || data.layers < 2;
+  byId("head-part").hidden = !method.heads;
   const sliders = {
     layer: `${state.layer} of ${data.layers}`, head: headName(), strength: `${state.strength} %`,
   };
   for (const [name, text] of Object.entries(sliders)) {
-    by(name).value = state[name];
-    by(name).setAttribute("aria-valuetext", text);
-    by(`${name}-name`).textContent = text;
+    byId(name).value = state[name];
+    byId(name).setAttribute("aria-valuetext", text);
+    byId(`${name}-name`).textContent = text;
   }
-  by("play").textContent = state.timer ? "Pause" : "Play the layers";
+  byId("play").textContent = state.timer ? "Pause" : "Play the layers";
   drawMaps(method);
   drawClasses(image);
   if (data.isVit) drawOverview();
@@ -547,50 +556,54 @@ function draw() {
 function drawMaps(method) {
   const map = mainMap(), isAttention = state.method === "attention", isSigned = state.method === "removal";
   const to = isAttention && state.token !== ALL_PATCHES ? attentionOf(state.token, false) : null;
-  const largest = (values) => values.reduce((most, value) => Math.max(most, isSigned ? Math.abs(value) : value), 0);
-  const most = largest(map.values);
-  by("main").parentElement.classList.toggle("single", !to);
-  by("other").hidden = !to;
+  const largest = (values) => values.reduce((max, value) => Math.max(max, isSigned ? Math.abs(value) : value), 0);
+  const maximum = largest(map.values);
+  byId("main").parentElement.classList.toggle("single", !to);
+  byId("other").hidden = !to;
   const isEmpty = !map.values.some((value) => value > 0);
-  const nothing = { gradientRollout: "nothing speaks for it", gradCam: "nothing speaks for it", removal: "no single removal lowers it" };
-  by("main-title").textContent = isAttention
+  const nothing = { gradientRollout: "no evidence", gradCam: "no evidence", removal: "no single removal lowers it" };
+  const forClass = method.classes ? ` for “${data.classes[state.target]}”` : "";
+  byId("main-title").textContent = isAttention
     ? `Attention from ${tokenName(state.token)}`
-    : `${method.name}${method.classes ? ` for “${data.classes[state.target]}”` : ""}${isEmpty ? `: ${nothing[state.method]}` : ""}`;
-  drawBoard(by("main-canvas"), map, most, isSigned);
-  drawScale(by("main-scale"), isSigned);
-  by("main-least").textContent = isSigned ? points(most) : "0";
-  by("main-most").textContent = { attention: percent(most), removal: points(-most) }[state.method] ?? "largest";
+    : `${method.name}${forClass}${isEmpty ? `: ${nothing[state.method]}` : ""}`;
+  drawBoard(byId("main-canvas"), map, maximum, isSigned);
+  drawScale(byId("main-scale"), isSigned);
+  byId("main-least").textContent = isSigned ? points(maximum) : "0";
+  byId("main-most").textContent = { attention: percent(maximum), removal: points(-maximum) }[state.method] ?? "maximum";
   if (to) {
-    by("other-title").textContent = `Attention to ${tokenName(state.token)}`;
-    drawBoard(by("other-canvas"), to, largest(to.values));
-    by("other-most").textContent = percent(largest(to.values));
-    by("other-token").textContent = to.classToken === null ? "" : `class token: ${percent(to.classToken)}`;
+    byId("other-title").textContent = `Attention to ${tokenName(state.token)}`;
+    drawBoard(byId("other-canvas"), to, largest(to.values));
+    byId("other-most").textContent = percent(largest(to.values));
+    byId("other-token").textContent = to.classToken === null ? "" : `class token: ${percent(to.classToken)}`;
   }
-  by("tokens").hidden = !isAttention;
-  for (const choice of by("tokens").children) {
+  byId("tokens").hidden = !isAttention;
+  for (const choice of byId("tokens").children) {
     choice.setAttribute("aria-pressed", choice.dataset.token === state.token);
-    choice.textContent = choice.dataset.token === CLASS_TOKEN ? `class token: ${percent(map.classToken ?? 0)}` : "the average patch";
+    const isClassToken = choice.dataset.token === CLASS_TOKEN;
+    choice.textContent = isClassToken ? `class token: ${percent(map.classToken ?? 0)}` : "the average patch";
   }
-  by("readout").textContent = readout(map, to);
-  const tabbable = chosenPatch() ?? 0;
+  byId("readout").textContent = readout(map, to);
+  const tabbable = selectedPatch() ?? 0;
   cells.forEach((cell, patch) => {
     cell.tabIndex = patch === tabbable ? 0 : -1;
     cell.setAttribute("aria-label", `${patchName(patch)}${state.removed.has(patch) ? ", removed" : ""}`);
   });
 }
 
-/** Probability bars, of the image as it is or without the one patch that is removed. */
+/** Draw the class probabilities of the whole image or, if exactly one patch is removed, of the image without it. */
 function drawClasses(image) {
-  const list = by("classes"), only = onlyRemoved(), isMeasured = only !== null;
+  const list = byId("classes"), only = onlyRemoved(), isMeasured = only !== null;
   const shown = isMeasured ? withoutPatch(only) : image.probabilities;
   if (list.children.length !== image.explained.length) {
     list.replaceChildren();
     image.explained.forEach(() => {
       const choice = button(list, "", () => {
-        const method = data.isVit && !METHODS[state.method].classes ? "gradientRollout" : state.method; // one that tells classes apart
-        choose({ target: Number(choice.dataset.class), method });
+        const isSameForAll = data.isVit && !METHODS[state.method].classes; // then show one that is not
+        choose({ target: Number(choice.dataset.class), method: isSameForAll ? "gradientRollout" : state.method });
       });
-      for (const name of ["bar", "before", "", ""]) choice.append(Object.assign(document.createElement("span"), { className: name }));
+      for (const className of ["bar", "before", "", ""]) {
+        choice.append(Object.assign(document.createElement("span"), { className }));
+      }
     });
   }
   let rest = 1;
@@ -603,24 +616,26 @@ function drawClasses(image) {
     before.hidden = !isMeasured;
     before.style.left = `min(${100 * image.probabilities[index]}%, 100% - 2px)`;
     name.textContent = data.classes[index];
-    value.textContent = isMeasured ? `${percent(image.probabilities[index])} → ${percent(shown[index])}` : percent(shown[index]);
+    value.textContent = (isMeasured ? `${percent(image.probabilities[index])} → ` : "") + percent(shown[index]);
     rest -= shown[index];
   });
   const others = data.classes.length - image.explained.length;
-  by("rest").hidden = others === 0;
-  by("rest").textContent = `These are the ${image.explained.length} likeliest of ${data.classes.length}; the other ${others} together: ${percent(Math.max(0, rest))}.`;
-  by("answers-title").textContent = isMeasured ? `What it says without ${patchName(only)}` : "What the network says";
-  by("restore").hidden = state.removed.size === 0;
-  by("removal-note").textContent = {
-    0: "Choose a class to see what speaks for it, click a patch to remove it.",
-    1: "Measured with that patch replaced by the data set's mean colour.",
-  }[state.removed.size] ?? `Only single removals were measured: what the network would say without these ${state.removed.size} `
-    + "patches together is not known here. The bars are those of the whole image.";
+  byId("rest").hidden = others === 0;
+  byId("rest").textContent = `These are the ${image.explained.length} most probable of ${data.classes.length} classes. `
+    + `The others add up to ${percent(Math.max(0, rest))}.`;
+  byId("answers-title").textContent = `Class probabilities${isMeasured ? ` without ${patchName(only)}` : ""}`;
+  byId("restore").hidden = state.removed.size === 0;
+  byId("removal-note").textContent = {
+    0: "Select a class to see the evidence for it. Click a patch to remove it.",
+    1: "Measured with this patch replaced by the mean color of the data set.",
+  }[state.removed.size] ?? `Only single removals were measured. The effect of removing these ${state.removed.size} `
+    + "patches together is unknown, so the bars show the whole image.";
 }
 
 function drawOverview() {
-  by("overview-note").textContent = `Where ${tokenName(state.token)} looks: a column a layer, a row a head, each scaled to its own largest.`;
-  for (const choice of by("thumbnails").querySelectorAll("button")) {
+  byId("overview-note").textContent = `Attention from ${tokenName(state.token)}: one column per layer, `
+    + "one row per head. Each map is scaled to its own maximum.";
+  for (const choice of byId("thumbnails").querySelectorAll("button")) {
     const layer = Number(choice.dataset.layer), head = Number(choice.dataset.head);
     const map = attentionOf(state.token, true, layer, head);
     paintMap(choice.firstChild, map, Math.max(...map.values));
@@ -628,10 +643,10 @@ function drawOverview() {
   }
 }
 
-/** The boards with their captions and scales, and the likeliest classes, as a picture to keep. */
+/** Save the boards, with their captions and scales, and the class probabilities as a PNG file. */
 function save() {
-  const shown = ["main", "other"].slice(0, by("other").hidden ? 1 : 2);
-  const size = by("main-canvas").width, margin = 24, line = 26, side = 260;
+  const shown = ["main", "other"].slice(0, byId("other").hidden ? 1 : 2);
+  const size = byId("main-canvas").width, margin = 24, line = 26, side = 260;
   const canvas = document.createElement("canvas");
   canvas.width = shown.length * (size + margin) + side + 2 * margin;
   canvas.height = size + 8.5 * line;
@@ -647,26 +662,27 @@ function save() {
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.fillStyle = style.getPropertyValue("--ink");
   const method = METHODS[state.method], whole = canvas.width - 2 * margin, top = 3.8 * line;
-  const parts = [method.name, method.layers && `layer ${state.layer} of ${data.layers}`, method.heads && `head ${headName()}`];
-  write(by("title").textContent, margin, line + 4, whole, "bold 20px sans-serif");
-  write(`${parts.filter(Boolean).join(", ")} · ${by("subtitle").textContent}`, margin, 2 * line + 4, whole);
+  const layer = method.layers && `layer ${state.layer} of ${data.layers}`;
+  const parts = [method.name, layer, method.heads && `head ${headName()}`];
+  write(byId("title").textContent, margin, line + 4, whole, "bold 20px sans-serif");
+  write(`${parts.filter(Boolean).join(", ")} · ${byId("subtitle").textContent}`, margin, 2 * line + 4, whole);
   context.imageSmoothingEnabled = false;
   shown.forEach((name, index) => {
     const x = margin + index * (size + margin), below = top + size + 8;
-    write(by(`${name}-title`).textContent, x, top - 8, size);
-    context.drawImage(by(`${name}-canvas`), x, top);
-    context.drawImage(by(`${name}-scale`), x, below, size, 10);
+    write(byId(`${name}-title`).textContent, x, top - 8, size);
+    context.drawImage(byId(`${name}-canvas`), x, top);
+    context.drawImage(byId(`${name}-scale`), x, below, size, 10);
     context.textAlign = "right";
-    write(by(`${name}-most`).textContent, x + size, below + line + 4, size / 2, "13px sans-serif");
+    write(byId(`${name}-most`).textContent, x + size, below + line + 4, size / 2, "13px sans-serif");
     context.textAlign = "left";
-    write(name === "main" ? by("main-least").textContent : "0", x, below + line + 4, size / 2, "13px sans-serif");
+    write(name === "main" ? byId("main-least").textContent : "0", x, below + line + 4, size / 2, "13px sans-serif");
   });
-  [...by("classes").children].forEach((choice, row) => {
+  [...byId("classes").children].forEach((choice, row) => {
     const [, , name, value] = choice.children, x = margin + shown.length * (size + margin), y = top + 14 + row * line;
     write(name.textContent, x, y, side * 0.45);
     write(value.textContent, x + side * 0.5, y, side * 0.5);
   });
-  write(by("readout").textContent, margin, canvas.height - line, whole, "14px sans-serif");
+  write(byId("readout").textContent, margin, canvas.height - line, whole, "14px sans-serif");
   canvas.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
@@ -679,7 +695,7 @@ function save() {
 setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
 build();
 draw();
-by("page").hidden = false;
+byId("page").hidden = false;
 
-// For the console, and for tests: the numbers behind what is shown.
+// For the console and the tests.
 window.explorer = { state, change, mainMap, attentionOf };
