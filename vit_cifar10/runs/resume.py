@@ -37,15 +37,7 @@ def resume_flags(parser, args, argv):
         parser.set_defaults(**vars(parser.parse_args(as_typed(own, known=vars(args)))))
     except UserError as error:
         raise UserError(f"the flags in {path} are not those of a run ({error})") from error
-    folder = run.model_folder.resolve()
-    home = find_home(folder, parser.get_default("model_path"))
-    data_path, output_path = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
-    if data_path.exists():
-        parser.set_defaults(data_path=str(data_path))
-    if not (output_path / folder.name).is_dir():  # the run comes from another machine
-        output_path = default_output
-        parser.set_defaults(log="none")
-    parser.set_defaults(output_path=str(output_path))
+    set_folders(parser, run.model_folder.resolve(), default_output)
     args = parser.parse_args(argv)
     args.resume = str(path)
     for flag, value in vars(args).items():
@@ -54,6 +46,18 @@ def resume_flags(parser, args, argv):
     if args.epochs < resumed["epoch"]:
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
     return args, run, resumed
+
+
+def set_folders(parser, folder, default_output):
+    """Make the parser's folders those of the run in `folder`, even if it was started in another working folder."""
+    home = find_home(folder, parser.get_default("model_path"))
+    data_path, output_path = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
+    if data_path.exists():
+        parser.set_defaults(data_path=str(data_path))
+    if not (output_path / folder.name).is_dir():  # the run comes from another machine
+        output_path = default_output
+        parser.set_defaults(log="none")
+    parser.set_defaults(output_path=str(output_path))
 
 
 def as_typed(recipe, known):
