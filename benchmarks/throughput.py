@@ -7,9 +7,9 @@
     python benchmarks/throughput.py recording --model cnn        # fraction of a run spent on checkpoints and metrics
 
 The peers are ViTs of the same size from timm and vit-pytorch. timm's ViT is timed in our training loop and in a typical
-one, vit-pytorch's ViT in the typical one only. The typical loop has a DataLoader with PIL augmentation,
-PyTorch's AdamW and, on a GPU, autocast. Every round times all contenders in turn, so that other load on the machine
-slows all of them. Results are medians over the rounds. Tables are printed as Markdown.
+one, vit-pytorch's ViT in the typical one only. The typical loop has a DataLoader with PIL augmentation, PyTorch's AdamW
+and, on a GPU, autocast. Every round times all contenders in turn, so that other load on the machine slows all of them.
+Results are medians over the rounds. Tables are printed as Markdown.
 """
 
 import itertools
