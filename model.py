@@ -1,14 +1,16 @@
-"""The networks, from their parts: a Vision Transformer and the convolutional baseline beside it.
+"""The networks: a Vision Transformer and a convolutional baseline, built from their parts.
 
     image -> PatchEmbed -> [class token, patches] + positions -> depth x Block -> norm -> pool -> head -> logits
 
-`VisionTransformer` follows "An Image is Worth 16x16 Words" (Dosovitskiy et al., 2021) in its pre-norm form. Its
-constructor names, state-dict keys and numerics are those of `timm.models.VisionTransformer`, so weights move freely
-between the two.
+`VisionTransformer` is the pre-norm network of "An Image is Worth 16x16 Words" (https://arxiv.org/abs/2010.11929). Its
+argument names, state-dict keys and numerics match `timm.models.VisionTransformer`, and each can load the weights of the
+other.
 
     model = build_model({"model": "vit", "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3})
-    logits = model(images)                                      # images: float (B, 3, 32, 32), normalised
-    logits, attentions = model.forward_with_attention(images)   # one (B, heads, N, N) tensor a layer
+    logits = model(images)                                      # images: float (B, 3, 32, 32), normalized
+    logits, attentions = model.forward_with_attention(images)   # attentions: one (B, heads, N, N) per block
+
+Shapes in comments: B images, C channels of H x W pixels, N tokens of width D.
 """
 
 import itertools
@@ -20,9 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class PatchEmbed(nn.Module):
-    """Cuts the image into patches and projects each: (B, in_chans, H, W) -> (B, num_patches, embed_dim).
+    """Cut images into patches and project each patch to a token: (B, in_chans, H, W) -> (B, num_patches, embed_dim).
 
-    A convolution whose stride is its kernel size is the same linear layer applied to every patch.
+    A convolution whose stride equals its kernel size applies the same linear layer to every patch.
     """
 
     def __init__(self, img_size, patch_size, in_chans, embed_dim):
@@ -38,24 +40,25 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images):
-        for side in (images.shape[-2], images.shape[-1]):  # no `if`, which would keep the network from being traced
-            torch._assert(side == self.img_size, f"the network takes images of {self.img_size}x{self.img_size}")
-        return self.proj(images).flatten(2).transpose(1, 2)
+        for side in (images.shape[-2], images.shape[-1]):  # without `if`, so that the network can be traced
+            torch._assert(side == self.img_size, f"the network takes images of {self.img_size}x{self.img_size} pixels")
+        patches = self.proj(images)  # (B, D, H / patch_size, W / patch_size)
+        return patches.flatten(2).transpose(1, 2)  # (B, N, D)
 
 
-@torch.fx.wrap  # the way depends on the device, which a symbolic trace does not know
+@torch.fx.wrap  # the computation depends on the device, which is unknown in a symbolic trace
 def dropout(x, p):
-    """`F.dropout`; on the CPU from 16 random bits a value, which takes a third of the time."""
+    """`F.dropout`. On the CPU, it is computed from 16 random bits per value, in a third of the time."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # 64 random bits each
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    zeroed = min(round(p * 2**16), 2**16 - 1)  # of the 65,536 values that the bits can have
+    zeroed = min(round(p * 2**16), 2**16 - 1)  # the lowest `zeroed` of the 65,536 values of `bits` set x to zero
     return x * (bits >= zeroed - 2**15).to(x.dtype).div_(1 - zeroed / 2**16)
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout by `dropout`."""
+    """`nn.Dropout`, computed by `dropout`."""
 
     def forward(self, x):
         return dropout(x, self.p) if self.training and self.p else x
@@ -63,31 +66,32 @@ class Dropout(nn.Dropout):
 
 @torch.fx.wrap
 def attend(query, key, value, dropout_p):
-    """Attention of (B, heads, N, D / heads) each, by PyTorch's fused kernel, which never forms the N x N weights.
+    """Attention: queries, keys and values, (B, heads, N, D / heads) each -> (B, heads, N, D / heads).
 
-    In low precision on the CPU it is written out: the fused kernel's backward pass is six times slower there.
+    PyTorch's fused kernel never stores the N x N weights. In low precision on the CPU, where its backward pass is six
+    times slower, the computation is written out instead.
     """
     if query.device.type != "cpu" or query.dtype == torch.float32:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
-    weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
+    weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)  # (B, heads, N, N)
     return (dropout(weights, dropout_p) if dropout_p else weights) @ value
 
 
 class Attention(nn.Module):
     """Multi-head self-attention: (B, N, D) -> (B, N, D).
 
-    Training runs through a fused kernel (`attend`). `forward_with_weights` writes the same computation out, so that the
-    weights (B, heads, N, N) are part of the graph and can be looked at and differentiated. As in timm,
-    `fused_attn = False` makes `forward` take that way too, through `attn_drop`.
+    Training uses a fused kernel; see `attend`. `forward_with_weights` writes the same computation out, so that the
+    weights (B, heads, N, N) are part of the graph and can be inspected and differentiated. As in timm, setting
+    `fused_attn = False` makes `forward` use it too.
     """
 
     def __init__(self, dim, num_heads, attn_drop, proj_drop):
         super().__init__()
         if num_heads < 1:
-            raise ValueError(f"num_heads {num_heads} is not a number of heads; choose 1 or more")
+            raise ValueError(f"num_heads {num_heads} is too small; choose 1 or more")
         if dim % num_heads:
             nearest = max(1, round(dim / num_heads)) * num_heads
-            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; {nearest} would be")
+            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; choose {nearest} instead")
         self.num_heads = num_heads
         self.fused_attn = True
         self.scale = (dim // num_heads) ** -0.5
@@ -103,24 +107,28 @@ class Attention(nn.Module):
         return self.merge(attend(query, key, value, self.attn_drop.p if self.training else 0.0))
 
     def forward_with_weights(self, x):
-        """The same output, and the attention weights (B, heads, N, N); row i is where token i looks."""
+        """Return the output of `forward` and the attention weights (B, heads, N, N).
+
+        Row i of the weights shows where token i looks.
+        """
         query, key, value = self.project(x)
-        weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)
+        weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)  # (B, heads, N, N)
         return self.merge(self.attn_drop(weights) @ value), weights
 
     def project(self, x):
-        """Tokens (B, N, D) -> queries, keys and values, (B, heads, N, D / heads) each."""
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        """Project tokens (B, N, D) to queries, keys and values, (B, heads, N, D / heads) each."""
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)  # (B, N, 3, heads, D / heads)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, D / heads) each
 
     def merge(self, heads):
-        """What the heads have collected (B, heads, N, D / heads) -> (B, N, D)."""
-        return self.proj_drop(self.proj(heads.transpose(1, 2).flatten(2)))
+        """Merge the outputs of the heads, (B, heads, N, D / heads), and project them to (B, N, D)."""
+        tokens = heads.transpose(1, 2).flatten(2)  # (B, N, D)
+        return self.proj_drop(self.proj(tokens))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, applied to each token on its own."""
+    """Two linear layers with a GELU between them, applied to each token separately: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, dim, hidden_dim, drop):
         super().__init__()
@@ -134,9 +142,9 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 2016): drops a residual branch for a whole image while training.
+    """Stochastic depth (https://arxiv.org/abs/1603.09382): in training, drop a residual branch for random images.
 
-    The images that keep the branch scale it by 1 / (1 - p), so that its expected value does not change.
+    For the other images, the branch is scaled by 1 / (1 - drop_prob), so that its expected value does not change.
     """
 
     def __init__(self, drop_prob):
@@ -147,12 +155,15 @@ class DropPath(nn.Module):
         if not self.training or self.drop_prob == 0:
             return x
         keep_prob = 1 - self.drop_prob
-        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_prob)  # (B, 1, 1) for tokens
         return x * keep / keep_prob
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer: attention mixes the tokens, the MLP works on each; both are residual."""
+    """One pre-norm transformer block, (B, N, D) -> (B, N, D): attention mixes the tokens, then an MLP transforms each.
+
+    Both are residual branches.
+    """
 
     def __init__(self, dim, num_heads, mlp_ratio, drop, attn_drop, drop_path):
         super().__init__()
@@ -168,7 +179,7 @@ class Block(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
     def forward_with_weights(self, x):
-        """The same output, and the attention weights (B, heads, N, N)."""
+        """Return the output of `forward` and the attention weights (B, heads, N, N)."""
         mixed, weights = self.attn.forward_with_weights(self.norm1(x))
         x = x + self.drop_path1(mixed)
         return x + self.drop_path2(self.mlp(self.norm2(x))), weights
@@ -178,24 +189,25 @@ class VisionTransformer(nn.Module):
     """Vision Transformer with timm's names and numerics.
 
     Args:
-        img_size: side of the square input in pixels; a multiple of `patch_size`.
+        img_size: side of the square images in pixels, a multiple of `patch_size`.
         patch_size: side of a patch in pixels.
-        in_chans: channels of the input.
-        num_classes: outputs of the head.
-        global_pool: "token" classifies from the class token, "avg" from the mean of the patch tokens, with the final
-            norm after the pooling, as in timm.
-        class_token: whether there is one; under "avg" it only takes part in the attention, and is better left out.
-        embed_dim: width of a token; a multiple of `num_heads`.
+        in_chans: number of channels of the images.
+        num_classes: number of logits.
+        global_pool: "token" classifies from the class token. "avg" classifies from the mean of the patch tokens, with
+            the final norm after the pooling, as in timm.
+        class_token: whether the network has a class token. With "avg", it only takes part in the attention, and it is
+            better to leave it out.
+        embed_dim: width of a token, a multiple of `num_heads`.
         depth: number of blocks.
-        num_heads: attention heads of a block.
-        mlp_ratio: hidden width of the MLP over `embed_dim`.
-        drop_rate: dropout after the position embedding, the attention's projection and both MLP layers, where the
-            paper has it (timm calls these `pos_drop_rate` and `proj_drop_rate`).
-        attn_drop_rate: dropout on the attention weights.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        num_heads: number of attention heads per block.
+        mlp_ratio: hidden width of the MLP as a multiple of `embed_dim`.
+        drop_rate: dropout rate after the position embedding, the attention's projection and both MLP layers, as in the
+            paper. timm calls it `pos_drop_rate` and `proj_drop_rate`.
+        attn_drop_rate: dropout rate of the attention weights.
+        drop_path_rate: stochastic depth rate of the last block. It grows linearly from 0 in the first block.
 
     Raises:
-        ValueError: sizes that do not fit each other, with sizes that would.
+        ValueError: the sizes do not fit each other. The message suggests sizes that do.
     """
 
     has_attention = True
@@ -218,7 +230,7 @@ class VisionTransformer(nn.Module):
     ):
         super().__init__()
         if global_pool not in ("token", "avg"):
-            raise ValueError(f'global_pool {global_pool!r} is not known; choose "token" or "avg"')
+            raise ValueError(f'global_pool {global_pool!r} is unknown; choose "token" or "avg"')
         if global_pool == "token" and not class_token:
             raise ValueError('global_pool "token" needs a class token; choose "avg"')
         self.global_pool = global_pool
@@ -240,30 +252,33 @@ class VisionTransformer(nn.Module):
 
     @property
     def grid_size(self):
-        """Number of patches along a side of the image."""
+        """Number of patches along each side of the image."""
         return self.patch_embed.grid_size[0]
 
     @property
     def grad_cam_layer(self):
-        """The module whose output Grad-CAM explains: the first norm of the last block, (B, N, D)."""
+        """The module whose output Grad-CAM explains: the first norm of the last block, with output (B, N, D)."""
         return self.blocks[-1].norm1
 
     def parts_from_output(self):
-        """The network's parts from the head back to the input: (name, state-dict prefixes) of each."""
+        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
         embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed"))
         return [("head", ("head.", "norm.", "fc_norm.")), *blocks, embedding]
 
     def describe(self):
-        """The network in a few words, such as "ViT 12 x 192, patch 4": depth, width and patch size."""
+        """A short description, such as "ViT 12 x 192, patch 4": depth, width and patch size."""
         return f"ViT {len(self.blocks)} x {self.head.in_features}, patch {self.patch_embed.proj.kernel_size[0]}"
 
     def init_weights(self):
-        """Truncated normals of deviation 0.02 and zero biases, as in DeiT; patches start as a linear layer does."""
+        """Draw weights from a truncated normal with standard deviation 0.02 and set biases to zero, as DeiT does.
+
+        The patch projection, a linear layer on flattened patches, starts from Xavier's uniform distribution instead.
+        """
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # a view: it fills the weight itself
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # fills the weight through a view
         nn.init.zeros_(self.patch_embed.proj.bias)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -271,10 +286,10 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def embed(self, images):
-        """Images (B, C, H, W) -> tokens (B, N, D): the class token first, if there is one, then the patches."""
-        tokens = self.patch_embed(images)
+        """Images (B, C, H, W) -> tokens (B, N, D). The class token, if there is one, precedes the patches."""
+        tokens = self.patch_embed(images)  # (B, num_patches, D)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (B, N, D)
         return self.pos_drop(tokens + self.pos_embed)
 
     def forward_features(self, images):
@@ -285,19 +300,19 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x):
-        """Tokens of the last block (B, N, D) -> logits (B, num_classes)."""
-        pooled = x[:, self.num_prefix_tokens :].mean(dim=1) if self.global_pool == "avg" else x[:, 0]
+        """Tokens after the last block (B, N, D) -> logits (B, num_classes)."""
+        pooled = x[:, self.num_prefix_tokens :].mean(dim=1) if self.global_pool == "avg" else x[:, 0]  # (B, D)
         return self.head(self.fc_norm(pooled))
 
     def forward(self, images):
-        """Normalised images (B, C, H, W) -> logits (B, num_classes)."""
+        """Normalized images (B, C, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(images))
 
     def forward_with_attention(self, images):
-        """Logits (B, num_classes) and each layer's attention weights, a list of `depth` tensors (B, heads, N, N).
+        """Return logits (B, num_classes) and the attention weights of each block, a list of (B, heads, N, N).
 
-        Row i of a map is where token i looks; the class token, if there is one, is the first, then the patches row by
-        row. The maps belong to the graph of the logits, so gradients with respect to them can be taken.
+        Row i of the weights shows where token i looks. The first token is the class token, if there is one, and the
+        patches follow row by row. The weights are part of the logits' graph, so gradients with respect to them exist.
         """
         x = self.embed(images)
         attentions = []
@@ -308,20 +323,29 @@ class VisionTransformer(nn.Module):
 
 
 class SimpleCNN(nn.Module):
-    """The baseline: four 3x3 convolutions 3 -> 32 -> 64 -> 128 -> 256, each with BatchNorm, ReLU and a 2x2 max-pool.
+    """The convolutional baseline: four 3x3 convolutions, each with BatchNorm, ReLU and 2x2 max pooling.
 
-    A 32x32 image leaves them as 2x2x256; a hidden layer of 512 with dropout leads to the logits. `width`, the channels
-    of the first convolution, scales them all.
+    image -> 4 x (convolution -> BatchNorm -> ReLU -> max-pool) -> flatten -> hidden layer -> ReLU -> dropout -> logits
+
+    The convolutions have 32, 64, 128 and 256 channels and turn a 32x32 image into 256 x 2 x 2 values. The hidden layer
+    has 512.
+
+    Args:
+        img_size: side of the square images in pixels, at least 16.
+        in_chans: number of channels of the images.
+        num_classes: number of logits.
+        width: number of channels of the first convolution. All other widths scale with it.
+        drop_rate: dropout rate after the hidden layer.
 
     Raises:
-        ValueError: `img_size` is under 16 pixels, which four poolings would reduce to nothing.
+        ValueError: `img_size` is below 16. Four poolings would leave nothing of such an image.
     """
 
     has_attention = False
 
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=32, drop_rate=0.3):
         super().__init__()
-        self.grid_size = img_size // 4  # has no patches: explanations remove cells of 4 x 4 pixels
+        self.grid_size = img_size // 4  # there are no patches, so explanations remove cells of 4 x 4 pixels
         if img_size < 16:
             raise ValueError(f"img_size {img_size} is too small for the CNN's four poolings; choose 16 or more")
         widths = (in_chans, width, 2 * width, 4 * width, 8 * width)
@@ -335,74 +359,78 @@ class SimpleCNN(nn.Module):
             Dropout(drop_rate),
             nn.Linear(16 * width, num_classes),
         )
-        self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
 
     @staticmethod
     def stage(in_width, out_width):
-        """A convolution (without a bias, which BatchNorm would take away again) and what follows it."""
+        """One convolution with BatchNorm, ReLU and max pooling: (B, in_width, H, W) -> (B, out_width, H / 2, W / 2).
+
+        The convolution has no bias, because BatchNorm would subtract it again.
+        """
         conv = nn.Conv2d(in_width, out_width, kernel_size=3, padding=1, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(out_width), nn.ReLU(), nn.MaxPool2d(2))
 
     @property
     def grad_cam_layer(self):
-        """The module whose output Grad-CAM explains: the last ReLU, (B, C, h, w).
+        """The module whose output Grad-CAM explains: the last ReLU, with output (B, 8 * width, H / 8, W / 8).
 
-        Before the batch normalization a channel's zero has no meaning.
+        The convolution before it is unsuitable: without batch normalization, a value of zero has no meaning.
         """
         return self.features[-1][2]
 
     def parts_from_output(self):
-        """The network's parts from the head back to the input: (name, state-dict prefixes) of each."""
+        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         stages = [(f"convolution {i + 1}", (f"features.{i}.",)) for i in reversed(range(len(self.features)))]
         return [("head", ("classifier.4.",)), ("hidden layer", ("classifier.1.",)), *stages]
 
     def describe(self):
-        """The network in a word."""
+        """A short description, always "CNN"."""
         return "CNN"
 
     def forward(self, images):
-        """Normalised images (B, C, H, W) -> logits (B, num_classes)."""
-        return self.classifier(self.features(images))
+        """Normalized images (B, C, H, W) -> logits (B, num_classes)."""
+        features = self.features(images)  # (B, 8 * width, H / 16, W / 16)
+        return self.classifier(features)
 
 
 NETWORKS = {"vit": VisionTransformer, "cnn": SimpleCNN}
 
 
 def build_model(config):
-    """The network that a plain dict describes: `{"model": "vit" or "cnn", **constructor arguments}`.
+    """Build a network from a plain dict: `{"model": "vit" or "cnn", **constructor arguments}`.
 
     Raises:
-        ValueError: an unknown network or argument, or sizes that do not fit each other.
+        ValueError: the network or an argument is unknown, or the sizes do not fit each other.
     """
     arguments = dict(config)
     name = arguments.pop("model", None)
     if name not in NETWORKS:
-        raise ValueError(f"network {name!r} is not known; choose one of {', '.join(NETWORKS)}")
+        raise ValueError(f"network {name!r} is unknown; choose one of {', '.join(NETWORKS)}")
     try:
         return NETWORKS[name](**arguments)
     except TypeError as error:
-        raise ValueError(f"the configuration does not fit the network {name}: {error}") from error
+        raise ValueError(f"these arguments do not fit the network {name}: {error}") from error
 
 
 def count_parameters(model):
-    """Number of trained values."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(config, batch_size=1, backward=False):
-    """Floating-point operations of the matrix products and convolutions in a forward pass, and a backward pass.
+    """Number of floating-point operations in the matrix products and convolutions of one pass.
 
     Args:
-        config: a dict for `build_model`; the network is built without memory.
-        batch_size: images in the pass.
-        backward: whether to count the backward pass too.
+        config: a dict for `build_model`. The network is built without allocating memory for its weights.
+        batch_size: number of images in the pass.
+        backward: whether to count the backward pass in addition to the forward pass.
     """
     with torch.device("meta"):
         model = build_model(config).train(backward)
         images = torch.empty(batch_size, config.get("in_chans", 3), config["img_size"], config["img_size"])
     for module in model.modules():
         if isinstance(module, Attention):
-            module.fused_attn = False  # the counter does not know every fused kernel
+            module.fused_attn = False  # the counter does not support every fused kernel
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
         logits = model(images)
         if backward:

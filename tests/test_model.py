@@ -1,3 +1,5 @@
+"""Tests that the networks match timm and the papers, and refuse arguments that do not fit."""
+
 import pytest
 import timm
 import torch
@@ -14,7 +16,7 @@ SIZES = [
 
 
 def random_weights(model):
-    """Every weight drawn anew, so that no zero or one can hide a difference."""
+    """Draw all weights at random: initial zeros and ones could hide a difference."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.2)
@@ -26,7 +28,7 @@ POOLS = [{"global_pool": "token"}, {"global_pool": "avg"}, {"global_pool": "avg"
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("size", SIZES)
-def test_weights_and_logits_are_timms(size, pool):
+def test_weights_and_logits_match_timm(size, pool):
     ours = random_weights(VisionTransformer(**size, **pool))
     theirs = timm.models.VisionTransformer(**{"num_classes": 10, **size, **pool}).eval()
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -48,14 +50,14 @@ def test_drop_path_grows_as_in_timm():
 
 def test_drop_path_drops_whole_images_and_keeps_the_mean():
     branch = VisionTransformer(depth=2, embed_dim=12, num_heads=3, drop_path_rate=0.25).blocks[1].drop_path2.train()
-    kept = branch(torch.ones(4000, 5, 7))
-    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
-    assert (kept == kept[:, :1, :1]).all()
-    assert kept.mean().item() == pytest.approx(1, abs=0.05)
+    output = branch(torch.ones(4000, 5, 7))
+    assert output.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert (output == output[:, :1, :1]).all()
+    assert output.mean().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_written_out_attention_is_the_fused_one(pool):
+def test_written_out_attention_equals_the_fused_kernel(pool):
     model = random_weights(VisionTransformer(**SIZES[0], **pool))
     images = torch.randn(2, 3, 32, 32)
     logits, attentions = model.forward_with_attention(images)
@@ -67,20 +69,20 @@ def test_written_out_attention_is_the_fused_one(pool):
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_attention_dropout_has_the_same_strength_both_ways():
+def test_attention_dropout_is_equally_strong_fused_and_written_out():
     model = VisionTransformer(**SIZES[0], attn_drop_rate=0.5)
     attention = random_weights(model).blocks[0].attn.train()
     tokens = torch.randn(1, 65, 48).expand(2000, -1, -1)
     fused, written_out = attention(tokens), attention.forward_with_weights(tokens)[0]
-    undisturbed = attention.eval()(tokens[:1])
-    for disturbed in (fused, written_out):
-        torch.testing.assert_close(disturbed.mean((0, 1)), undisturbed.mean((0, 1)), atol=0.02, rtol=0.02)
+    without_dropout = attention.eval()(tokens[:1])
+    for with_dropout in (fused, written_out):
+        torch.testing.assert_close(with_dropout.mean((0, 1)), without_dropout.mean((0, 1)), atol=0.02, rtol=0.02)
     assert fused.std(0).mean().item() == pytest.approx(written_out.std(0).mean().item(), rel=0.02)
     assert fused.std(0).mean() > 0.05
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
-def test_bf16_on_the_cpu_learns_as_fp32_does(drop_rate):
+def test_bf16_gradients_on_the_cpu_are_close_to_fp32(drop_rate):
     model = VisionTransformer(**SIZES[0], drop_rate=drop_rate)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
     gradients = {}
@@ -95,19 +97,19 @@ def test_bf16_on_the_cpu_learns_as_fp32_does(drop_rate):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_on_the_cpu_zeroes_its_share_and_keeps_the_mean(dtype):
+def test_dropout_on_the_cpu_zeroes_the_right_fraction_and_keeps_the_mean(dtype):
     layer = Dropout(0.3).train()
-    kept = layer(torch.ones(1000, 999, dtype=dtype))
-    assert kept.dtype == dtype
-    assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=2e-3)
-    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.7, rel=5e-3)]
-    assert (kept == 0).float().mean(dim=0).std() == pytest.approx((0.3 * 0.7 / 1000) ** 0.5, rel=0.1)
-    assert not torch.equal(kept, layer(torch.ones(1000, 999, dtype=dtype)))
-    assert torch.equal(layer.eval()(kept), kept)
+    output = layer(torch.ones(1000, 999, dtype=dtype))
+    assert output.dtype == dtype
+    assert (output == 0).float().mean().item() == pytest.approx(0.3, abs=2e-3)
+    assert output.unique().tolist() == [0.0, pytest.approx(1 / 0.7, rel=5e-3)]
+    assert (output == 0).float().mean(dim=0).std() == pytest.approx((0.3 * 0.7 / 1000) ** 0.5, rel=0.1)
+    assert not torch.equal(output, layer(torch.ones(1000, 999, dtype=dtype)))
+    assert torch.equal(layer.eval()(output), output)
 
 
 @pytest.mark.parametrize("method", ["fx", "hook"])
-def test_timms_tools_read_its_attention(method):
+def test_timms_attention_extraction_works(method):
     model = random_weights(VisionTransformer(**SIZES[0], drop_rate=0.1, attn_drop_rate=0.1))
     images = torch.randn(2, 3, 32, 32)
     _, ours = model.forward_with_attention(images)
@@ -115,8 +117,8 @@ def test_timms_tools_read_its_attention(method):
         block.attn.fused_attn = False
     theirs = AttentionExtract(model, method=method)(images)
     assert len(theirs) == 3
-    for one, other in zip(ours, theirs.values(), strict=True):
-        torch.testing.assert_close(one, other)
+    for our_weights, their_weights in zip(ours, theirs.values(), strict=True):
+        torch.testing.assert_close(our_weights, their_weights)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_timms_tools_read_its_attention(method):
         ({"class_token": False}, "avg"),
     ],
 )
-def test_sizes_that_do_not_fit_say_what_would(arguments, advice):
+def test_errors_about_sizes_suggest_sizes_that_fit(arguments, advice):
     with pytest.raises(ValueError, match=advice):
         VisionTransformer(**arguments)
 
@@ -138,7 +140,7 @@ def test_images_of_another_size_are_refused():
         VisionTransformer(depth=1)(torch.zeros(1, 3, 64, 64))
 
 
-def test_cnn_is_the_four_convolutions():
+def test_the_cnn_has_four_convolutions_of_the_right_widths():
     model = SimpleCNN().eval()
     features = model.features(torch.zeros(2, 3, 32, 32))
     assert features.shape == (2, 256, 2, 2)
@@ -149,7 +151,7 @@ def test_cnn_is_the_four_convolutions():
     assert SimpleCNN(img_size=64)(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
 
 
-def test_build_model_follows_its_dict_and_refuses_others():
+def test_build_model_follows_its_config_and_refuses_unknown_arguments():
     vit = build_model({"model": "vit", "depth": 1, "embed_dim": 12, "num_heads": 2, "num_classes": 4})
     assert isinstance(vit, VisionTransformer)
     assert vit(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
