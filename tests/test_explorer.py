@@ -197,7 +197,7 @@ def test_removing_one_patch_shows_the_measurement_and_removing_two_shows_no_gues
         index = int(choice.get_attribute("data-class"))
         text = choice.inner_text().split("→")[1]
         assert float(re.search(r"[\d.]+", text)[0]) / 100 == pytest.approx(expected[index].item(), abs=6e-4)
-    assert page.locator("#answers-title").inner_text() == "Class probabilities without row 2, column 3"
+    assert page.locator("#answers-title").inner_text() == "Probabilities without row 2, column 3"
     predicted = whole.argmax()
     before, after = re.search(r"Without row 2, column 3: .*? ([\d.]+) % → ([\d.]+) %", read(page)).groups()
     assert float(before) / 100 == pytest.approx(whole[predicted].item(), abs=6e-4)

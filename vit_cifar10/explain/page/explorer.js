@@ -623,7 +623,7 @@ function drawClasses(image) {
   byId("rest").hidden = others === 0;
   byId("rest").textContent = `These are the ${image.explained.length} most probable of ${data.classes.length} classes. `
     + `The others add up to ${percent(Math.max(0, rest))}.`;
-  byId("answers-title").textContent = `Class probabilities${isMeasured ? ` without ${patchName(only)}` : ""}`;
+  byId("answers-title").textContent = isMeasured ? `Probabilities without ${patchName(only)}` : "Class probabilities";
   byId("restore").hidden = state.removed.size === 0;
   byId("removal-note").textContent = {
     0: "Select a class to see the evidence for it. Click a patch to remove it.",
