@@ -21,7 +21,8 @@ LAYER_LEGEND = (
     "rollout: attention of all layers so far; the same for every class",
     "gradient rollout: the attention so far that raises the score of {predicted}",
 )
-FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred"}  # keys: FILLS of explain/faithfulness.py
+BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "centre": "center (baseline)"}
+FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred"}  # as in explain/faithfulness.py
 
 
 def attention_frames(image, maps, heads, probabilities, classes, caption):
@@ -150,7 +151,7 @@ def save_disagreements(panels, rows, path):
 def save_faithfulness(path, fractions, curves, correlations, stages, title):
     """Draw the deletion and insertion curves, and how maps change when the weights are randomized.
 
-    Methods that `correlations` lacks are baselines, which are drawn dashed.
+    Baselines, for which there are no correlations, are drawn dashed.
 
     Args:
         fractions: (K,), fractions of the patches that are removed or restored.
@@ -169,7 +170,8 @@ def save_faithfulness(path, fractions, curves, correlations, stages, title):
     for index, (fill, kind) in enumerate(panels):
         axis = figure.add_subplot(grid[index // 2, index % 2])
         for method in methods:
-            axis.plot(100 * np.asarray(fractions), 100 * curves[method, fill, kind], label=method, **styles[method])
+            label = BASELINE_LABELS.get(method, method)
+            axis.plot(100 * np.asarray(fractions), 100 * curves[method, fill, kind], label=label, **styles[method])
         verb, better = {"deletion": ("removed", "lower"), "insertion": ("restored", "higher")}[kind]
         axis.set_title(f"{kind}: {better} is better\nremoved patches are {FILL_TITLES[fill]}", fontsize=10)
         axis.set(xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the class (%)", ylim=(0, None))
