@@ -69,7 +69,7 @@ def test_cifar10_matches_torchvision_and_its_splits_do_not_overlap(cifar10_root)
 
 
 def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
-    """The test writes small files in CIFAR-100's format and replaces torchvision's checksums by theirs."""
+    """The test writes small files in CIFAR-100's format and replaces torchvision's checksums with theirs."""
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
     pixels = np.random.RandomState(0).randint(0, 256, (200, 3072), dtype=np.uint8)
@@ -127,6 +127,8 @@ def test_batches_contain_every_image_once_in_the_given_order():
 
 
 ORANGE = Image.new("RGB", (60, 40), (255, 128, 0))
+
+# Each of these functions saves an image file and returns the color that its center should have.
 
 
 def save_palette(path):

@@ -47,8 +47,8 @@ class Augment:
     """Turn a batch of uint8 images and its labels into the network's inputs and targets.
 
     Args:
-        policy: one of `POLICIES`. "none" keeps the images. "basic" crops and flips at random. The other two do so too:
-            "randaugment" then applies two operations at magnitude 9 of 30, "trivialaugment" one at a random magnitude.
+        policy: one of `POLICIES`. "none": images stay as they are. "basic": random crop and flip. "randaugment": basic,
+            then two operations at magnitude 9 of 30. "trivialaugment": basic, then one operation at a random magnitude.
         mean, std: float (3,), of the data set, on the same device as the batches.
         num_classes: width C of the soft targets.
         mixup, cutmix: alpha of the Beta distribution that `lam` is drawn from; 0 turns the method off. With both, each
@@ -101,7 +101,7 @@ class Augment:
         return mix(inputs, F.one_hot(labels, self.num_classes).float(), lam_map)
 
     def draw_lam(self, inputs):
-        """Draw Mixup or CutMix for each image. Return `lam_map`, (B, 1, H, W) in [0, 1]; see `mix`."""
+        """Draw Mixup or CutMix and its `lam` for each image. Return `lam_map`, (B, 1, H, W) in [0, 1]; see `mix`."""
         if not self.cutmix:
             return mixup_lam(inputs, _draw_beta(self.mixup, inputs))
         if not self.mixup:

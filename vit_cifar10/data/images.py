@@ -104,7 +104,7 @@ def list_images(folder, root):
     reported.
 
     Raises:
-        UserError: there is no such folder, or fewer than two of its sub-folders have files.
+        UserError: there is no such folder, or fewer than two of its sub-folders contain files.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; set --data_path to a folder with one sub-folder per class")
@@ -164,7 +164,7 @@ def _list_files(folder, root):
 
 
 def _stays_inside(path, root):
-    """Whether a path does not lead out of `root` through a link. A link that does is reported."""
+    """Whether a path stays inside `root` when links are followed. A link that leads out is reported."""
     if not os.path.islink(path):
         return True
     is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
