@@ -260,7 +260,7 @@ class VisionTransformer(nn.Module):
         """The module whose output Grad-CAM explains: the first norm of the last block, with output (B, N, D)."""
         return self.blocks[-1].norm1
 
-    def parts_from_output(self):
+    def parts_from_head_to_input(self):
         """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
         embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed"))
@@ -378,7 +378,7 @@ class SimpleCNN(nn.Module):
         """
         return self.features[-1][2]
 
-    def parts_from_output(self):
+    def parts_from_head_to_input(self):
         """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         stages = [(f"convolution {i + 1}", (f"features.{i}.",)) for i in reversed(range(len(self.features)))]
         return [("head", ("classifier.4.",)), ("hidden layer", ("classifier.1.",)), *stages]

@@ -294,7 +294,7 @@ def faithfulness_test(run, network, args):
         faithfulness.FRACTIONS,
         {key: values.mean(axis=0) for key, values in curves.items()},
         correlations,
-        [name for name, _ in network.model.parts_from_output()],
+        [name for name, _ in network.model.parts_from_head_to_input()],
         f"{network.name}: how far to trust its explanations, {len(test)} test images",
     )
     print(f"wrote {table} and {picture}")

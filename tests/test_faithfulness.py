@@ -1,4 +1,4 @@
-"""Removal and randomisation on networks whose answer is known, and every figure against a slow or library one."""
+"""Removal and randomization on networks with a known answer; every number against plain loops or a library."""
 
 import numpy as np
 import pytest
@@ -33,11 +33,11 @@ class OnePatch(nn.Module):
         return torch.stack([-brightness, brightness], dim=1)
 
 
-def test_removing_by_rank_finds_the_patch_that_decides():
+def test_removing_by_rank_finds_the_decisive_patch():
     inputs = torch.full((2, 3, 32, 32), 0.5)
     targets = torch.tensor([1, 1])
     relevance = torch.zeros(2, 8, 8)
-    relevance[0, 2, 3], relevance[1, 2, 3] = 1, -1  # right, and as wrong as can be
+    relevance[0, 2, 3], relevance[1, 2, 3] = 1, -1  # the best map, and the worst
     ranks = faithfulness.patch_ranks(relevance, torch.Generator().manual_seed(0))
     assert (ranks[0, 2, 3], ranks[1, 2, 3]) == (0, 63)
     empty = torch.zeros_like(inputs)
@@ -49,7 +49,7 @@ def test_removing_by_rank_finds_the_patch_that_decides():
     torch.testing.assert_close(insertion[1], torch.full((4,), 0.5))
 
 
-def test_ranks_are_a_permutation_in_the_order_of_relevance_and_ties_fall_by_chance():
+def test_ranks_are_a_permutation_ordered_by_relevance_with_random_ties():
     relevance = torch.randint(0, 5, (50, 4, 4)).float()
     ranks = faithfulness.patch_ranks(relevance, torch.Generator().manual_seed(1))
     again = faithfulness.patch_ranks(relevance, torch.Generator().manual_seed(1))
@@ -65,7 +65,7 @@ def test_ranks_are_a_permutation_in_the_order_of_relevance_and_ties_fall_by_chan
 
 
 @pytest.mark.parametrize("kind", ["vit", "cnn"])
-def test_curves_and_areas_are_the_slow_ones(kind):
+def test_curves_and_areas_match_plain_loops(kind):
     sizes = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2} if kind == "vit" else {}
     model = random_model({"model": kind, **sizes})
     split = random_split()
@@ -87,9 +87,9 @@ def test_curves_and_areas_are_the_slow_ones(kind):
                 removed, restored = inputs[image].clone(), filled[image].clone()
                 for patch in order[: round(fraction * len(order))]:
                     row, column = (patch // (32 // side) * side, patch % (32 // side) * side)
-                    place = (slice(None), slice(row, row + side), slice(column, column + side))
-                    removed[place] = filled[image][place]
-                    restored[place] = inputs[image][place]
+                    pixels = (slice(None), slice(row, row + side), slice(column, column + side))
+                    removed[pixels] = filled[image][pixels]
+                    restored[pixels] = inputs[image][pixels]
                 with torch.no_grad():
                     both = model(torch.stack([removed, restored])).softmax(1)[:, targets[image]]
                 expected["deletion"].append(both[0].item())
@@ -103,28 +103,28 @@ def test_curves_and_areas_are_the_slow_ones(kind):
                 assert faithfulness.areas(curves)["edges", fill, name][image] == pytest.approx(area, abs=1e-5)
 
 
-def test_bootstrap_interval_is_scipys():
+def test_bootstrap_interval_matches_scipy():
     values = np.random.RandomState(0).gamma(2.0, size=300)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=2000).confidence_interval
     assert faithfulness.bootstrap_interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.03)
 
 
-def test_rank_correlation_is_scipys():
+def test_rank_correlation_matches_scipy():
     one, other = torch.randint(0, 6, (2, 5, 4, 4)).float()
     expected = [stats.spearmanr(a, b).statistic for a, b in zip(one.flatten(1), other.flatten(1), strict=True)]
     assert faithfulness.rank_correlation(one, other).tolist() == pytest.approx(expected)
     assert faithfulness.rank_correlation(one, torch.ones_like(one)).tolist() == [0.0] * 5
 
 
-def test_randomization_reaches_every_weight_and_leaves_the_network():
+def test_randomization_reaches_every_weight_and_does_not_change_the_network():
     config = {"model": "vit", "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     model = random_model(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for kind in (config, {"model": "cnn"}):
-        prefixes = [prefix for _, stage in build_model(kind).parts_from_output() for prefix in stage]
+        prefixes = [prefix for _, stage in build_model(kind).parts_from_head_to_input() for prefix in stage]
         assert all(name.startswith(tuple(prefixes)) for name in build_model(kind).state_dict())
     correlations = faithfulness.measure_randomization(model, config, random_split())
     assert all(len(values) == 5 and values[0] == 1 for values in correlations.values())
-    assert correlations["attention"][1] == pytest.approx(1)  # the head is not in its way
+    assert correlations["attention"][1] == pytest.approx(1)  # attention does not depend on the head
     assert all(abs(values[-1]) < 0.6 for values in correlations.values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

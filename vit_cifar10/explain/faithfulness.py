@@ -184,7 +184,7 @@ def measure_randomization(model, config, split, seed=0):
 
     Returns:
         {method: [correlation, ...]}, the mean Spearman rank correlation with the maps of the trained network: first 1,
-        then one value after each of the network's `parts_from_output` is replaced.
+        then one value after each of the network's `parts_from_head_to_input` is replaced.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -196,7 +196,7 @@ def measure_randomization(model, config, split, seed=0):
     randomized = copy.deepcopy(model)
     weights = randomized.state_dict()
     correlations = {method: [1.0] for method in original}
-    for _, prefixes in model.parts_from_output():
+    for _, prefixes in model.parts_from_head_to_input():
         for name, value in untrained.items():
             if name.startswith(prefixes):
                 weights[name].copy_(value)

@@ -86,7 +86,7 @@ def load(path, name=BEST):
         path = path / name
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train a network with train.py or check the path")
-    untrusted.check_archive(path)
+    untrusted.check_checkpoint_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

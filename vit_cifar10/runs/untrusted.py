@@ -1,7 +1,7 @@
 """Checks that make a stranger's checkpoint safe to load: only tensors and plain values are accepted.
 
-`check_archive` runs before PyTorch reads the file, `check_values` and `check_training` before anything is built from
-it. Nothing in a file is executed, and loading takes no more memory than the file's own size.
+`check_checkpoint_archive` runs before PyTorch reads the file, `check_values` and `check_training` before anything is
+built from it. Nothing in a file is executed, and loading takes no more memory than the file's own size.
 """
 
 import math
@@ -49,7 +49,7 @@ TRAINING_KEYS = {
 }
 
 
-def check_archive(path):
+def check_checkpoint_archive(path):
     """Raise `UserError` unless a file is a complete archive as PyTorch writes it, uncompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,14 +59,14 @@ def check_archive(path):
                 raise UserError(f"{path} is refused: it is packed in a way that PyTorch does not write")
             damaged = archive.testzip()
             if not damaged:
-                check_pickle(path, archive)
+                check_checkpoint_pickle(path, archive)
     except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
     if damaged:
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
 
 
-def check_pickle(path, archive):
+def check_checkpoint_pickle(path, archive):
     """Raise `UserError` if the archive's pickle calls anything but what rebuilds tensors.
 
     PyTorch's `weights_only` does not execute code either, but it allows calls that allocate unlimited memory.
