@@ -1,4 +1,4 @@
-"""Every method against plain loops in float64, on timm's network with the same weights, or against `grad-cam`."""
+"""Every method against plain loops in float64, against timm's network with the same weights, or against `grad-cam`."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from vit_cifar10.explain.methods import (
     gradient_rollout,
 )
 
-# how the network pools, and the number of its class tokens
+# global_pool, and the number of class tokens
 POOLS = [("token", 1), ("avg", 1), ("avg", 0)]
 
 
@@ -51,14 +51,14 @@ def slow_rollout(maps, fuse, discard_ratio, global_pool, prefix):
 @pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
 @pytest.mark.parametrize("discard_ratio", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("fusion", "fuse"), [("mean", np.mean), ("max", np.max), ("min", np.min)])
-def test_rollout_is_the_slow_one(fusion, fuse, discard_ratio, global_pool, prefix):
+def test_rollout_matches_plain_loops(fusion, fuse, discard_ratio, global_pool, prefix):
     maps = random_maps(prefix)
     ours = attention_rollout(maps, fusion, discard_ratio, global_pool)
-    slow = slow_rollout(maps, fuse, discard_ratio, global_pool, prefix)
-    np.testing.assert_allclose(ours.numpy(), slow, atol=1e-5)
+    expected = slow_rollout(maps, fuse, discard_ratio, global_pool, prefix)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-5)
 
 
-def test_attention_to_patches_reads_the_row_that_the_head_reads():
+def test_attention_to_patches_takes_the_row_of_the_output_token():
     maps = random_maps()
     ours = attention_to_patches(maps, "token")
     expected = maps[1, 0].double().mean(0)[0, 1:].reshape(3, 3)
@@ -70,7 +70,7 @@ def test_attention_to_patches_reads_the_row_that_the_head_reads():
     np.testing.assert_allclose(over_patches.numpy(), maps[2, 1].mean(0).mean(0).reshape(3, 3), atol=1e-6)
 
 
-# Methods with gradients, on networks whose every weight is drawn, so that nothing is zero by design
+# Methods that use gradients. All weights are random, so that none is zero by initialization.
 
 
 def random_model(kind, **changes):
@@ -83,7 +83,7 @@ def random_model(kind, **changes):
 
 
 def timm_attentions(model, image, target):
-    """Attention and its gradient in every layer of timm's network with the same weights, in float64."""
+    """The attention of every layer of timm's network with the same weights, and its gradient, in float64."""
     pool = {"global_pool": model.global_pool, "class_token": model.num_prefix_tokens == 1}
     theirs = timm.models.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=5, **pool
@@ -102,7 +102,7 @@ def timm_attentions(model, image, target):
 
 
 @pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
-def test_gradient_rollout_is_the_slow_one_on_timms_network(global_pool, prefix):
+def test_gradient_rollout_matches_plain_loops_on_timms_network(global_pool, prefix):
     model = random_model("vit", global_pool=global_pool, class_token=prefix == 1)
     tokens = prefix + 16
     images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
@@ -129,7 +129,7 @@ def test_gradient_rollout_depends_on_the_class_and_not_on_the_order_of_heads():
     torch.testing.assert_close(gradient_rollout(model, images), gradient_rollout(model, images, predicted))
     before = gradient_rollout(model, images)
     with torch.no_grad():
-        for block in model.blocks:  # heads 0 and 1 change places
+        for block in model.blocks:  # swap heads 0 and 1
             qkv, proj = block.attn.qkv, block.attn.proj
             for values in (qkv.weight, qkv.bias):
                 values.copy_(values.unflatten(0, (3, 2, 12)).flip(1).flatten(0, 2))
@@ -138,7 +138,7 @@ def test_gradient_rollout_depends_on_the_class_and_not_on_the_order_of_heads():
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
-def test_grad_cam_is_the_packages(kind):
+def test_grad_cam_matches_the_grad_cam_package(kind):
     model = random_model(kind)
     images, targets = torch.randn(4, 3, 32, 32), [0, 1, 2, 3]
     if kind == "cnn":
@@ -150,9 +150,8 @@ def test_grad_cam_is_the_packages(kind):
     with GradCAM(model=model, target_layers=[layer], reshape_transform=reshape) as theirs:
         expected = theirs(input_tensor=images, targets=[ClassifierOutputTarget(target) for target in targets])
     assert expected.max() > 0.9
-    enlarged = scale_cam_image(
-        scale_cam_image(ours.numpy(), (32, 32))
-    )  # as the package does, once a layer, once in all
+    # the package scales twice: each layer, then their mean
+    enlarged = scale_cam_image(scale_cam_image(ours.numpy(), (32, 32)))
     np.testing.assert_allclose(enlarged, expected, atol=1e-5)
 
 
@@ -160,7 +159,7 @@ def test_grad_cam_is_the_packages(kind):
     ("kind", "explain"),
     [("vit", attention_maps), ("vit", gradient_rollout), ("vit", grad_cam), ("cnn", grad_cam)],
 )
-def test_a_network_is_left_as_it_was(kind, explain):
+def test_explaining_does_not_change_the_network(kind, explain):
     model = random_model(kind).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
@@ -190,7 +189,7 @@ def test_explanations_are_float32_also_under_autocast():
         assert torch.equal(one, other)
 
 
-def test_attention_maps_are_the_networks():
+def test_attention_maps_match_timms_network():
     model = random_model("vit")
     image = torch.randn(1, 3, 32, 32)
     maps = attention_maps(model, image)
@@ -199,22 +198,25 @@ def test_attention_maps_are_the_networks():
     np.testing.assert_allclose(maps[:, 0].numpy(), theirs, atol=1e-5)
 
 
-# A case whose answer is known
+# A case with a known answer
 
 
 def planted_images(count):
-    """Patches of 8 x 8 in faint colours and a bright one, whose colour is the class: images, labels, its places."""
-    place, image = torch.randint(0, 16, (count,)), torch.arange(count)
+    """Images of 8 x 8 patches in faint colors, except a bright one, whose color is the class.
+
+    Returns the images, their labels, and the index of the bright patch in each.
+    """
+    position, image = torch.randint(0, 16, (count,)), torch.arange(count)
     colors = torch.randint(0, 3, (count, 16))
     strength = torch.full((count, 16, 1), 0.5)
-    strength[image, place] = 1.5
+    strength[image, position] = 1.5
     patches = (torch.nn.functional.one_hot(colors, 3) * strength).transpose(1, 2).view(count, 3, 4, 4)
     enlarged = patches.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    return enlarged + 0.3 * torch.randn(count, 3, 32, 32), colors[image, place], place
+    return enlarged + 0.3 * torch.randn(count, 3, 32, 32), colors[image, position], position
 
 
 def train_on_planted(model, steps):
-    """Each logit is trained on its own, to rise for its class: a softmax would leave open which logit carries it."""
+    """Train each logit separately to rise for its class. With a softmax, other logits could carry the evidence."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         images, labels, _ = planted_images(64)
@@ -226,17 +228,17 @@ def train_on_planted(model, steps):
     return model.eval()
 
 
-def share_found(relevance, places):
-    return (relevance.flatten(1).argmax(dim=1) == places).float().mean().item()
+def fraction_found(relevance, positions):
+    return (relevance.flatten(1).argmax(dim=1) == positions).float().mean().item()
 
 
-def test_gradient_rollout_finds_the_patch_that_decides(monkeypatch):
+def test_gradient_rollout_finds_the_decisive_patch(monkeypatch):
     sizes = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
     model = train_on_planted(build_model({"model": "vit", "num_classes": 3, **sizes}), steps=200)
-    images, labels, places = planted_images(400)
+    images, labels, positions = planted_images(400)
     assert (model(images).argmax(1) == labels).float().mean() > 0.98
-    assert share_found(gradient_rollout(model, images), places) >= 0.95
+    assert fraction_found(gradient_rollout(model, images), positions) >= 0.95
 
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs: grad(outputs, inputs)[::-1])
-    assert share_found(gradient_rollout(model, images), places) < 0.95  # with the gradients of the wrong layers
+    assert fraction_found(gradient_rollout(model, images), positions) < 0.95  # with the gradients of the wrong layers

@@ -1,4 +1,4 @@
-"""That what is written in the pictures can be read, whatever the names: inside the picture, and not on each other."""
+"""Texts in pictures are legible for any names: they are inside the picture and do not overlap."""
 
 import itertools
 import sys
@@ -14,7 +14,7 @@ from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import save_figure, shorten
 
-RUNS = [f"vit-layer6-32-cifar10-20261120-1830{place:02}-with-more" for place in range(12)]
+RUNS = [f"vit-layer6-32-cifar10-20261120-1830{index:02}-with-more" for index in range(12)]
 SHAPES = ["filled circle", "vertical stripes", "horizontal stripes", "checkerboard"]
 LONG = ["a class whose name is far too long for any of the pictures", "cat | dog", "costs $5 or $6", "x" * 80]
 EPOCHS = [1, 2, 12, 1200]
@@ -22,7 +22,7 @@ EPOCHS = [1, 2, 12, 1200]
 
 @pytest.fixture
 def drawn(tmp_path):
-    """A function that draws a picture and returns its figure, and the texts that were drawn."""
+    """A function that draws a picture and returns its figure and the texts in it."""
 
     def draw(save, *arguments, **options):
         with mock.patch.object(sys.modules[save.__module__], "save_figure", wraps=save_figure) as saved:
@@ -56,9 +56,10 @@ def assert_legible(drawn):
 
 def history(epochs):
     values = np.linspace(2, 1, epochs)
-    rows = zip(range(1, epochs + 1), values, strict=True)
     names = [f"{split}_{quantity}" for split in ("train", "val", "test") for quantity in ("loss", "accuracy")]
-    return [{"epoch": epoch, "learning_rate": 1e-3, **dict.fromkeys(names, value)} for epoch, value in rows]
+    return [
+        {"epoch": epoch, "learning_rate": 1e-3, **dict.fromkeys(names, value)} for epoch, value in enumerate(values, 1)
+    ]
 
 
 @pytest.mark.parametrize("epochs", EPOCHS)
@@ -74,11 +75,11 @@ def test_curves(epochs, drawn):
 @pytest.mark.parametrize("lengths", [(12, 12), (12, 1), (1200, 12, 60), (1,)])
 @pytest.mark.parametrize("runs", [1, 3, 12])
 def test_comparisons(lengths, runs, drawn):
-    curves = [(f"{RUNS[place]}: 87.16 %", [history(lengths[place % len(lengths)])]) for place in range(runs)]
+    curves = [(f"{RUNS[index]}: 87.16 %", [history(lengths[index % len(lengths)])]) for index in range(runs)]
     assert_legible(drawn(save_comparison, curves))
 
 
-@pytest.mark.parametrize("classes", [SHAPES, LONG, [f"class {place}" for place in range(10)]], ids=len)
+@pytest.mark.parametrize("classes", [SHAPES, LONG, [f"class {index}" for index in range(10)]], ids=len)
 def test_pictures_of_a_full_test(classes, drawn):
     count = len(classes)
     title = f"{'n' * 40}: test accuracy 87.16 %"
@@ -86,7 +87,7 @@ def test_pictures_of_a_full_test(classes, drawn):
     calibration = {"error": 0.5, "confidence": [0.5, 0.9], "accuracy": [0.5, 1.0], "images": [10, 900]}
     assert_legible(drawn(save_reliability, calibration, title=title))
     images = np.zeros((25, 32, 32, 3), dtype=np.uint8)
-    names = [shorten(classes[place % count], 18) for place in range(26)]
+    names = [shorten(classes[index % count], 18) for index in range(26)]
     captions = [f"label: {one}\ntaken for {other}, 100 %" for one, other in itertools.pairwise(names)]
     for shown in (25, 3):
         assert_legible(drawn(save_mistakes, images[:shown], captions[:shown], title=title))

@@ -1,3 +1,5 @@
+"""The notebook runs, and is stored with its pictures."""
+
 import os
 from pathlib import Path
 
@@ -8,11 +10,11 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "visualize_attention_map.ipynb"
 
 
-def test_the_tour_runs_from_top_to_bottom(runs, tmp_path, monkeypatch):
+def test_the_notebook_runs_from_top_to_bottom(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("VIT_RUN", str(runs / "model" / "vit"))
     monkeypatch.setenv("CNN_RUN", str(runs / "model" / "cnn"))
-    monkeypatch.setenv("DATA_PATH", os.devnull)  # drawn shapes need none
+    monkeypatch.setenv("DATA_PATH", os.devnull)  # the shapes data set needs no folder
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     pictures = {path.name for path in (tmp_path / "output" / "notebook").iterdir()}
@@ -21,7 +23,7 @@ def test_the_tour_runs_from_top_to_bottom(runs, tmp_path, monkeypatch):
     assert sum("image/png" in output["data"] for output in shown) == 5
 
 
-def test_the_tour_is_stored_with_its_pictures():
+def test_the_notebook_is_stored_with_its_pictures():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
