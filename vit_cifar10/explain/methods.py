@@ -145,9 +145,9 @@ def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
     """All attention-based maps of one normalized image (1, 3, H, W), layer by layer.
 
     Returns:
-        Two NumPy values. First {"attention", "rollout", "gradient rollout": (depth, grid, grid)}, in which both
-        rollouts go from the input up to each layer, and gradient rollout explains the predicted class. Second the
-        attention of every head, (depth, heads, grid, grid).
+        NumPy arrays: a dict with "attention", "rollout" and "gradient rollout", (depth, grid, grid) each, and the
+        attention of every head, (depth, heads, grid, grid). Both rollouts go from the input up to each layer. Gradient
+        rollout explains the predicted class.
     """
     maps = attention_maps(model, image)
     by_layer = {
