@@ -176,7 +176,7 @@ def save_faithfulness(path, fractions, curves, correlations, stages, title):
         axis.set_title(f"{kind}: {better} is better\nremoved patches are {FILL_TITLES[fill]}", fontsize=10)
         axis.set(xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the class (%)", ylim=(0, None))
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[1].legend(fontsize=8)  # insertion curves leave room at the lower right
     axis = figure.add_subplot(grid[:, 2])
     for method, values in correlations.items():
         axis.plot(range(len(values)), values, marker="o", label=method, **styles[method])
