@@ -1,4 +1,4 @@
-"""What the tests share: the real data set where there is one, and two small trained runs."""
+"""Fixtures that all tests share: the real data set, two small trained runs, and a fixed environment."""
 
 import urllib.error
 import urllib.request
@@ -15,18 +15,22 @@ def pytest_report_header():
     data = f"real CIFAR-10 from {CIFAR10_ROOT}"
     if not CIFAR10_ROOT:
         data = (
-            "CIFAR10_ROOT is not set: THE TESTS ON REAL CIFAR-10 ARE SKIPPED (name the folder of cifar-10-batches-py)"
+            "CIFAR10_ROOT is not set: THE TESTS ON REAL CIFAR-10 ARE SKIPPED"
+            " (set it to the folder that contains cifar-10-batches-py)"
         )
-    browser = f"pages in {CHROMIUM}" if CHROMIUM else "no Chromium here: THE TESTS OF THE PAGE IN A BROWSER ARE SKIPPED"
+    browser = f"pages are tested in {CHROMIUM}"
+    if not CHROMIUM:
+        browser = "Chromium is not installed: THE TESTS OF THE PAGE IN A BROWSER ARE SKIPPED"
     return [data, browser]
 
 
 @pytest.fixture(scope="session")
 def cifar10_root():
+    """The folder of the real CIFAR-10. Without it, the test is skipped."""
     if not CIFAR10_ROOT:
         pytest.skip("CIFAR10_ROOT is not set: no real CIFAR-10")
     if not (Path(CIFAR10_ROOT) / "cifar-10-batches-py").is_dir():
-        pytest.fail(f"CIFAR10_ROOT={CIFAR10_ROOT} holds no cifar-10-batches-py")
+        pytest.fail(f"CIFAR10_ROOT={CIFAR10_ROOT} does not contain cifar-10-batches-py")
     return CIFAR10_ROOT
 
 
@@ -40,8 +44,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _same_everywhere(monkeypatch):
-    """The same random numbers every time; no network and no window even where there is one."""
+def _fixed_environment(monkeypatch):
+    """Use the same random numbers each time. Refuse downloads and open no window, even where both would work."""
 
     def refuse(*_, **__):
         raise urllib.error.URLError("no network in tests")

@@ -1,11 +1,19 @@
-"""What the tests share: paths, flags of small runs, and the commands called by their front door."""
+"""Helpers that several test files share: flags of small runs, calls of the commands, and reading what they wrote.
 
+run_training(tmp_path, f"--run_name vit --epochs 2 {SMALL_VIT}")  # train.py, writing below tmp_path
+run_test(tmp_path, "--model_path vit", monkeypatch)               # test.py
+read_metrics(tmp_path, "vit")                                     # the rows of metrics.csv
+load_weights(tmp_path, "vit")                                     # the weights in best.pt
+"""
+
+import contextlib
 import csv
 import os
 import shutil
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 import test as test_command
@@ -14,71 +22,101 @@ from model import SimpleCNN
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.untrusted import KEYS
 
+# Paths and programs
+
 ROOT = Path(__file__).parent.parent
 CIFAR10_ROOT = os.environ.get("CIFAR10_ROOT")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PYTHON_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}  # for subprocesses
+
+# Flags
+
 SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"
-EVERYTHING = (
+EVERY_METHOD = (  # of augmentation, regularization and averaging, in a short run
     "--augment randaugment --mixup 0.8 --cutmix 1 --mix_prob 0.8 --random_erasing 0.25 --label_smoothing 0.1"
     " --drop_path 0.1 --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
 )
-CONFIG = {"model": "cnn", "num_classes": 3}
+
+
+def folder_flags(folder):
+    """The flags that put model, output and data below `folder`."""
+    return [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
+
+
+def training_flags(folder, flags):
+    """The flags of train.py for a run on drawn shapes below `folder`, as a list. `flags` is text."""
+    return [*folder_flags(folder), *f"--dataset shapes --device cpu --precision fp32 {flags}".split()]
+
+
+# Running the commands
 
 
 def run_training(folder, flags):
-    """Train by the front door on drawn shapes, all folders below `folder`."""
-    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
-    same = "--dataset shapes --device cpu --precision fp32 --num_train_images 600"
-    train.main([*places, *f"{same} {flags}".split()])
+    """Run train.py on 600 drawn shapes, with all its folders below `folder`."""
+    train.main(training_flags(folder, f"--num_train_images 600 {flags}"))
 
 
 def run_test(folder, flags, monkeypatch):
-    """`test.py` in `folder`, with data and output below it."""
+    """Run test.py in `folder`, with its data and output below it."""
     monkeypatch.chdir(folder)
     test_command.main(f"--device cpu --data_path {folder}/data {flags}".split())
 
 
-def read_metrics(folder, run):
-    with open(folder / "output" / run / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(folder, run, name="best.pt"):
-    return checkpoint.load(folder / "model" / run, name)["weights"]
-
-
-def assert_equal_weights(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
-
-
-def flags_for(folder, flags):
-    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
-    return [*places, *f"--dataset shapes --device cpu --precision fp32 --num_test_images 100 {flags}".split()]
+@contextlib.contextmanager
+def exits_with(status):
+    """Check that the commands inside exit with this status."""
+    with pytest.raises(SystemExit) as stopped:
+        yield
+    assert stopped.value.code == status, f"the exit status is {stopped.value.code}"
 
 
 def wait_for(condition, seconds=60):
     limit = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < limit, "it does not happen"
+        assert time.monotonic() < limit, f"the condition is still false after {seconds} s"
         time.sleep(0.01)
 
 
+# Reading what a run wrote
+
+
+def read_metrics(folder, run):
+    """The rows of metrics.csv, as dicts of text."""
+    with open(folder / "output" / run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def load_weights(folder, run, name="best.pt"):
+    """The state dict in a run's checkpoint."""
+    return checkpoint.load(folder / "model" / run, name)["weights"]
+
+
 def has_saved(folder):
-    """Whether the run has saved its state for the first time."""
+    """Whether the run named "run" has written its first last.pt."""
     return (folder / "model" / "run" / "last.pt").exists()
 
 
-def contents(**changes):
-    saved = {key: kind() for key, kind in KEYS.items() if key != "format"}
-    weights = SimpleCNN(num_classes=3).state_dict()
-    fixed = {
+def assert_equal_weights(ours, theirs):
+    """Check that two state dicts are bitwise equal."""
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+# Checkpoints without a run
+
+SMALL_CNN = {"model": "cnn", "num_classes": 3}  # the argument of build_model
+
+
+def checkpoint_contents(**changes):
+    """The contents of a valid best.pt of an untrained CNN, except for `changes`."""
+    empty = {key: kind() for key, kind in KEYS.items() if key != "format"}
+    valid = {
         "mean": [0.5] * 3,
         "std": [0.2] * 3,
         "classes": ["a", "b", "c"],
         "dataset": "shapes",
-        "model_config": CONFIG,
-        "weights": weights,
+        "model_config": SMALL_CNN,
+        "weights": SimpleCNN(num_classes=3).state_dict(),
     }
-    return {**saved, **fixed, **changes}
+    return {**empty, **valid, **changes}

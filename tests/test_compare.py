@@ -1,4 +1,4 @@
-"""compare.py by its front door: that its tables agree, and that it compares what can be compared."""
+"""Tests of compare.py as a user runs it: its tables agree with each other, and it compares all runs that it can."""
 
 import contextlib
 import csv
@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers import SMALL_VIT, run_training
+from helpers import SMALL_VIT, folder_flags, run_training
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,16 +28,19 @@ PICTURES = ("model_comparison.png", "class_accuracy.png", "disagreements.png")
 
 
 def run_compare(folder, runs, extra="", status=0):
-    """Runs compare.py below `folder`; returns what it printed and complained, and comparison.json if there is one."""
-    places = [f"--{name}_path={folder / name}" for name in ("model", "output", "data")]
+    """Run compare.py below `folder` and check its exit status.
+
+    Returns standard output, standard error, and the contents of comparison.json or None.
+    """
+    flags = [*folder_flags(folder), f"--compare_path={folder / 'comparison'}", "--device=cpu", *extra.split()]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            compare.main([*runs, *places, f"--compare_path={folder / 'comparison'}", "--device=cpu", *extra.split()])
-            ended = 0
+            compare.main([*runs, *flags])
+            ended_with = 0
         except SystemExit as stopped:
-            ended = stopped.code
-    assert ended == status, err.getvalue()
+            ended_with = stopped.code
+    assert ended_with == status, err.getvalue()
     file = folder / "comparison" / "comparison.json"
     return out.getvalue(), err.getvalue(), json.loads(file.read_text()) if file.exists() else None
 
@@ -50,28 +53,28 @@ def copy_runs(runs, folder):
 
 @pytest.fixture
 def copied(runs, tmp_path):
-    """The two trained runs, to do with as one likes."""
+    """A copy of the two trained runs that a test may change."""
     return copy_runs(runs, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def compared(runs, tmp_path_factory):
-    """The two runs compared: their folder, what was printed, comparison.json, and the curves that were drawn."""
+    """A comparison of the two runs: its folder, standard output, comparison.json, and the curves that were drawn."""
     folder = copy_runs(runs, tmp_path_factory.mktemp("compared"))
-    with mock.patch.object(compare, "save_comparison", wraps=compare.save_comparison) as drawn:
+    with mock.patch.object(compare, "save_comparison", wraps=compare.save_comparison) as save:
         printed, _, found = run_compare(folder, [str(folder / "model" / "vit"), "cnn"])
-    return folder, printed, found, drawn.call_args.args[0]
+    return folder, printed, found, save.call_args.args[0]
 
 
 def printed_table(text, heading):
-    """The cells of the table below a heading, a list a line, the rule left out."""
+    """The cells of the table below a heading: one list per line, without the separator line."""
     (part,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     lines = [line for line in part.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
 
 
 def printed_column(text, heading, name):
-    """A column of that table: {first cell: the column's cell}."""
+    """A column of the table below a heading: {the first cell of a row: its cell in the column}."""
     head, *rows = printed_table(text, heading)
     return {row[0]: row[head.index(name)] for row in rows}
 
@@ -89,8 +92,8 @@ def test_screen_markdown_csv_and_json_agree(compared):
         assert cells["test accuracy"] == f"{100 * ours['accuracy']:.2f} %"
         assert cells["weighted F1"] == f"{100 * ours['weighted_f1']:.2f} %"
         assert cells["calibration error"] == f"{100 * ours['calibration_error']:.2f} %"
-        recalls = printed_column(printed, "Classes of shapes", ours["run"])
-        assert recalls == {
+        printed_recalls = printed_column(printed, "Classes of shapes", ours["run"])
+        assert printed_recalls == {
             row["class"]: f"{100 * row['recall'][ours['run']]:.1f} %" for row in found["classes"][0]["classes"]
         }
         tested, config = (
@@ -101,8 +104,8 @@ def test_screen_markdown_csv_and_json_agree(compared):
         assert ours["weighted_f1"] == tested["weighted"]["f1"]
         assert ours["calibration_error"] == tested["calibration"]["error"]
         assert ours["parameters"] == config["parameters"]
-        shares = [row["recall"][ours["run"]] for row in found["classes"][0]["classes"]]
-        assert shares == tested["by_class"]["recall"]
+        recalls = [row["recall"][ours["run"]] for row in found["classes"][0]["classes"]]
+        assert recalls == tested["by_class"]["recall"]
     written = (folder / "comparison" / "comparison.md").read_text()
     assert re.findall(r"!\[.+\]\((.+)\)", written) == list(PICTURES)
     for picture in PICTURES:
@@ -111,13 +114,13 @@ def test_screen_markdown_csv_and_json_agree(compared):
 
 def test_pairs_count_what_only_one_gets_right(compared):
     folder, printed, found, _ = compared
-    right = {}
+    is_correct = {}
     for name in ("vit", "cnn"):
         saved = torch.load(folder / "output" / name / "test_logits.pt", weights_only=True)
-        right[name] = saved["logits"].argmax(1) == saved["labels"]
+        is_correct[name] = saved["logits"].argmax(1) == saved["labels"]
     (pair,) = found["pairs"]
-    assert pair["only_one"] == (right["vit"] & ~right["cnn"]).sum().item()
-    assert pair["only_other"] == (right["cnn"] & ~right["vit"]).sum().item()
+    assert pair["only_one"] == (is_correct["vit"] & ~is_correct["cnn"]).sum().item()
+    assert pair["only_other"] == (is_correct["cnn"] & ~is_correct["vit"]).sum().item()
     accuracies = [row["accuracy"] for row in found["runs"]]
     assert pair["difference"] == pytest.approx(accuracies[0] - accuracies[1], abs=1e-6)
     assert pair["low"] < pair["difference"] < pair["high"]
@@ -128,18 +131,19 @@ def test_pairs_count_what_only_one_gets_right(compared):
 
 def test_the_table_of_many_runs_has_a_row_for_each():
     row = dict.fromkeys((*tables.COLUMNS, "accuracy_low", "accuracy_high", "epochs", "planned_epochs"))
-    lines = tables.runs_table([{**row, "run": f"a-rather-long-name-{place}"} for place in range(12)]).splitlines()
-    assert [line.split()[1] for line in lines[2:]] == [f"a-rather-long-name-{place}" for place in range(12)]
+    names = [f"a-rather-long-name-{number}" for number in range(12)]
+    lines = tables.runs_table([{**row, "run": name} for name in names]).splitlines()
+    assert [line.split()[1] for line in lines[2:]] == names
 
 
 def test_the_picture_shows_the_numbers_of_the_table(compared):
-    _, _, found, drawn = compared
-    assert [name for name, _ in drawn] == [f"{row['run']}: {100 * row['accuracy']:.2f} %" for row in found["runs"]]
-    for (_, (history,)), row in zip(drawn, found["runs"], strict=True):
+    _, _, found, curves = compared
+    assert [name for name, _ in curves] == [f"{row['run']}: {100 * row['accuracy']:.2f} %" for row in found["runs"]]
+    for (_, (history,)), row in zip(curves, found["runs"], strict=True):
         assert history[-1]["test_accuracy"] == row["final_accuracy"]
 
 
-def test_operations_are_those_of_the_network_on_an_image(compared):
+def test_the_operation_count_is_for_one_image_and_matches_pytorch(compared):
     folder, _, found, _ = compared
     for row in found["runs"]:
         model = build_model(checkpoint.load(folder / "model" / row["run"])["model_config"]).eval()
@@ -151,13 +155,13 @@ def test_operations_are_those_of_the_network_on_an_image(compared):
     assert found["runs"][1]["flops"] == pytest.approx(2 * 15.5e6, rel=0.01)  # multiplications and additions
 
 
-def test_earlier_test_results_are_used_only_if_they_are_of_these_weights(copied):
+def test_earlier_test_results_are_used_only_for_the_same_weights(copied):
     run_compare(copied, ["cnn"])
     file = copied / "output" / "cnn" / "test_results.json"
-    made = file.stat().st_mtime_ns
+    written_at = file.stat().st_mtime_ns
     (copied / "comparison" / "disagreements.png").write_text("of two other runs")
     run_compare(copied, ["cnn"])
-    assert file.stat().st_mtime_ns == made
+    assert file.stat().st_mtime_ns == written_at
     assert not (copied / "comparison" / "disagreements.png").exists()
     state = checkpoint.load(copied / "model" / "cnn")
     state["weights"]["classifier.4.bias"][3] += 100
@@ -173,12 +177,12 @@ def test_without_the_test_images_earlier_results_are_compared(copied, monkeypatc
         raise UserError("the data set is not there")
 
     monkeypatch.setattr(full_test.dataset, "load_test", fail)
-    _, complaints, found = run_compare(copied, ["vit", "cnn"])
+    _, warnings, found = run_compare(copied, ["vit", "cnn"])
     assert found == before
-    assert complaints.count("the data set is not there") == 1
+    assert warnings.count("the data set is not there") == 1
 
 
-def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
+def test_seeds_become_mean_and_standard_deviation_and_sample_sizes_become_a_curve(tmp_path):
     for name, flags in {
         "a": "",
         "b": "--seed 1 --save_every 1",
@@ -188,7 +192,7 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
         run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
     shutil.copytree(tmp_path / "model" / "a", tmp_path / "model" / "copy")
     shutil.copytree(tmp_path / "output" / "a", tmp_path / "output" / "copy")
-    with mock.patch.object(compare, "save_sample_sizes", wraps=compare.save_sample_sizes) as drawn:
+    with mock.patch.object(compare, "save_sample_sizes", wraps=compare.save_sample_sizes) as save:
         printed, _, found = run_compare(tmp_path, ["a", "b", "few", "wide", "copy"])
     (group,) = found["seeds"]
     assert group["runs"] == ["a", "b"]
@@ -198,41 +202,41 @@ def test_seeds_become_mean_and_deviation_and_sizes_a_curve(tmp_path):
     assert Image.open(tmp_path / "comparison" / "accuracy_by_images.png").width == 700
     accuracy = {row["run"]: row["accuracy"] for row in found["runs"]}
     final = {row["run"]: row["final_accuracy"] for row in found["runs"]}
-    assert final["few"] is None  # it was of other images
+    assert final["few"] is None  # its final accuracy is for other images
     assert final["a"] is not None
-    curves = drawn.call_args.args[0]  # of one size, as "wide" is, there is none
+    curves = save.call_args.args[0]  # none for "wide", which has only one sample size
     (sizes,) = curves.values()
     assert list(curves) == ["CNN, 1 to 4 epochs"]
-    shares = {images: [share for share, _, _ in found] for images, found in sizes.items()}
-    assert shares == {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
+    accuracies = {images: [value for value, _, _ in points] for images, points in sizes.items()}
+    assert accuracies == {600: [accuracy["a"], accuracy["b"], accuracy["copy"]], 200: [accuracy["few"]]}
 
 
-def test_runs_on_fewer_images_are_one_curve_if_they_make_as_many_steps(runs):
+def test_runs_on_fewer_images_form_one_curve_with_the_same_number_of_steps_or_epochs(runs):
     loaded = [comparison.load_trained_run("cnn", runs / "model", runs / "output", "cpu") for _ in range(4)]
     for run, (images, epochs) in zip(loaded, ((640, 10), (64, 100), (64, 10), (640, 20)), strict=True):
         run.flags = {"model": "cnn", "epochs": epochs, "num_train_images": images, "batch_size": 64}
-        found = {"accuracy": epochs / 100, "accuracy_interval": [0, 1]}
-        run.train_images, run.tested = images, full_test.FullTest(found, None, None)
-    as_many, few, fewer_steps, longer = loaded
-    assert comparison.sample_sizes([as_many, few]) == {
+        results = {"accuracy": epochs / 100, "accuracy_interval": [0, 1]}
+        run.train_images, run.tested = images, full_test.FullTest(results, None, None)
+    many, few, fewer_steps, longer = loaded
+    assert comparison.sample_sizes([many, few]) == {
         "CNN, 10 to 100 epochs": {640: [(0.1, 0, 1)], 64: [(1.0, 0, 1)]},
     }
-    assert list(comparison.sample_sizes([as_many, fewer_steps]).values()) == [{640: [(0.1, 0, 1)], 64: [(0.1, 0, 1)]}]
+    assert list(comparison.sample_sizes([many, fewer_steps]).values()) == [{640: [(0.1, 0, 1)], 64: [(0.1, 0, 1)]}]
     assert list(comparison.sample_sizes([longer, fewer_steps]).values()) == [{640: [(0.2, 0, 1)]}, {64: [(0.1, 0, 1)]}]
     few.is_finished = False
-    assert list(comparison.sample_sizes([as_many, few]).values()) == [{640: [(0.1, 0, 1)]}]
+    assert list(comparison.sample_sizes([many, few]).values()) == [{640: [(0.1, 0, 1)]}]
 
 
-def test_bad_runs_are_named_and_the_others_compared(copied):
+def test_bad_runs_are_reported_and_the_others_compared(copied):
     (copied / "empty").mkdir()
     output = copied / "output"
-    cut = (output / "vit" / "metrics.csv").read_text()[:-9]
-    (output / "vit" / "metrics.csv").write_text(cut)
+    cut_off = (output / "vit" / "metrics.csv").read_text()[:-9]
+    (output / "vit" / "metrics.csv").write_text(cut_off)
     (output / "cnn" / "metrics.csv").write_text("")
     (output / "cnn" / "config.json").unlink()
     shutil.copytree(copied / "model" / "cnn", copied / "elsewhere" / "cnn")
-    again = [str(copied / "model" / "cnn" / "best.pt"), str(copied / "elsewhere" / "cnn")]
-    _, complaints, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing", *again], status=2)
+    repeated = [str(copied / "model" / "cnn" / "best.pt"), str(copied / "elsewhere" / "cnn")]
+    _, messages, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing", *repeated], status=2)
     assert [row["run"] for row in found["runs"]] == ["vit", "cnn"]
     assert [row["epochs"] for row in found["runs"]] == [1, None]
     assert found["runs"][0]["train_seconds"] is None
@@ -246,12 +250,12 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
         r"elsewhere/cnn is left out: another run is also named cnn",
         r"error: 3 of the runs could not be compared",
     ):
-        assert len(re.findall(pattern, complaints)) == 1, pattern
-    assert len(complaints.splitlines()) == 7
+        assert len(re.findall(pattern, messages)) == 1, pattern
+    assert len(messages.splitlines()) == 7
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "complaint"),
+    ("file", "content", "warning"),
     [
         ("metrics.csv", "epoch,train_loss\ninf,1.0\n", "there are no curves"),
         ("metrics.csv", "\x00\x01\n", "there are no curves"),
@@ -260,16 +264,16 @@ def test_bad_runs_are_named_and_the_others_compared(copied):
         ("test_logits.pt", "rubbish", ""),
     ],
 )
-def test_a_damaged_record_costs_only_what_stood_in_it(file, content, complaint, copied):
+def test_a_damaged_record_loses_only_its_own_contents(file, content, warning, copied):
     before = run_compare(copied, ["cnn"])[2]["runs"][0]
     (copied / "output" / "cnn" / file).write_text(content)
-    _, complaints, found = run_compare(copied, ["cnn"])
-    assert complaint in complaints
-    assert len(complaints.splitlines()) == bool(complaint)
+    _, warnings, found = run_compare(copied, ["cnn"])
+    assert warning in warnings
+    assert len(warnings.splitlines()) == bool(warning)
     assert found["runs"][0]["accuracy"] == before["accuracy"]
 
 
-def test_logits_of_another_network_are_not_taken(copied):
+def test_logits_of_another_network_are_not_used(copied):
     run_compare(copied, ["cnn"])
     file = copied / "output" / "cnn" / "test_logits.pt"
     saved = torch.load(file, weights_only=True)
@@ -279,19 +283,19 @@ def test_logits_of_another_network_are_not_taken(copied):
         torch.testing.assert_close(torch.load(file, weights_only=True)["logits"], saved["logits"])
 
 
-def test_a_record_of_another_run_of_that_name_is_not_taken(copied):
+def test_the_record_of_another_run_with_the_same_name_is_not_used(copied):
     shutil.copytree(copied / "model" / "vit", copied / "elsewhere" / "cnn")
     run_compare(copied, ["cnn"])
     tested = (copied / "output" / "cnn" / "test_results.json").read_text()
-    _, complaints, found = run_compare(copied, [str(copied / "elsewhere" / "cnn")])
-    assert "is the record of a run other than" in complaints
+    _, warnings, found = run_compare(copied, [str(copied / "elsewhere" / "cnn")])
+    assert "is the record of a run other than" in warnings
     (row,) = found["runs"]
     assert (row["epochs"], row["train_seconds"], row["train_images"]) == (None, None, None)
     assert row["accuracy"] == checkpoint.load(copied / "model" / "vit")["metrics"]["test_accuracy"]
     assert (copied / "output" / "cnn" / "test_results.json").read_text() == tested
 
 
-def test_a_run_that_was_stopped_is_no_seed_of_others(copied):
+def test_an_unfinished_run_is_not_grouped_with_other_seeds(copied):
     loaded = [comparison.load_trained_run("cnn", copied / "model", copied / "output", "cpu") for _ in range(3)]
     for seed, run in enumerate(loaded):
         run.network = dataclasses.replace(run.network, name=f"seed{seed}")
@@ -301,63 +305,62 @@ def test_a_run_that_was_stopped_is_no_seed_of_others(copied):
     assert sorted(len(group) for group in comparison.group_seeds(loaded)) == [1, 2]
 
 
-def test_a_run_that_goes_on_is_measured_by_its_new_length(copied, monkeypatch):
+def test_the_progress_of_a_resumed_run_refers_to_its_new_length(copied, monkeypatch):
     monkeypatch.setattr(trainer.Trainer, "train_epoch", mock.Mock(side_effect=Interrupted(15)))
     with pytest.raises(SystemExit):
         train.main(["--resume", str(copied / "model" / "cnn"), "--epochs", "5", f"--output_path={copied / 'output'}"])
     kept = checkpoint.load(copied / "model" / "cnn")
     assert kept["recipe"]["epochs"] == 2
-    checkpoint.save(copied / "model" / "cnn" / "best.pt", {**kept, "epoch": 3})  # before the record has it
-    printed, complaints, _ = run_compare(copied, ["cnn"])
-    assert "cnn is unfinished: it has 2 of 5 epochs" in complaints
+    checkpoint.save(copied / "model" / "cnn" / "best.pt", {**kept, "epoch": 3})  # not yet in metrics.csv
+    printed, warnings, _ = run_compare(copied, ["cnn"])
+    assert "cnn is unfinished: it has 2 of 5 epochs" in warnings
     assert printed_column(printed, "Runs", "cnn")["epochs"] == "2 of 5"
 
 
-def test_a_folder_of_other_images_is_another_test(tmp_path):
-    for place, name in enumerate(("one", "other")):
+def test_runs_tested_on_different_folders_are_not_paired(tmp_path):
+    for seed, name in enumerate(("one", "other")):
         images = torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8)
         for number, image in enumerate(images):
             file = tmp_path / name / ("train" if number % 2 else "test") / ("ab"[number // 12]) / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.numpy()).save(file)
-        flags = f"--dataset folder --val_images 0 --epochs 1 --model cnn --num_workers 0 --seed {place}"
-        places = [f"--{kind}_path={tmp_path / kind}" for kind in ("model", "output")]
-        train.main([*places, f"--data_path={tmp_path / name}", "--run_name", name, "--device", "cpu", *flags.split()])
+        flags = f"--dataset folder --val_images 0 --epochs 1 --model cnn --num_workers 0 --device cpu --seed {seed}"
+        train.main([*folder_flags(tmp_path), f"--data_path={tmp_path / name}", "--run_name", name, *flags.split()])
         run_compare(tmp_path, [name], f"--data_path {tmp_path / name} --num_workers 0")
     tested = json.loads((tmp_path / "output" / "one" / "test_results.json").read_text())["test_sha256"]
-    _, _, apart = run_compare(tmp_path, ["one", "other"])  # each as it was tested, for there are no images in data/
-    assert (apart["pairs"], apart["classes"], apart["seeds"]) == ([], [], [])
+    _, _, found = run_compare(tmp_path, ["one", "other"])  # data/ is empty, so each run keeps its own test results
+    assert (found["pairs"], found["classes"], found["seeds"]) == ([], [], [])
     _, _, found = run_compare(tmp_path, ["one", "other"], f"--data_path {tmp_path / 'other'} --num_workers 0")
     assert len(found["pairs"]) == 1
     assert json.loads((tmp_path / "output" / "one" / "test_results.json").read_text())["test_sha256"] != tested
 
 
-def test_runs_of_other_data_are_not_paired(copied):
+def test_runs_on_different_data_sets_are_not_paired(copied):
     run_training(copied, f"--run_name large --epochs 1 --image_size 16 {SMALL_VIT} --num_train_images 100")
     state = checkpoint.load(copied / "model" / "cnn")
     checkpoint.save(copied / "model" / "other" / "best.pt", {**state, "dataset": "cifar100"})
-    _, complaints, found = run_compare(copied, ["vit", "cnn", "large", "other"])
+    _, warnings, found = run_compare(copied, ["vit", "cnn", "large", "other"])
     assert ["vit", "cnn"] in [[pair["one"], pair["other"]] for pair in found["pairs"]]
     assert not any("other" in pair.values() for pair in found["pairs"])
-    assert "only runs on the same one are compared in pairs" in complaints
-    assert "cifar100 is neither" in complaints
-    assert "other cannot be tested without its test images" in complaints
+    assert "only runs on the same one are compared in pairs" in warnings
+    assert "cifar100 is not in" in warnings
+    assert "other cannot be tested without its test images" in warnings
     assert len(found["runs"]) == 4
 
 
-def test_where_nothing_can_be_written_nothing_is_tested(copied):
+def test_nothing_is_tested_if_the_comparison_cannot_be_written(copied):
     (copied / "comparison").write_text("mine")
-    with mock.patch.object(compare, "test_all") as measured:
+    with mock.patch.object(compare, "test_all") as test_all:
         run_compare(copied, ["cnn"], status=2)
-    measured.assert_not_called()
+    test_all.assert_not_called()
 
 
-def test_with_nothing_to_compare_an_earlier_comparison_stays(copied):
+def test_an_earlier_comparison_is_kept_if_there_is_nothing_to_compare(copied):
     _, _, before = run_compare(copied, ["vit", "cnn"])
-    _, complaints, after = run_compare(copied, ["vit", "cmn"], status=2)
+    _, messages, after = run_compare(copied, ["vit", "cmn"], status=2)
     assert before == after
-    assert "there is no checkpoint of cmn" in complaints
-    assert "only vit is left" in complaints
+    assert "there is no checkpoint of cmn" in messages
+    assert "only vit is left" in messages
 
 
 def test_nothing_to_compare_is_an_error(tmp_path):

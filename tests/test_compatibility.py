@@ -1,7 +1,7 @@
-"""A run that an earlier version began: it still loads, is tested, compared and resumed.
+"""Tests that runs of an earlier version can still be loaded, tested, compared and resumed.
 
-`data/earlier_run` holds it as commit bc9b456 left it when it was interrupted in its third of four epochs, and the kept
-weights of the same run left alone. Its images are drawn here.
+`data/earlier_run` contains a run that commit bc9b456 wrote ("begun"), interrupted in the third of four epochs, and the
+best weights of the same run without the interruption ("whole"). Its images are drawn here.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_equal_weights, read_metrics, weights
+from helpers import assert_equal_weights, load_weights, read_metrics
 from PIL import Image
 
 import compare
@@ -25,7 +25,7 @@ EARLIER = Path(__file__).parent / "data" / "earlier_run"
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
-    """A folder with the earlier run and its images, as the current folder."""
+    """A folder with the earlier runs and their images. It is also the current folder."""
     shutil.copytree(EARLIER, tmp_path, dirs_exist_ok=True)
     draw = np.random.RandomState(0)
     for i in range(24):
@@ -39,9 +39,9 @@ def earlier(tmp_path, monkeypatch):
 def test_an_earlier_run_is_resumed_and_ends_with_equal_weights(earlier, capsys):
     train.main(["--resume", "begun"])
     assert "resuming after 2 of 4 epochs, at step 10" in capsys.readouterr().out
-    whole = weights(earlier, "whole")
-    for name, value in weights(earlier, "begun").items():
-        torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-4)  # processors round differently
+    whole = load_weights(earlier, "whole")
+    for name, value in load_weights(earlier, "begun").items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-4)  # processors differ in rounding
     epochs = read_metrics(earlier, "begun")
     assert [metrics["epoch"] for metrics in epochs] == ["1", "2", "3", "4"]
     with open(EARLIER / "output" / "begun" / "metrics.csv", newline="") as file:
@@ -51,7 +51,7 @@ def test_an_earlier_run_is_resumed_and_ends_with_equal_weights(earlier, capsys):
 
 
 def test_an_earlier_run_is_tested_and_compared(earlier, capsys):
-    before = weights(earlier, "begun")
+    before = load_weights(earlier, "begun")
     test_command.main(["--model_path", "begun", "--data_path", "images", "--num_workers", "0", "--device", "cpu"])
     results = json.loads(Path("output/begun/test_results.json").read_text())
     assert results["accuracy"] == checkpoint.load("model/begun")["metrics"]["test_accuracy"]
@@ -62,4 +62,4 @@ def test_an_earlier_run_is_tested_and_compared(earlier, capsys):
         ("begun", "ViT 2 x 4, patch 8", 2),
         ("whole", "ViT 2 x 4, patch 8", None),
     ]
-    assert_equal_weights(before, weights(earlier, "begun"))
+    assert_equal_weights(before, load_weights(earlier, "begun"))

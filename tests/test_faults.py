@@ -1,4 +1,4 @@
-"""What happens to a run: killed, interrupted, without disk or memory or data, started twice, resumed from bad files."""
+"""Tests of what can go wrong: signals, kills, full disks, no memory, missing data, two runs at once, damaged files."""
 
 import os
 import random
@@ -13,15 +13,16 @@ import pytest
 import torch
 from background import end, start
 from helpers import (
-    EVERYTHING,
+    EVERY_METHOD,
     SMALL_VIT,
     assert_equal_weights,
-    flags_for,
+    exits_with,
     has_saved,
+    load_weights,
     read_metrics,
     run_training,
+    training_flags,
     wait_for,
-    weights,
 )
 from PIL import Image
 
@@ -33,27 +34,39 @@ from vit_cifar10.training import trainer
 
 resource = pytest.importorskip("resource")  # not on Windows
 
-LONG = f"{SMALL_VIT} {EVERYTHING} --optimizer muon --epochs 10 --num_train_images 1500 --val_images 100"
+LONG = (
+    f"{SMALL_VIT} {EVERY_METHOD} --optimizer muon --epochs 10"
+    " --num_train_images 1500 --val_images 100 --num_test_images 100"
+)
+
+
+def read_files(folder):
+    """The contents of all files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def saved_step(last):
+    """The step of a last.pt, or 0 if there is none."""
     return checkpoint.load(last)["training"]["step"] if last.exists() else 0
 
 
 def kill_and_resume(folder, flags, kills, seed):
-    """A run that is killed `kills` times, each time resumed, and at last left to end.
+    """Train a run named "run" that is killed and resumed `kills` times, and then let it end.
 
-    Every step is saved. Most kills come at a random moment of one of the next steps and saves, some while it begins.
-    Returns how often one came in the middle of a write.
+    The run saves after every step. Most kills come at a random moment of one of the next steps and saves; some come
+    while the process starts.
+
+    Returns:
+        How many kills came in the middle of a write.
     """
     draw = random.Random(seed)
     last, log, torn = folder / "model" / "run" / "last.pt", folder / "log.txt", 0
-    new = flags_for(folder, f"--run_name run --overwrite --save_minutes 1e-6 {flags}")
+    new_run = training_flags(folder, f"--run_name run --overwrite --save_minutes 1e-6 {flags}")
     for _ in range(kills):
         step = saved_step(last)
-        process = start(["--resume", str(last.parent)] if last.exists() else new, log)
+        process = start(["--resume", str(last.parent)] if last.exists() else new_run, log)
         if draw.random() < 0.8:
-            wait_for(lambda: saved_step(last) >= step + draw.randint(1, 8))  # noqa: B023 (called at once)
+            wait_for(lambda: saved_step(last) >= step + draw.randint(1, 8))  # noqa: B023 (called in this iteration)
         time.sleep(draw.uniform(0, 0.1))
         assert process.exitcode is None, log.read_text()
         process.kill()
@@ -65,22 +78,27 @@ def kill_and_resume(folder, flags, kills, seed):
 
 
 def check_kills(tmp_path, flags, kills, seed):
-    run_training(tmp_path, f"--run_name whole --num_test_images 100 {flags}")
+    """Check that a run that is killed ends like one that is not. Returns the kills in the middle of a write."""
+    run_training(tmp_path, f"--run_name whole {flags}")
     torn = kill_and_resume(tmp_path, flags, kills, seed)
     for name in ("best.pt", "last.pt"):
-        assert_equal_weights(weights(tmp_path, "whole", name), weights(tmp_path, "run", name))
+        assert_equal_weights(load_weights(tmp_path, "whole", name), load_weights(tmp_path, "run", name))
     whole, run = (
         [[row[key] for key in ("epoch", "train_loss", "val_loss", "test_loss")] for row in read_metrics(tmp_path, name)]
         for name in ("whole", "run")
     )
     assert whole == run
-    assert not [file for file in tmp_path.rglob(".*") if file.is_file()]  # nothing half-written is left
+    assert not [file for file in tmp_path.rglob(".*") if file.is_file()]  # no half-written file is left
     return torn
+
+
+def resume(folder, *flags):
+    train.main(["--resume", str(folder / "model" / "run"), *flags])
 
 
 @pytest.fixture
 def one_thread():
-    """As many as in the background: the number decides how sums are rounded."""
+    """Use one thread, as the background processes do: the number of threads changes how sums are rounded."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -88,7 +106,7 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_killed_20_times_a_run_ends_with_the_weights_of_one_left_alone(tmp_path):
+def test_a_run_killed_20_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
     check_kills(tmp_path, LONG, kills=20, seed=0)
 
 
@@ -101,9 +119,9 @@ def test_soak_of_200_kills(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tmp_path):
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(number, tmp_path):
     log = tmp_path / "log.txt"
-    process = start(flags_for(tmp_path, f"--run_name run {LONG} --epochs 500"), log)
+    process = start(training_flags(tmp_path, f"--run_name run {LONG} --epochs 500"), log)
     wait_for(lambda: has_saved(tmp_path))
     os.kill(process.pid, number)
     assert end(process, 30) == 128 + number
@@ -113,7 +131,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tmp_path
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["training"]["step"] == step
 
 
-def never_end_the_third_step():
+def hang_in_the_third_step():
     train_step = trainer.Trainer.train_step
 
     def step(self, images, labels):
@@ -124,10 +142,10 @@ def never_end_the_third_step():
     trainer.Trainer.train_step = step
 
 
-def test_a_second_signal_stops_at_once_and_harms_no_file(tmp_path):
+def test_a_second_signal_stops_at_once_and_damages_no_file(tmp_path):
     log = tmp_path / "log.txt"
-    flags = flags_for(tmp_path, f"--run_name run {LONG} --save_minutes 1e-6")
-    process = start(flags, log, setup=never_end_the_third_step)
+    flags = training_flags(tmp_path, f"--run_name run {LONG} --save_minutes 1e-6")
+    process = start(flags, log, setup=hang_in_the_third_step)
     folder = tmp_path / "model" / "run"
     wait_for(lambda: has_saved(tmp_path) and checkpoint.load(folder, "last.pt")["training"]["step"] == 2)
     os.kill(process.pid, signal.SIGINT)
@@ -137,22 +155,21 @@ def test_a_second_signal_stops_at_once_and_harms_no_file(tmp_path):
     assert checkpoint.load(folder, "last.pt")["training"]["step"] == 2
 
 
-def test_interrupted_while_it_is_measured_an_epoch_is_measured_again(tmp_path, monkeypatch):
+def test_an_epoch_interrupted_during_evaluation_is_evaluated_again(tmp_path, monkeypatch):
     flags = f"{SMALL_VIT} --epochs 2 --num_train_images 200"
     run_training(tmp_path, f"--run_name whole {flags}")
-    evaluate = trainer.predict
+    predict = trainer.predict
 
     def interrupt(*arguments):
         signal.raise_signal(signal.SIGTERM)
-        return evaluate(*arguments)
+        return predict(*arguments)
 
     monkeypatch.setattr(trainer, "predict", interrupt)
-    with pytest.raises(SystemExit) as stopped:
+    with exits_with(143):
         run_training(tmp_path, f"--run_name run {flags}")
-    assert stopped.value.code == 143
-    monkeypatch.setattr(trainer, "predict", evaluate)
-    train.main(["--resume", str(tmp_path / "model" / "run")])
-    assert_equal_weights(weights(tmp_path, "whole"), weights(tmp_path, "run"))
+    monkeypatch.setattr(trainer, "predict", predict)
+    resume(tmp_path)
+    assert_equal_weights(load_weights(tmp_path, "whole"), load_weights(tmp_path, "run"))
     for whole, run in zip(read_metrics(tmp_path, "whole"), read_metrics(tmp_path, "run"), strict=True):
         assert whole["train_loss"] == run["train_loss"]
 
@@ -160,17 +177,17 @@ def test_interrupted_while_it_is_measured_an_epoch_is_measured_again(tmp_path, m
 def fill_the_disk_in_the_second_epoch():
     log_epoch = RunWriter.log_epoch
 
-    def full(self, trainer, metrics, is_last):
+    def fill_and_log(self, trainer, metrics, is_last):
         if metrics["epoch"] == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         log_epoch(self, trainer, metrics, is_last)
 
-    RunWriter.log_epoch = full
+    RunWriter.log_epoch = fill_and_log
 
 
-def test_on_a_full_disk_a_run_ends_in_a_line_and_keeps_what_it_had(tmp_path):
+def test_on_a_full_disk_a_run_ends_with_one_line_and_keeps_its_files(tmp_path):
     log = tmp_path / "log.txt"
-    process = start(flags_for(tmp_path, f"--run_name run {LONG}"), log, setup=fill_the_disk_in_the_second_epoch)
+    process = start(training_flags(tmp_path, f"--run_name run {LONG}"), log, setup=fill_the_disk_in_the_second_epoch)
     assert end(process) == 2
     text = log.read_text()
     assert re.search(r"train.py: error: cannot write \S+; is the disk full\?\n$", text)
@@ -181,103 +198,98 @@ def test_on_a_full_disk_a_run_ends_in_a_line_and_keeps_what_it_had(tmp_path):
 
 
 @pytest.mark.parametrize("before", [None, "an earlier run"])
-def test_without_memory_a_run_names_the_flags_to_lower_and_leaves_all_as_it_was(before, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_reports_the_flags_to_lower_and_changes_no_files(before, tmp_path, monkeypatch, capsys):
     if before:
         run_training(tmp_path, f"--run_name run --epochs 1 {SMALL_VIT} --num_train_images 100")
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    files = read_files(tmp_path)
 
     def fail(self, images, labels):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(trainer.Trainer, "train_step", fail)
-    with pytest.raises(SystemExit) as stopped:
+    with exits_with(2):
         run_training(tmp_path, f"--run_name run --overwrite {SMALL_VIT}")
-    assert stopped.value.code == 2
     assert re.search(r"^train.py: error: out of memory; lower --batch_size, --embed_dim", capsys.readouterr().err, re.M)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    assert read_files(tmp_path) == files
     assert (tmp_path / "model").exists() == bool(before)
 
 
-def test_data_that_vanishes_meanwhile_is_not_missed(tmp_path, monkeypatch):
+def test_training_does_not_need_the_data_set_once_it_is_loaded(tmp_path, monkeypatch):
     images, labels = draw_shapes(60, 32, seed=0)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        file = tmp_path / "data" / str(label.item()) / f"{i}.png"
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        file = tmp_path / "data" / str(label.item()) / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     end_epoch = trainer.Trainer.end_epoch
 
-    def delete_and_end(self, row):
+    def delete_data_and_end_epoch(self, metrics):
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        end_epoch(self, row)
+        end_epoch(self, metrics)
 
-    monkeypatch.setattr(trainer.Trainer, "end_epoch", delete_and_end)
+    monkeypatch.setattr(trainer.Trainer, "end_epoch", delete_data_and_end_epoch)
     run_training(tmp_path, f"--run_name run --dataset folder --num_train_images 30 --epochs 2 {SMALL_VIT}")
     assert not (tmp_path / "data").exists()
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 2
 
 
-def test_of_two_trainings_of_one_name_the_second_is_refused(tmp_path, capsys):
+def test_a_second_training_with_the_same_name_is_refused(tmp_path, capsys):
     log = tmp_path / "log.txt"
-    process = start(flags_for(tmp_path, f"--run_name run {LONG}"), log)
+    process = start(training_flags(tmp_path, f"--run_name run {LONG}"), log)
     wait_for(lambda: has_saved(tmp_path))
     for flags, reason in (
-        ("--run_name run", "already exists"),
-        ("--run_name run --overwrite", "another training is running in"),
+        ("--run_name run --num_test_images 100", "already exists"),
+        ("--run_name run --num_test_images 100 --overwrite", "another training is running in"),
         (f"--resume {tmp_path}/model/run", "another training is running in"),
     ):
-        with pytest.raises(SystemExit) as stopped:
-            train.main(flags.split() if "--resume" in flags else flags_for(tmp_path, flags))
-        assert stopped.value.code == 2
+        with exits_with(2):
+            train.main(flags.split() if "--resume" in flags else training_flags(tmp_path, flags))
         assert reason in capsys.readouterr().err
     assert end(process) == 0, log.read_text()
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 10
 
 
-def resume(folder, *flags):
-    train.main(["--resume", str(folder / "model" / "run"), *flags])
-
-
 def damage(path):
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def test_where_last_is_damaged_a_run_goes_on_from_the_one_before(tmp_path, capsys):
+def test_a_run_with_a_damaged_last_pt_resumes_from_previous_pt(tmp_path, capsys):
     flags = f"{SMALL_VIT} --epochs 3 --save_every 1"
     run_training(tmp_path, f"--run_name whole {flags}")
     run_training(tmp_path, f"--run_name run {flags}")
     for name in ("last.pt", "best.pt"):
         damage(tmp_path / "model" / "run" / name)
     resume(tmp_path)
-    said = capsys.readouterr()
-    assert re.search(r"warning: \S+model/run/last.pt cannot be read .*resuming from previous.pt", said.err)
-    assert re.search(r"warning: \S+model/run/best.pt cannot be read", said.err)
-    assert "resuming after 2 of 3 epochs" in said.out
+    printed = capsys.readouterr()
+    assert re.search(r"warning: \S+model/run/last.pt cannot be read .*resuming from previous.pt", printed.err)
+    assert re.search(r"warning: \S+model/run/best.pt cannot be read", printed.err)
+    assert "resuming after 2 of 3 epochs" in printed.out
     for name in ("best.pt", "last.pt"):
-        assert_equal_weights(weights(tmp_path, "whole", name), weights(tmp_path, "run", name))
+        assert_equal_weights(load_weights(tmp_path, "whole", name), load_weights(tmp_path, "run", name))
     for name in ("last.pt", "previous.pt"):
         damage(tmp_path / "model" / "run" / name)
-    with pytest.raises(SystemExit):
+    with exits_with(2):
         resume(tmp_path, "--epochs", "4")
     assert "previous.pt cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("val_images", [0, 500])
-def test_resuming_a_complete_run_completes_its_files_and_ends_well(val_images, tmp_path, capsys):
+def test_resuming_a_complete_run_restores_its_missing_files_and_succeeds(val_images, tmp_path, capsys):
     run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --val_images {val_images}")
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    kept = weights(tmp_path, "run")
+    files = read_files(tmp_path)
+    kept = load_weights(tmp_path, "run")
     for name in ("curves.png", "history.pt", "metrics.csv", "config.json"):
         (tmp_path / "output" / "run" / name).unlink()
     if checkpoint.load(tmp_path / "model" / "run")["epoch"] == 2:
         (tmp_path / "model" / "run" / "best.pt").unlink()
-    resume(tmp_path)  # ends with status 0, so that a loop until it does so ends too
-    said = capsys.readouterr()
-    assert "all 2 epochs are complete; nothing is left to train" in said.out
-    assert "kept epoch" in said.out
+    resume(tmp_path)  # exits with status 0, so that a loop that resumes until the run succeeds ends too
+    printed = capsys.readouterr().out
+    assert "all 2 epochs are complete; nothing is left to train" in printed
+    assert "kept epoch" in printed
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == files.keys()
-    assert_equal_weights(weights(tmp_path, "run"), kept)
+    assert_equal_weights(load_weights(tmp_path, "run"), kept)
     for path in (tmp_path / "model" / "run" / "last.pt", tmp_path / "output" / "run" / "metrics.csv"):
         assert path.read_bytes() == files[path]
 
@@ -296,34 +308,33 @@ def test_resuming_a_complete_run_completes_its_files_and_ends_well(val_images, t
         ({"dataset": ["folder"]}, "its recipe"),
     ],
 )
-def test_the_flags_in_a_strangers_checkpoint_are_checked_as_if_typed(runs, recipe, reason, tmp_path, capsys):
+def test_the_flags_in_an_untrusted_checkpoint_are_checked_like_typed_ones(runs, recipe, reason, tmp_path, capsys):
     shutil.copytree(runs / "model" / "vit", tmp_path / "model" / "run", ignore=shutil.ignore_patterns("previous.pt"))
     path = tmp_path / "model" / "run" / "last.pt"
     saved = checkpoint.load(path)
     saved["recipe"] |= recipe
     checkpoint.save(path, saved)
-    with pytest.raises(SystemExit) as stopped:
+    with exits_with(2):
         resume(tmp_path, *([] if "epochs" in recipe else ["--epochs", "9"]))
-    assert stopped.value.code == 2
     assert reason in capsys.readouterr().err
 
 
 def set_to(*keys):
-    """A change of a checkpoint's training state: the last of the keys is the value."""
+    """A function that changes a checkpoint's training state: set_to("a", "b", 3) sets state["a"]["b"] to 3."""
     *path, last, value = keys
 
     def change(saved):
-        place = saved["training"]
+        state = saved["training"]
         for key in path:
-            place = place[key]
-        place[last] = value
+            state = state[key]
+        state[last] = value
 
     return change
 
 
 MOMENT = ("optimizer", "state", 3, "exp_avg")
-RUBBISH = [
-    (set_to(*MOMENT, torch.zeros(1)), "other shapes"),  # fused kernels would write beyond it
+INVALID_STATES = [
+    (set_to(*MOMENT, torch.zeros(1)), "other shapes"),  # fused kernels would write beyond its end
     (set_to(*MOMENT, torch.zeros(1).expand(10**9)), "other shapes"),
     (set_to(*MOMENT, "text"), "training state"),
     (set_to("optimizer", "state", {0: {}}), "other weights"),
@@ -347,8 +358,8 @@ RUBBISH = [
 ]
 
 
-@pytest.mark.parametrize(("change", "reason"), RUBBISH)
-def test_a_strangers_training_state_is_checked_before_it_is_used(change, reason, runs, tmp_path, capsys):
+@pytest.mark.parametrize(("change", "reason"), INVALID_STATES)
+def test_an_untrusted_training_state_is_checked_before_it_is_used(change, reason, runs, tmp_path, capsys):
     shutil.copytree(runs / "model" / "vit", tmp_path / "model" / "run", ignore=shutil.ignore_patterns("previous.pt"))
     shutil.copytree(runs / "output" / "vit", tmp_path / "output" / "run")
     path = tmp_path / "model" / "run" / "last.pt"
@@ -356,9 +367,8 @@ def test_a_strangers_training_state_is_checked_before_it_is_used(change, reason,
     change(saved)
     torch.save(saved, path)
     before = (tmp_path / "output" / "run" / "metrics.csv").read_bytes()
-    with pytest.raises(SystemExit) as stopped:
+    with exits_with(2):
         resume(tmp_path, "--epochs", "9", "--output_path", str(tmp_path / "output"))
-    assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
     assert len(line) < 600
@@ -369,20 +379,22 @@ def print_to_a_full_disk():
     os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
 
-def test_a_log_on_a_full_disk_is_no_loss(tmp_path):
+def test_a_run_whose_log_is_on_a_full_disk_ends_and_leaves_no_files(tmp_path):
     log = tmp_path / "log.txt"
-    process = start(flags_for(tmp_path, f"--run_name run {SMALL_VIT}"), log, setup=print_to_a_full_disk)
+    flags = training_flags(tmp_path, f"--run_name run {SMALL_VIT} --num_test_images 100")
+    process = start(flags, log, setup=print_to_a_full_disk)
     assert end(process) == 2
     assert "train.py: error: [Errno 28] No space left on device" in log.read_text()
     assert not (tmp_path / "model").exists()
 
 
-def test_who_reads_the_output_may_go_away(tmp_path):
+def test_a_run_whose_output_pipe_closes_saves_and_exits(tmp_path):
     read, write = os.pipe()
     log = tmp_path / "log.txt"
-    flags = flags_for(tmp_path, f"--run_name run {SMALL_VIT} --num_train_images 200 --epochs 50")
+    flags = f"--run_name run {SMALL_VIT} --num_train_images 200 --num_test_images 100 --epochs 50"
     with open(log, "w") as errors:
-        process = subprocess.Popen([sys.executable, train.__file__, *flags], stdout=write, stderr=errors)
+        command = [sys.executable, train.__file__, *training_flags(tmp_path, flags)]
+        process = subprocess.Popen(command, stdout=write, stderr=errors)
     os.close(write)
     with open(read, "rb") as output:
         while b"epoch  2" not in output.readline():
@@ -392,14 +404,13 @@ def test_who_reads_the_output_may_go_away(tmp_path):
     assert checkpoint.load_last(tmp_path / "model" / "run")["training"]["step"] > 0
 
 
-def test_a_run_is_resumed_from_anywhere_and_with_more_epochs(tmp_path, monkeypatch, capsys):
+def test_a_run_can_be_resumed_from_any_folder_and_with_more_epochs(tmp_path, monkeypatch, capsys):
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     train.main(f"--run_name run --dataset shapes --epochs 1 --device cpu {SMALL_VIT}".split())
     monkeypatch.chdir(tmp_path)
     train.main(["--resume", "home/model/run", "--epochs", "2"])
-    said = capsys.readouterr().out
-    assert "--epochs 2 instead of 1" in said
+    assert "--epochs 2 replaces 1: the learning rates" in capsys.readouterr().out
     assert checkpoint.load(tmp_path / "home" / "model" / "run", "last.pt")["epoch"] == 2
     assert len((tmp_path / "home" / "output" / "run" / "metrics.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "output").exists()

@@ -1,3 +1,5 @@
+"""Tests of the learning-rate schedules, the optimizers and the averaged weights against PyTorch and timm."""
+
 import warnings
 
 import pytest
@@ -12,11 +14,12 @@ TOTAL, WARMUP = 200, 20
 
 
 def factors(schedule, total=TOTAL, warmup=WARMUP):
+    """The learning rate of each step, relative to its peak."""
     return [schedule_factor(schedule, step, total, warmup) for step in range(total)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])
-def test_schedules_rise_to_one_peak_and_train_the_last_step_at_the_end(schedule):
+def test_schedules_rise_to_one_peak_and_fall_to_the_final_rate_at_the_last_step(schedule):
     values = factors(schedule)
     assert values[0] > 0
     assert values.count(1.0) == 1
@@ -26,7 +29,7 @@ def test_schedules_rise_to_one_peak_and_train_the_last_step_at_the_end(schedule)
     assert values[-1] == pytest.approx(1 / 250_000 if schedule == "onecycle" else FINAL_FACTOR)
 
 
-def test_warmup_and_decay_have_their_shapes():
+def test_warmup_and_decay_have_the_right_shapes():
     assert factors("linear")[4] == pytest.approx(5 / 21)
     assert factors("linear", 101, 0)[50] == pytest.approx((1 + FINAL_FACTOR) / 2)
     assert factors("cosine", 101, 0)[50] == pytest.approx((1 + FINAL_FACTOR) / 2)
@@ -41,42 +44,42 @@ def test_the_shortest_runs_have_rates_above_zero(schedule, total, warmup):
     assert all(0 < value <= 1 for value in factors(schedule, total, warmup))
 
 
-def some_optimizer(**options):
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], **{"lr": 1.0, **options})
+def small_optimizer(*rates):
+    """SGD with one parameter group per learning rate."""
+    return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
 
 
-def test_one_cycle_is_pytorchs():
-    optimizer = some_optimizer()
+def test_one_cycle_matches_pytorch():
+    optimizer = small_optimizer(1.0)
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=TOTAL, pct_start=0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for value in factors("onecycle", warmup=int(0.3 * TOTAL) - 1):
             assert value == pytest.approx(optimizer.param_groups[0]["lr"])
-            theirs.last_epoch < TOTAL - 1 and theirs.step()
+            if theirs.last_epoch < TOTAL - 1:
+                theirs.step()
 
 
-def test_plateau_is_pytorchs():
+def test_plateau_matches_pytorch():
     losses = [1.0, 0.8, 0.9, *[0.81] * 14, 0.5, *[0.49998] * 25, 0.2]
-    optimizer, reference = some_optimizer(), some_optimizer()
+    optimizer, reference = small_optimizer(1.0), small_optimizer(1.0)
     ours = Schedule(optimizer, "plateau", total_steps=1000)
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(reference)
     for step, loss in enumerate(losses):
         assert ours.set_step(step) == pytest.approx(reference.param_groups[0]["lr"])
         ours.end_epoch(loss)
         theirs.step(loss)
-    assert ours.set(999) < 0.01
+    assert ours.set_step(999) < 0.01
 
 
-def test_schedule_keeps_the_groups_apart():
-    optimizer = torch.optim.SGD(
-        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)], lr=1.0
-    )
+def test_schedule_scales_the_learning_rate_of_each_parameter_group():
+    optimizer = small_optimizer(1.0, 0.1)
     Schedule(optimizer, "linear", TOTAL, WARMUP).set_step(0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1 / 21, 0.1 / 21])
 
 
 @pytest.mark.parametrize("model", [VisionTransformer(depth=2, embed_dim=12, num_heads=2), SimpleCNN()])
-def test_weights_decay_where_timms_do(model):
+def test_weight_decay_applies_to_the_same_weights_as_in_timm(model):
     ours = build_optimizer(model, 1e-3, 0.05)
     theirs = param_groups_weight_decay(model, 0.05, no_weight_decay_list=("cls_token", "pos_embed"))
     assert isinstance(ours, torch.optim.AdamW)
@@ -108,10 +111,10 @@ def test_both_optimizers_skip_a_step_whose_gradients_overflow():
     optimizer = build_optimizer(model, 1e-3, 0.05, {"lr": 0.01})
     scaler = torch.amp.GradScaler("cpu")
     before = [weight.detach().clone() for weight in model.parameters()]
-    for spoilt in (True, False):
+    for overflows in (True, False):
         for weight in model.parameters():
             weight.grad = torch.ones_like(weight)
-        if spoilt:
+        if overflows:
             model.features[0][0].weight.grad[0] = torch.inf
         scaler.scale(torch.ones(()))
         scaler.unscale_(optimizer)
@@ -119,17 +122,17 @@ def test_both_optimizers_skip_a_step_whose_gradients_overflow():
         scaler.step(optimizer)
         scaler.update()
         moved = [not torch.equal(weight, old) for weight, old in zip(model.parameters(), before, strict=True)]
-        assert any(moved) != spoilt
+        assert any(moved) != overflows
         assert all(weight.isfinite().all() for weight in model.parameters())
 
 
-def test_muon_is_pytorchs():
+def test_muon_matches_pytorch():
     shapes = [(24, 8), (8, 24), (24, 8), (16, 16), (8, 3, 3, 3)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [torch.nn.Parameter(weight.detach().clone().flatten(1)) for weight in ours]
     options = {"lr": 0.1, "weight_decay": 0.5, "momentum": 0.9}
     muon, reference = Muon(ours, **options), torch.optim.Muon(theirs, **options)
-    muon.dtype = torch.bfloat16  # as theirs, whatever this machine is fast in
+    muon.dtype = torch.bfloat16  # PyTorch's dtype; ours depends on the machine
     for _ in range(4):
         for weight, other in zip(ours, theirs, strict=True):
             weight.grad = torch.randn_like(weight)
@@ -139,18 +142,18 @@ def test_muon_is_pytorchs():
         reference.step()
         for weight, other, old in zip(ours, theirs, before, strict=True):
             difference = (weight.flatten(1) - other).norm()
-            assert difference < 0.02 * (weight - old).norm()  # bf16 has two to three digits
+            assert difference < 0.02 * (weight - old).norm()  # bf16 has two to three decimal digits
             other.data.copy_(weight.flatten(1))
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 24), (2, 24, 8), (1, 16, 16)])
-def test_muons_directions_are_nearly_orthogonal(shape):
+def test_muon_directions_are_nearly_orthogonal(shape):
     matrices = torch.randn(shape, dtype=torch.float64)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     direction = orthogonalize(matrices)
     assert (torch.linalg.svdvals(direction) - 1).abs().max() < 0.35
-    cosine = torch.nn.functional.cosine_similarity(direction.flatten(1), (left @ right).flatten(1))
-    assert cosine.min() > 0.97
+    similarity = torch.nn.functional.cosine_similarity(direction.flatten(1), (left @ right).flatten(1))
+    assert similarity.min() > 0.97
 
 
 def test_averaged_weights_are_the_moving_average():
@@ -161,16 +164,15 @@ def test_averaged_weights_are_the_moving_average():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
-            model(torch.randn(4, 3, 32, 32))  # moves BatchNorm's buffers
+            model(torch.randn(4, 3, 32, 32))  # updates the buffers of batch normalization
         average.update()
         for name, value in model.state_dict().items():
-            copied = name not in expected or "num_batches" in name
-            expected[name] = value.double() if copied else 0.9 * expected[name] + 0.1 * value.double()
+            is_copied = name not in expected or "num_batches" in name
+            expected[name] = value.double() if is_copied else 0.9 * expected[name] + 0.1 * value.double()
     for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], atol=1e-5, rtol=1e-5)
     restored = ModelEma(model, 0.9)
     restored.load_state_dict(average.state_dict())
-    for one in (average, restored):
-        one.update()
-    weights = [one.module.state_dict()["features.0.0.weight"] for one in (average, restored)]
-    assert torch.equal(*weights)
+    for ema in (average, restored):
+        ema.update()
+    assert torch.equal(*(ema.module.state_dict()["features.0.0.weight"] for ema in (average, restored)))

@@ -1,4 +1,4 @@
-"""The house: every import points down, none goes in a circle, and each part knows only what it should."""
+"""Tests of the structure: imports only point down and are never circular, and each part has few dependencies."""
 
 import ast
 import sys
@@ -22,7 +22,7 @@ TREES = {module_name(path): ast.parse(path.read_text()) for path in FILES}
 
 
 def imports(name):
-    """The modules that a module imports, also inside its functions."""
+    """The modules that a module imports, including those that it imports inside functions."""
     found = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
@@ -34,8 +34,13 @@ def imports(name):
 
 
 def part(name):
-    """The folder of a module, or the module itself at the top: "vit_cifar10.data.images" -> "data"."""
+    """The folder of a module, or the name of a top-level module: "vit_cifar10.data.images" -> "data"."""
     return name.split(".")[1] if name.startswith("vit_cifar10.") else name
+
+
+def packages(name):
+    """The top-level packages that a module imports, without the standard library."""
+    return {other.split(".")[0] for other in imports(name)} - sys.stdlib_module_names
 
 
 def test_all_modules_were_found():
@@ -50,31 +55,30 @@ def test_imports_only_point_down():
                 assert LEVELS[part(other)] < LEVELS[part(name)], f"{name} imports {other}"
 
 
-def test_nothing_imports_in_a_circle():
+def test_there_are_no_circular_imports():
     order = TopologicalSorter({name: imports(name) & TREES.keys() for name in TREES}).static_order()
     assert set(order) == set(TREES)
 
 
-def test_the_networks_need_torch_alone():
-    packages = {name.split(".")[0] for name in imports("model")} - sys.stdlib_module_names
-    assert packages == {"torch"}
+def test_model_py_imports_only_torch():
+    assert packages("model") == {"torch"}
 
 
-def test_plots_take_arrays_and_know_no_network():
+def test_plots_depend_neither_on_torch_nor_on_networks():
     for name in TREES:
         if part(name) == "plots":
-            packages = {other.split(".")[0] for other in imports(name)} - sys.stdlib_module_names
-            assert packages <= {"numpy", "matplotlib", "PIL", "imageio", "vit_cifar10"}, name
+            assert packages(name) <= {"numpy", "matplotlib", "PIL", "imageio", "vit_cifar10"}, name
 
 
-def test_only_model_py_asks_which_network_it_is():
+def test_only_model_py_checks_the_type_of_a_network():
     for name, tree in TREES.items():
         calls = [
             node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
         ]
-        asked = [ast.unparse(call) for call in calls if {"VisionTransformer", "SimpleCNN"} & set(names_in(call))]
-        assert name == "model" or not asked, f"{name}: {asked}"
+        checks = [ast.unparse(call) for call in calls if {"VisionTransformer", "SimpleCNN"} & names_in(call)]
+        assert name == "model" or not checks, f"{name}: {checks}"
 
 
 def names_in(tree):
-    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    """The variables that are used in a syntax tree."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -1,15 +1,14 @@
-"""That every flag of train.py reaches what it is for, and that the right weights are kept."""
+"""Tests that every flag of train.py has its effect, that the right weights are kept, and that runs stay separate."""
 
 import functools
 
 import pytest
 import torch
-from helpers import SMALL_VIT
+from helpers import SMALL_VIT, checkpoint_contents, folder_flags
 
 import train
 from vit_cifar10.data import dataset
 from vit_cifar10.runs import checkpoint, writer
-from vit_cifar10.runs.untrusted import KEYS
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer as trainer_module
 from vit_cifar10.training.distributed import Job
@@ -29,6 +28,7 @@ def trainer_for(splits, flags=""):
 
 
 def train_steps(trainer, count=3):
+    """Train on the same batch a few times; returns all parameters of the network, flat."""
     torch.manual_seed(0)
     trainer.model.train()
     for step in range(count):
@@ -76,7 +76,7 @@ def test_every_flag_changes_the_first_updates(base, flag, splits):
     assert not torch.equal(plain, changed)
 
 
-def test_flags_reach_the_parts_they_name(splits):
+def test_flags_reach_the_parts_that_they_configure(splits):
     flags = "--mixup 0.8 --cutmix 0.5 --mix_prob 0.7 --random_erasing 0.1 --pool avg --ema 0.9 --n_layers 5"
     trainer = trainer_for(splits, flags)
     augment = trainer.augment
@@ -89,9 +89,9 @@ def test_flags_reach_the_parts_they_name(splits):
     assert trainer.schedule.total_steps == 4 * (256 // 128)
 
 
-def test_averaged_weights_are_what_is_measured_and_kept(splits):
+def test_averaged_weights_are_evaluated_and_saved(splits):
     trainer = trainer_for(splits, "--ema 0.5")
-    train_steps(trainer, 1)  # the first update copies
+    train_steps(trainer, 1)  # the first update copies the weights
     assert torch.equal(trainer.evaluated_model.head.weight, trainer.model.head.weight)
     before = trainer.evaluated_model.head.weight.clone()
     train_steps(trainer, 1)
@@ -101,38 +101,31 @@ def test_averaged_weights_are_what_is_measured_and_kept(splits):
     assert not torch.equal(after, trainer.model.head.weight)
 
 
-class Scripted:
-    """Stands in for a trainer whose epochs are written down: validation and test accuracy contradict each other."""
+class FakeTrainer:
+    """What `RunWriter` needs of a trainer."""
 
-    def inference_state(self, row):
-        state = {key: kind() for key, kind in KEYS.items() if key != "format"}
-        return {
-            **state,
-            "dataset": "shapes",
-            "mean": [0.0] * 3,
-            "std": [1.0] * 3,
-            "epoch": row["epoch"],
-            "metrics": row,
-        }
+    def inference_state(self, metrics):
+        return checkpoint_contents(epoch=metrics["epoch"], metrics=metrics)
 
     def training_state(self):
         return {}
 
 
-def test_validation_images_choose_the_best_epoch_and_test_images_never(tmp_path):
+def test_validation_images_choose_the_best_epoch_and_test_images_never_do(tmp_path):
     run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
     run.begin()
-    accuracies = [(0.3, 0.9), (0.6, 0.1), (0.5, 0.95)]
+    accuracies = [(0.3, 0.9), (0.6, 0.1), (0.5, 0.95)]  # validation and test accuracy contradict each other
     for epoch, (val, test) in enumerate(accuracies, start=1):
         losses = {"train_loss": 1.0, "val_loss": 1.0, "test_loss": 1.0}
-        row = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses}
-        run.log_epoch(Scripted(), {**row, "val_accuracy": val, "test_accuracy": test}, is_last=epoch == len(accuracies))
+        metrics = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses}
+        metrics |= {"val_accuracy": val, "test_accuracy": test}
+        run.log_epoch(FakeTrainer(), metrics, is_last=epoch == len(accuracies))
     assert checkpoint.load(tmp_path / "model")["epoch"] == 2
     assert checkpoint.load(tmp_path / "model", "last.pt")["epoch"] == 3
     assert run.best["epoch"] == 2
 
 
-def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tmp_path, monkeypatch):
+def test_plateau_follows_the_validation_loss_and_survives_a_resume(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "Schedule", functools.partial(Schedule, patience=0))
     monkeypatch.setattr(
         trainer_module.Trainer,
@@ -144,7 +137,7 @@ def test_plateau_listens_to_the_validation_loss_and_survives_a_resume(splits, tm
     with recorded(trainer, run, StopSignals(Job())) as recorder:
         for epoch in range(1, 5):
             recorder.log_epoch(trainer.train_epoch(epoch) | trainer.evaluate())
-    assert [row["learning_rate"] for row in run.epochs] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
+    assert [metrics["learning_rate"] for metrics in run.epochs] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
     resumed = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
     resumed.resume(checkpoint.load(tmp_path / "model", "last.pt"))
     assert resumed.schedule.set_step(0) == pytest.approx(5e-7)
@@ -157,9 +150,9 @@ def test_a_run_never_takes_the_folders_of_another(tmp_path):
         second.begin()
 
 
-def test_runs_started_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "default_name", lambda args: "same")
-    args, *_ = train.parse([f"--model_path={tmp_path / 'model'}", f"--output_path={tmp_path / 'output'}"])
+    args, *_ = train.parse(folder_flags(tmp_path))
     runs = [writer.open_run(args) for _ in range(3)]
     for run in runs:
         run.begin()
@@ -181,12 +174,12 @@ def test_replacing_a_run_leaves_nothing_of_the_old_one(tmp_path):
         (tmp_path / file).touch()
     before = set(tmp_path.rglob("*"))
     run.begin()
-    assert set(tmp_path.rglob("*")) == before  # until there is something to take their place
+    assert set(tmp_path.rglob("*")) == before  # the old files stay until there are new ones
     run.remove_replaced()
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt", "config.json"}
 
 
-def test_other_images_are_not_resumed_on(splits):
+def test_a_run_cannot_be_resumed_on_other_images(splits):
     trainer = trainer_for(splits)
     saved = {**trainer.inference_state({}), "training": trainer.training_state()}
     trainer.resume(saved)
@@ -195,7 +188,7 @@ def test_other_images_are_not_resumed_on(splits):
         other.resume(saved)
 
 
-def test_help_tells_every_default():
+def test_help_shows_every_default():
     text = train.build_parser().format_help()
     for flag, default in {"--seed": "0", "--ema": "0.0", "--batch_size": "128", "--drop_path": "0.0"}.items():
         start = text.index(f"  {flag} ")
