@@ -1,11 +1,11 @@
-"""Compare trained runs: accuracy, curves, the images they disagree on, and whether a difference may be chance.
+"""Compare trained runs: accuracy, curves, images they disagree on, and whether a difference may be due to chance.
 
-    python compare.py model/VIT_RUN model/CNN_RUN                # two runs; any number will do
-    python compare.py model/vit-seed* model/cnn-seed*            # seeds of one recipe become mean and deviation
+    python compare.py model/VIT_RUN model/CNN_RUN                # any number of runs
+    python compare.py model/vit-seed* model/cnn-seed*            # several seeds: mean and standard deviation
     python compare.py model/cnn-500 model/cnn-5000 model/cnn     # accuracy against the number of training images
 
 Each RUN is a folder under model/ or output/, a checkpoint, or a name. Runs that cannot be read are reported and left
-out, and the exit status is then 2. A run without a full test of its present weights is tested first.
+out, and the exit status is then 2. A run without a full test of its current weights is tested first.
 
 Writes to --compare_path: comparison.md (tables and pictures), comparison.json (tables), comparison.csv (the first
 table), model_comparison.png, class_accuracy.png, disagreements.png and, for runs with different numbers of training
@@ -111,7 +111,7 @@ def load_runs(args, device):
     for note in [*errors, *(note for run in runs for note in run.notes)]:
         warn(note)
     if not runs:
-        raise UserError("none of these is a run that can be read; name folders under model/ that train.py has written")
+        raise UserError("none of these is a run that can be read; give folders under model/ that train.py has written")
     if errors and len(runs) == 1:
         raise UserError(f"only {runs[0].name} is left; there is nothing to compare it with")
     return runs, len(errors)
@@ -122,9 +122,9 @@ def warn(message):
 
 
 def test_all(runs, args):
-    """Test every run on the images of its data set, each set read once; returns {`images_key`: Split or None}.
+    """Test every run on the images of its data set, and return {`images_key`: Split or None}. Each set is read once.
 
-    Without the images, runs that were tested before keep those results.
+    If the images are missing, the results of earlier tests are used.
     """
     splits = {}
     for run in runs:
@@ -148,7 +148,7 @@ def test_all(runs, args):
 
 
 def images_key(run):
-    """Which test images a run needs: the data set, and the side in pixels."""
+    """The test images that a run needs: the name of the data set, and the side of its images in pixels."""
     return run.dataset, run.network.image_size
 
 
@@ -212,7 +212,7 @@ def explain_image(index, pair, splits):
 
 
 def label(group):
-    """The name in a legend of a run, or of several seeds."""
+    """The legend entry of a run, or of several seeds."""
     first = group[0]
     name = f"{shorten(first.name)} and {len(group) - 1} more" if len(group) > 1 else shorten(first.name)
     accuracies = [run.results["accuracy"] for run in group if run.tested]
@@ -222,7 +222,7 @@ def label(group):
 
 
 def curve_note(group):
-    """What a legend adds if the epochs were not evaluated on all test images."""
+    """A note for the legend if the epochs were not evaluated on all test images, otherwise an empty string."""
     counts = sorted({run.flags["num_test_images"] for run in group if not run.has_whole_test})
     return f" (curve: {' or '.join(map('{:,}'.format, counts))} test images)" if counts else ""
 

@@ -48,7 +48,7 @@ class PatchEmbed(nn.Module):
 
 @torch.fx.wrap  # the computation depends on the device, which is unknown in a symbolic trace
 def dropout(x, p):
-    """`F.dropout`. On the CPU, it is computed from 16 random bits per value, in a third of the time."""
+    """`F.dropout`. On the CPU, it is computed from 16 random bits per value, which takes a third of the time."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # 64 random bits each
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     Training uses a fused kernel; see `attend`. `forward_with_weights` writes the same computation out, so that the
     weights (B, heads, N, N) are part of the graph and can be inspected and differentiated. As in timm, setting
-    `fused_attn = False` makes `forward` use it too.
+    `fused_attn = False` makes `forward` use this computation too.
     """
 
     def __init__(self, dim, num_heads, attn_drop, proj_drop):
@@ -195,8 +195,8 @@ class VisionTransformer(nn.Module):
         num_classes: number of logits.
         global_pool: "token" classifies from the class token. "avg" classifies from the mean of the patch tokens, with
             the final norm after the pooling, as in timm.
-        class_token: whether the network has a class token. With "avg", it only takes part in the attention, and it is
-            better to leave it out.
+        class_token: whether the network has a class token. With "avg", the class token only takes part in the
+            attention, and is better left out.
         embed_dim: width of a token, a multiple of `num_heads`.
         depth: number of blocks.
         num_heads: number of attention heads per block.
@@ -327,8 +327,8 @@ class SimpleCNN(nn.Module):
 
     image -> 4 x (convolution -> BatchNorm -> ReLU -> max-pool) -> flatten -> hidden layer -> ReLU -> dropout -> logits
 
-    The convolutions have 32, 64, 128 and 256 channels and turn a 32x32 image into 256 x 2 x 2 values. The hidden layer
-    has 512.
+    By default, the convolutions have 32, 64, 128 and 256 channels and turn a 32x32 image into 256 x 2 x 2 values. The
+    hidden layer then has 512 units.
 
     Args:
         img_size: side of the square images in pixels, at least 16.
@@ -338,7 +338,7 @@ class SimpleCNN(nn.Module):
         drop_rate: dropout rate after the hidden layer.
 
     Raises:
-        ValueError: `img_size` is below 16. Four poolings would leave nothing of such an image.
+        ValueError: `img_size` is below 16. Four poolings would reduce such an image to nothing.
     """
 
     has_attention = False

@@ -3,15 +3,15 @@
     python test.py --mode cifar                                  # accuracy, per-class scores, confusion matrix
     python test.py --mode cifar-single --index 5                 # classify test image 5, with an attention GIF
     python test.py --mode custom --image_path img.png            # the same for any image file
-    python test.py --mode custom --image_path img.png --html img.html    # and a page to explore the decision in
+    python test.py --mode custom --image_path img.png --html img.html    # and a page to explore the prediction
     python test.py --mode faithfulness --num_images 500          # how far the explanations can be trusted
 
---model_path names a run, its folder, or a checkpoint; the architecture comes from the checkpoint. Without it, the run
-that was trained last is tested or, if there is none, the ViT that comes with the project.
+--model_path is a run's name, its folder, or a checkpoint; the architecture comes from the checkpoint. Without this
+flag, the run that was trained last is tested or, if there is none, the ViT that comes with the project.
 
 The full test writes its numbers and pictures to output/RUN/. cifar-single and custom write a GIF and a still to
 attention_map_gif/: for a ViT, attention layer by layer; for a CNN, Grad-CAM for its most probable classes. They also
-open a window where there is a display.
+open a window if there is a display.
 """
 
 import csv
@@ -59,24 +59,25 @@ def build_parser():
         "custom: any image file; faithfulness: how far the explanations can be trusted"
     )
     add("--mode", choices=tuple(MODES), default="cifar", help=modes)
-    add("--index", type=int, nargs="+", default=[1], help="cifar-single: test images to classify, counted from 0")
+    index = "cifar-single: numbers of the test images to classify; the first is 0"
+    add("--index", type=int, nargs="+", default=[1], help=index)
     add("--image_path", help="custom: the image file")
-    model = "a run, its folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
+    model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
     add("--model_path", help=model)
     add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--output_path", default="./output", help="cifar, faithfulness: folder for results, one sub-folder per run")
     add("--gif_path", help="file for the GIF; default: a file in attention_map_gif/ named after the image")
-    add("--no_gif", action="store_true", help="do not write a GIF")
+    add("--no_gif", action="store_true", help="write neither a GIF nor a still")
     fusion = "GIF: how rollout combines the heads of a layer"
     add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
-    discard = "GIF: fraction of each layer's attention weights, the smallest ones, that rollout drops"
+    discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
-    add("--html", help="cifar-single, custom: also write this page, in which the decision can be explored")
+    add("--html", help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction")
     add("--no_image", action="store_true", help="do not open a window")
     add(
         "--tta",
         action="store_true",
-        help="cifar: also report the accuracy averaged over each image and its mirror image",
+        help="cifar: also report the accuracy of predictions averaged over each image and its mirror image",
     )
     subset = "faithfulness: size of the stratified subset of the test images"
     add("--num_images", type=POSITIVE_INT, default=500, help=subset)
@@ -89,9 +90,9 @@ def build_parser():
 def check_flags(args):
     """Raise `UserError`, before anything is computed, for flags that do not fit each other."""
     if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
-        raise UserError(f"--gif_path {args.gif_path} does not name a GIF; its name must end in .gif")
+        raise UserError(f"--gif_path {args.gif_path} is not a GIF file; its name must end in .gif")
     if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
-        raise UserError("--gif_path is one file; leave it out, or give one --index")
+        raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
     if args.html is not None:
         check_html(args)
     if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
@@ -102,7 +103,7 @@ def check_html(args):
     """Raise `UserError` if the page that --html asks for cannot be written."""
     path = Path(args.html)
     if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
-        raise UserError(f"--html {args.html!r} does not name a page; give a file name that ends in .html")
+        raise UserError(f"--html {args.html!r} is not an HTML file; choose a file name that ends in .html")
     if args.mode not in ("cifar-single", "custom"):
         raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
@@ -111,7 +112,7 @@ def check_html(args):
 
 
 def pick_run(args):
-    """The run to test, and a note on how it was chosen, empty if the user chose it."""
+    """The run to test, and a note on how it was chosen, which is empty if the user chose it."""
     if args.model_path is not None:
         return find_run(args.model_path, output_path=args.output_path), ""
     run = last_trained_run(output_path=args.output_path)
@@ -210,7 +211,7 @@ def custom_test(run, network, args):
 
 
 def write_explorer(network, images, args):
-    """Write the page that --html asks for. `images` holds (image, name, label) of each."""
+    """Write the page that --html asks for. `images` is a list of (image, name, label)."""
     if args.html is not None:
         entries = [explorer.explain_image(network, *image) for image in images]
         explorer.write_page(args.html, network, entries)
@@ -220,7 +221,7 @@ def write_explorer(network, images, args):
 def classify(network, image, name, label, args):
     """Print the most probable classes of an image, uint8 (3, H, W), and write and show its GIF.
 
-    `name` is the GIF's, `label` says which image it is.
+    `name` is the GIF's default file name, without its suffix. `label` describes the image.
     """
     inputs = network.prepare(image[None])
     with torch.inference_mode():
@@ -264,7 +265,7 @@ def vit_picture(network, inputs, pixels, probabilities, caption, rollout):
 
 
 def cnn_picture(network, inputs, pixels, probabilities, caption, top):
-    """The same for a CNN: Grad-CAM for its most probable classes in turn, the most probable one last."""
+    """The same as `vit_picture` for a CNN: Grad-CAM for its most probable classes, the most probable one last."""
     targets = top.flip(0).to(network.device)
     maps = grad_cam(network.model, inputs.expand(len(targets), -1, -1, -1), targets).cpu().numpy()
     chosen = targets.tolist()
@@ -317,7 +318,8 @@ def print_faithfulness(rows, correlations, images, seconds):
     class_blind = [method for method in correlations if method in faithfulness.CLASS_BLIND]
     print("\nrandomized: rank correlation with the map of a network whose weights are all random; near 0 is good")
     if class_blind:
-        print(f"{' and '.join(class_blind)} ignore the class: they show where the network looks, not what decides")
+        names = " and ".join(class_blind)
+        print(f"{names} ignore the class: they show where the network looks, not what its prediction depends on")
     print(f"measured in {seconds:.0f} s\n")
 
 

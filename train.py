@@ -9,7 +9,7 @@
 
 Writes model/RUN/best.pt (for test.py) and last.pt (for --resume), and metrics.csv, curves.png and config.json to
 output/RUN/. The best epoch is chosen on validation images, which are held out of the training images. The test images
-never choose anything.
+are not used to choose anything.
 """
 
 import shlex
@@ -44,7 +44,7 @@ from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 
 MEMORY_ADVICE = "lower --batch_size, --embed_dim, --n_layers, --image_size, or raise --patch_size"
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two moments
-LONG_RUN = 50  # epochs from which stronger augmentation helps
+LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
 
 
 @command
@@ -78,12 +78,12 @@ def load_splits(args):
     )
     num_classes = len(splits.train.classes)
     if args.n_classes not in (None, num_classes):
-        raise UserError(f"--n_classes {args.n_classes}: {args.dataset} has {num_classes} classes; leave it out")
+        raise UserError(f"--n_classes {args.n_classes}: {args.dataset} has {num_classes} classes; leave out the flag")
     return splits
 
 
 def print_outcome(run, args):
-    """Print the accuracy of the epoch that was kept, and how to look at it."""
+    """Print the accuracy of the kept epoch, and a command that tries out its network."""
     if run.best:
         accuracy = run.best["val_accuracy"]
         chosen = "the last one" if accuracy is None else f"validation accuracy {100 * accuracy:.2f} %"
@@ -111,16 +111,16 @@ def build_parser():
 
 def add_data_flags(parser):
     add = parser.add_argument_group("data").add_argument
-    names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn, no download"
+    names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn shapes, no download"
     add("--dataset", choices=dataset.DATASETS, default="cifar10", help=names)
     add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add(
         "--image_size",
         type=number(int, at_least=4),
         default=32,
-        help="side of the images in pixels; others are resized",
+        help="side of the images in pixels; images of other sizes are resized",
     )
-    add("--n_classes", type=POSITIVE_INT, help="number of classes; default: the data set's")
+    add("--n_classes", type=POSITIVE_INT, help="number of classes; default: taken from the data set")
     validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
     add("--val_images", type=NON_NEGATIVE_INT, help=validation)
     add("--num_train_images", type=POSITIVE_INT, help="train on a stratified subset of this size; default: all images")
@@ -147,7 +147,7 @@ def add_network_flags(parser):
         help="CNN: channels of the first convolution; the others scale with it",
     )
     add("--dropout", type=FRACTION, help="dropout rate; default: 0.1 for the ViT, 0.3 for the CNN")
-    drop_path = "ViT: stochastic depth of the last block, falling to 0 at the first; helps deep networks in long runs"
+    drop_path = "ViT: stochastic depth rate of the last block, 0 in the first; helps deep networks in long runs"
     add("--drop_path", type=FRACTION, default=0.0, help=drop_path)
 
 
@@ -167,7 +167,7 @@ def add_training_flags(parser):
     add("--weight_decay", type=NON_NEGATIVE, default=0.05, help="weight decay of AdamW, for matrices and kernels")
     add("--muon_weight_decay", type=NON_NEGATIVE, default=0.5, help="weight decay of Muon")
     add("--label_smoothing", type=FRACTION, default=0.0, help="fraction of the target spread over all classes")
-    add("--clip_grad", type=NON_NEGATIVE, default=0.0, help="largest norm of the gradient; 0 does not clip")
+    add("--clip_grad", type=NON_NEGATIVE, default=0.0, help="clip the gradient to this norm; 0 turns clipping off")
     ema = "decay of a moving average of the weights, often 0.999; the average is evaluated and kept; 0 turns it off"
     add("--ema", type=FRACTION, default=0.0, help=ema)
 
@@ -189,7 +189,7 @@ def add_augmentation_flags(parser):
 def add_run_flags(parser):
     add = parser.add_argument_group("run").add_argument
     add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
-    precision = "forward pass; auto: bf16 where it is fast (recent GPUs, CPUs with AMX), fp16 on older GPUs, else fp32"
+    precision = "precision of the forward pass; auto: bf16 on recent GPUs and AMX CPUs, fp16 on older GPUs, else fp32"
     add("--precision", choices=PRECISIONS, default="auto", help=precision)
     compiling = "compile the network, which takes a minute and speeds up each step; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
@@ -199,9 +199,10 @@ def add_run_flags(parser):
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
     resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
     add("--resume", metavar="RUN", help=resume)
-    saves = "write last.pt every so many epochs; default: often, within about 1 %% of the training time"
+    saves = "write last.pt after every N epochs; default: often enough to take about 1 %% of the training time"
     add("--save_every", type=POSITIVE_INT, help=saves)
-    add("--save_minutes", type=POSITIVE, default=5.0, help="longest time between saves, even within an epoch")
+    minutes = "longest time between saves in minutes, even within an epoch"
+    add("--save_minutes", type=POSITIVE, default=5.0, help=minutes)
     log = "also send metrics, flags, curves and test pictures to TensorBoard (in --output_path) or Weights & Biases"
     add("--log", choices=tuple(PACKAGES), default="none", help=log)
     add("--model_path", default="./model", help="folder for checkpoints")
@@ -212,7 +213,7 @@ def parse(argv):
     """Read and check the flags.
 
     Returns:
-        The flags, with the defaults that depend on other flags; the run to resume and its checkpoint, or None, None.
+        The flags, including defaults that depend on other flags; the run to resume and its checkpoint, or None, None.
 
     Raises:
         UserError: the flags do not fit each other, or do not fit the run to resume.
