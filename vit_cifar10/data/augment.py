@@ -7,8 +7,8 @@
 Each image draws its own parameters. They come from PyTorch's generator for the device, except `lam`, the fraction of an
 image that Mixup and CutMix keep, which comes from NumPy's global generator. The CPU never waits for the device.
 
-The 14 operations of RandAugment and TrivialAugment take three passes over a batch, however they are distributed over
-its images: one moves pixels, one maps pixel values through a table, and one blends images with a gray or blurred copy.
+The 14 operations of RandAugment and TrivialAugment take three passes over a batch, whichever operations its images
+draw: one moves pixels, one maps pixel values through a table, and one blends images with a gray or blurred copy.
 """
 
 import functools
@@ -47,9 +47,9 @@ class Augment:
     """Turn a batch of uint8 images and its labels into the network's inputs and targets.
 
     Args:
-        policy: one of `POLICIES`. "none": images stay as they are. "basic": random crop and flip. "randaugment": basic,
+        policy: one of `POLICIES`. "none": unchanged images. "basic": random crop and flip. "randaugment": basic,
             then two operations at magnitude 9 of 30. "trivialaugment": basic, then one operation at a random magnitude.
-        mean, std: float (3,), of the data set, on the same device as the batches.
+        mean, std: float (3,), mean and standard deviation of the data set, on the same device as the batches.
         num_classes: width C of the soft targets.
         mixup, cutmix: alpha of the Beta distribution that `lam` is drawn from; 0 turns the method off. With both, each
             image draws one of the two.
@@ -123,7 +123,7 @@ def random_crop_and_flip(images):
 
 
 def crop_and_flip(images, top, left, flip, padding):
-    """Pad images with black, crop each one to its old size, and flip it where `flip` is true, all in one gather.
+    """Pad images with black, crop each one to its original size, and flip it where `flip` is true, in one gather.
 
     `top`, `left`: int64 (B,), where the crop starts in the padded image. `flip`: bool (B,). `padding`: pixels per side.
     """
@@ -210,7 +210,7 @@ def apply_operations(images, operations, magnitudes):
 
 
 def _warp(images, operations, magnitudes):
-    """Shear, translate and rotate: every pixel comes from the nearest source pixel, or is black if that is outside."""
+    """Shear, translate and rotate. Every pixel is a copy of the nearest source pixel, or black outside the image."""
     height, width = images.shape[-2:]
     y = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]  # relative to the image's center
     x = torch.arange(width, device=images.device) - (width - 1) / 2
@@ -230,7 +230,7 @@ def _warp(images, operations, magnitudes):
 
 
 def _map_values(images, operations, magnitudes):
-    """Operations that map each value on its own, through a table of 256 new values per image and channel."""
+    """Apply the operations that map each value separately, through a table of 256 new values per image and channel."""
     pixels = images.flatten(2).long()
     value = torch.arange(256.0, device=images.device)
     operation = operations[:, None, None]
@@ -344,8 +344,8 @@ def mix(inputs, targets, lam_map):
     Args:
         inputs: float (B, 3, H, W).
         targets: float (B, C).
-        lam_map: (B, 1, H, W) in [0, 1], the fraction of each pixel that comes from the image itself. The targets are
-            mixed by its mean.
+        lam_map: (B, 1, H, W) in [0, 1], the fraction of each pixel that comes from the image itself. Its mean over an
+            image is the `lam` that mixes the targets.
     """
     lam = lam_map.mean(dim=(1, 2, 3))[:, None]
     return (

@@ -23,7 +23,7 @@ from vit_cifar10.data.shapes import SHAPES, draw_shapes
 from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.errors import UserError
 
-# Never change these. They decide which images are held out or drawn, independently of a run's --seed.
+# Never change these seeds. They decide which images are held out, selected or drawn, independently of a run's --seed.
 VALIDATION_SEED = 20_210_322
 SUBSET_SEED = 20_200_622
 SHAPES_SEED = 20_090_408
@@ -111,7 +111,7 @@ def load(
     if val_images is None:
         val_images = len(train) // 10
     if val_images >= len(train):
-        raise UserError(f"--val_images {val_images} leaves nothing of the {len(train)} images to train on; lower it")
+        raise UserError(f"--val_images {val_images} leaves nothing to train on of {len(train)} images; lower it")
     val = None
     if val_images:
         held_out = stratified_sample(train.labels, val_images, VALIDATION_SEED)
@@ -124,7 +124,7 @@ def load(
 
 
 def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2):
-    """Load only the test split. It equals the one from `load`, but a `folder` data set has mean 0 and std 1 here."""
+    """Load only the test split. It equals the one from `load`, except that a `folder` data set has mean 0 and std 1."""
     test = _load_split(name, data_path, False, image_size, num_workers)
     return _stratified_subset(test, num_images, "--num_images")
 
@@ -169,12 +169,12 @@ def _stratified_subset(split, count, flag):
     """A stratified sample of `count` images; None takes all images.
 
     Raises:
-        UserError: there are fewer images. The message asks to lower `flag`.
+        UserError: there are fewer images. The message asks the user to lower `flag`.
     """
     if count is None:
         return split
     if count > len(split):
-        raise UserError(f"{flag} {count} is more than the {len(split)} images that there are; lower it")
+        raise UserError(f"{flag} {count} is more than the {len(split)} available images; lower it")
     return split.subset(stratified_sample(split.labels, count, SUBSET_SEED))
 
 
@@ -188,7 +188,7 @@ def _load_train_and_test(name, data_path, image_size, num_workers):
 
 
 def _load_split(name, data_path, is_train, image_size, num_workers):
-    """The training or test split, before any images are held out. A `folder` data set has mean 0 and std 1 here."""
+    """The training or test split, before any images are held out. A `folder` data set gets mean 0 and std 1."""
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if name in CIFAR:
         images, labels, classes = _read_cifar(name, data_path, is_train, image_size)

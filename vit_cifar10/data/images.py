@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.errors import UserError
 
-FORMATS = (  # common image formats only: Pillow also reads PostScript, which is a program, and many rare formats
+FORMATS = (  # common image formats only: Pillow also reads many rare formats, and PostScript, which can run programs
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
@@ -69,7 +69,7 @@ def read_image(path):
     Image.init()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unusual metadata; real problems raise an error
+            warnings.simplefilter("ignore")  # the warnings are about unusual metadata; real problems raise an error
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")

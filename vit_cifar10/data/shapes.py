@@ -3,7 +3,7 @@
     images, labels = draw_shapes(1000, image_size=32, seed=0)     # uint8 (1000, 3, 32, 32), int64 (1000,)
     classes = tuple(SHAPES)                                       # the name of each label
 
-The tests train on it, and so does a first try.
+The tests train on it. Users can train on it right after the installation.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 def draw_shapes(count, image_size, seed):
     """Draw `count` images of the ten `SHAPES` in turn. The same seed always gives the same images.
 
-    Each image shows one shape on a plain background, with a random position, size, slight rotation and two random
-    colors, under a little noise.
+    Each image shows one shape on a plain background. The position, the size, a slight rotation and the two colors are
+    random, and a little noise is added.
 
     Returns:
         uint8 (count, 3, image_size, image_size) and labels, int64 (count,).
@@ -56,7 +56,7 @@ def _stripes(position):
 
 
 # Each shape has a radius of 1 and its center at the origin. Its function of (x, y) is negative inside the shape and
-# positive outside. Near the edge, it is about the distance to the edge.
+# positive outside. Near the edge, the absolute value is about the distance to the edge.
 SHAPES = {
     "circle": _circle,
     "square": _square,

@@ -1,7 +1,7 @@
 """Training in several processes: ranks, shards of a batch, and synchronized batch normalization.
 
-`torchrun --nproc_per_node=4 train.py ...` starts a job of four ranks; without torchrun, a job is one process and all of
-this costs nothing. Every rank holds the same weights and images, sees the same batches, and trains on its shard.
+`torchrun --nproc_per_node=4 train.py ...` starts a job of four ranks. Without torchrun, a job is one process and has no
+overhead. Every rank holds the same weights and images, sees the same batches, and trains on its shard.
 
 with join_job() as job:
     args = job.broadcast_from_rank0(read_flags)     # rank 0 runs it; all ranks get the result or the error
@@ -37,7 +37,8 @@ def join_job():
     except RuntimeError as error:
         if not is_disconnection(error):
             raise
-        raise LocalError("another process of this job has ended (torchrun says which), so this one ends too") from error
+        reason = "another process of this job has ended, so this one ends too; see torchrun's report for the cause"
+        raise LocalError(reason) from error
     except LocalError:
         raise
     except (UserError, SystemExit):  # all ranks end in the same way
@@ -47,7 +48,7 @@ def join_job():
 
 
 def is_disconnection(error):
-    """Whether an error is how gloo or NCCL report that another process is gone."""
+    """Whether gloo or NCCL raised an error because another process has ended."""
     is_gloo = re.search(r"gloo/.*(closed|reset|refused|broken pipe)", str(error), re.IGNORECASE | re.DOTALL)
     return bool(is_gloo) or isinstance(error, distributed.DistBackendError | distributed.DistNetworkError)
 
@@ -74,9 +75,9 @@ class Job:
         if device.type != "cuda":
             raise UserError(f"several processes cannot share --device {device.type}; use one, or --device cpu")
         if local_size > torch.cuda.device_count():
-            error_type = UserError if self.local_rank else LocalError  # one message on every machine
+            error_type = UserError if self.local_rank else LocalError  # one rank per machine prints the message
             raise error_type(
-                f"{local_size} processes need as many GPUs, but this machine has {torch.cuda.device_count()};"
+                f"{local_size} processes need {local_size} GPUs, but this machine has {torch.cuda.device_count()};"
                 " lower --nproc_per_node, or use --device cpu"
             )
         device = torch.device("cuda", self.local_rank)
@@ -84,9 +85,9 @@ class Job:
         return device
 
     def run_on_rank0(self, function):
-        """Call `function()` on rank 0 and return its result there, None on the other ranks.
+        """Call `function()` on rank 0. Return its result there, and None on the other ranks.
 
-        The other ranks wait, and raise the `UserError` or `SystemExit` that rank 0 raises.
+        The other ranks wait. If rank 0 raises `UserError` or `SystemExit`, they raise it too.
         """
         if self.size == 1:
             return function()
@@ -137,7 +138,7 @@ class Job:
         return torch.cat(gathered)[: len(split)]
 
     def convert_sync_batchnorm(self, model):
-        """Make batch normalization use the statistics of all ranks; the weights stay the same tensors."""
+        """Make batch normalization use the statistics of all ranks. The weights stay the same tensors."""
         if self.size > 1:
             for module in model.modules():
                 if type(module) is nn.BatchNorm2d:
@@ -186,7 +187,7 @@ class AllReduce(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization over the batches of all ranks, as `nn.SyncBatchNorm`, which works only on GPUs."""
+    """Batch normalization over the shards of all ranks, like `nn.SyncBatchNorm`, which works only on GPUs."""
 
     def forward(self, images):
         if not self.training:

@@ -1,4 +1,4 @@
-"""What happens between the steps of a training: the progress bar, saves and stops, agreed on by all ranks."""
+"""What happens between training steps: progress display, saves and stops, which all ranks agree on."""
 
 import contextlib
 import enum
@@ -67,12 +67,12 @@ class StepHooks(Hooks):
                 trainer.job.run_on_rank0(lambda: self.run.save(trainer))
 
     def is_display_due(self):
-        """Whether the metrics beside the bar are half a second old, or an epoch's last step is done."""
+        """Whether the displayed metrics are half a second old, or the last step of an epoch is complete."""
         is_last_step = self.trainer.step % self.trainer.steps_per_epoch == 0
         return is_last_step or time.perf_counter() >= self.shown_at + 0.5
 
     def show_metrics(self):
-        """Show loss and accuracy beside the bar; returns whether the loss is finite."""
+        """Show loss and accuracy next to the bar, and return whether the loss is finite."""
         self.shown_at = time.perf_counter()
         loss, accuracy = self.trainer.running_metrics()
         self.bar.set_postfix_str(
@@ -96,10 +96,10 @@ class StepHooks(Hooks):
 
 @contextlib.contextmanager
 def recorded(trainer, run, signals, resumed=None):
-    """Record a training. However it ends, leave a resumable run or no files.
+    """Record the training of a run. However it ends, leave a resumable run or no files.
 
-    On entry, open the run's folders and print what will be trained. Inside, save and show progress after the steps, and
-    stop when a signal requests it: then save, print how to resume, and exit with status 128 + signal number.
+    On entry, open the run's folders and print what will be trained. In the body, save and show progress after the
+    steps. If a signal requests a stop, save, print how to resume, and exit with status 128 + signal number.
 
     Args:
         run: a `RunWriter` on rank 0, None on the other ranks.
@@ -127,7 +127,7 @@ def recorded(trainer, run, signals, resumed=None):
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print(f"\ninterrupted at step {trainer.step}; resume with: {resume_command(run)}", flush=True)
         sys.exit(128 + stop.signal_number)
-    except OSError as error:  # standard output cannot be written: its reader is gone, or the disk of a log is full
+    except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
         if error.filename is not None or job.size > 1 or not trainer.step:
             raise
         run.save(trainer)
@@ -168,7 +168,7 @@ def begin(run, trainer, resumed):
 
 
 def describe_resume(trainer, earlier_epochs):
-    """A line or two that say where a resumed run continues."""
+    """One or two lines that report where a resumed run continues."""
     epochs = trainer.args.epochs
     if trainer.epoch == epochs:
         return f"all {epochs} epochs are complete; nothing is left to train"

@@ -77,11 +77,11 @@ class CombinedOptimizer:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al., 2024): momentum whose matrix is orthogonalized, so that it moves all directions equally.
+    """Muon (Jordan et al., 2024): momentum that is orthogonalized, so that a step is equally long in all directions.
 
     The updates equal those of `torch.optim.Muon`, but all matrices of one shape go through the Newton-Schulz steps as
     one batch, and kernels (out, in, h, w) are treated as matrices (out, in * h * w). Each step shrinks the weights by
-    learning rate times `weight_decay`. `compile` compiles the Newton-Schulz steps.
+    a fraction of learning rate times `weight_decay`. With `compile`, the Newton-Schulz steps are compiled.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, compile=False):
@@ -120,7 +120,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices, steps=5):
     """Approximately the nearest orthogonal matrices, by Newton-Schulz steps: (n, rows, columns) -> the same shape.
 
-    The singular values end between 0.7 and 1.2, whatever the precision of the matrices.
+    The singular values end up between 0.7 and 1.2, regardless of the precision of the matrices.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -149,7 +149,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self):
-        """Move the average towards the network's weights by 1 - decay; integer buffers are copied."""
+        """Move the average toward the network's weights by the fraction 1 - decay, and copy integer buffers."""
         step = 1 - self.decay if self.updates else 1.0
         self.updates += 1
         torch._foreach_lerp_(self.averages, self.values, step)

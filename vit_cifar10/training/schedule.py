@@ -10,7 +10,7 @@ for step in range(total_steps):
 import math
 
 SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
-FINAL_FACTOR = 0.01  # cosine and linear end at this fraction of the peak: low enough to settle, but not a wasted step
+FINAL_FACTOR = 0.01  # fraction of the peak at the end of cosine and linear; at 0, the last step would be wasted
 
 
 def schedule_factor(schedule, step, total_steps, warmup_steps=0):
@@ -60,7 +60,7 @@ class Schedule:
         self.scale, self.best_loss, self.bad_epochs = 1.0, math.inf, 0
 
     def set_step(self, step):
-        """Set the learning rates for `step` and return that of the first parameter group."""
+        """Set the learning rates for `step` and return the rate of the first parameter group."""
         factor = self.scale * schedule_factor(self.schedule, step, self.total_steps, self.warmup_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor

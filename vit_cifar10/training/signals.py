@@ -1,4 +1,4 @@
-"""Signals that stop a training: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
+"""Signals that stop training: Ctrl-C, a scheduler's SIGTERM, a closed terminal."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ ECHO_SECONDS = 5  # a launcher and its scheduler forward the same signal within 
 
 
 class Interrupted(Exception):
-    """A signal has requested a stop; `signal_number` says which."""
+    """Signal `signal_number` has requested a stop."""
 
     def __init__(self, signal_number):
         super().__init__(f"signal {signal_number}")
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Records the first stop signal in `received`, for the training to obey; the second ends the process at once.
+    """Records the first stop signal in `received`, which training checks between steps; a second one ends the process.
 
     With several ranks, launchers and schedulers forward the same signal to each other, so signals within
     `ECHO_SECONDS` count as one. A signal that was ignored before, as SIGHUP is under nohup, stays ignored.

@@ -33,7 +33,7 @@ from vit_cifar10.utils.device import (
 )
 from vit_cifar10.utils.errors import UserError
 
-ORDER_SEEDS = 2**40  # added to the seeds of the epochs' orders, so that they differ from all seeds of steps
+ORDER_SEEDS = 2**40  # added to the seed of an epoch's image order, so that it differs from the seeds of all steps
 
 
 def model_config(args, num_classes):
@@ -63,7 +63,7 @@ def model_config(args, num_classes):
 
 
 class Hooks:
-    """What happens between steps; nothing, unless a subclass says otherwise."""
+    """Callbacks between steps. They do nothing unless a subclass overrides them."""
 
     def start_epoch(self, epoch):
         """Called before the first step of an epoch."""
@@ -76,11 +76,12 @@ class Hooks:
 
 
 class Trainer:
-    """The state of a run, and its steps. `step` and `epoch` count those completed since the run began.
+    """The state of a run, and its steps. `step` and `epoch` count the steps and epochs completed since the run began.
 
-    Every step is seeded from the run's seed and the step's number, and so is the order of the images in every epoch.
-    Random draws (order, augmentation, dropout) therefore do not depend on what came before: a resumed run draws the
-    same numbers as one left alone, from any step and on any number of ranks, and no random state is saved.
+    Each step has its own seed, and so does each epoch's image order; both depend only on the run's seed and the number
+    of the step or epoch. Random draws (order, augmentation, dropout) therefore do not depend on what came before: from
+    any step and on any number of ranks, a resumed run draws the same numbers as an uninterrupted one. No random state
+    is saved.
     """
 
     def __init__(self, args, splits, device, job=None):
@@ -155,7 +156,7 @@ class Trainer:
         return self.optimizer.param_groups[0]["lr"]
 
     def summary(self):
-        """What config.json says about the network, the device and the data: plain values."""
+        """The facts about the network, the device and the data for config.json, as plain values."""
         return {
             "model_config": self.config,
             "parameters": count_parameters(self.model),
@@ -176,8 +177,8 @@ class Trainer:
     def train_epoch(self, epoch):
         """Run the remaining steps of an epoch and return its metrics, {column of metrics.csv: number}.
 
-        If a hook raises `Interrupted`, the epoch so far is kept: another call, also after a resume, completes it. No
-        step waits for the device.
+        If a hook raises `Interrupted`, the epoch so far is kept, and another call, even after a resume, completes it.
+        No step waits for the device.
         """
         self.hooks.start_epoch(epoch)
         self.epoch_time.start()
@@ -256,7 +257,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def paused(self):
-        """Stop the step timer during something that happens between two steps."""
+        """Stop the step timer while something else happens between two steps."""
         is_running = self.step_time.started is not None
         synchronize(self.device)
         self.step_time.stop()
@@ -301,7 +302,7 @@ class Trainer:
         self.epoch_time, self.step_time, self.timed_steps = Stopwatch(), Stopwatch(), 0
 
     def inference_state(self, metrics):
-        """The contents of best.pt for the current weights; `metrics` are those of the last complete epoch, or empty.
+        """The contents of best.pt for the current weights. `metrics` belong to the last complete epoch, or are empty.
 
         Raises:
             UserError: the weights are not finite.
@@ -345,7 +346,7 @@ class Trainer:
         state, path = saved["training"], self.args.resume
         if state["data"] != self.data:
             raise UserError(
-                f"{self.args.data_path} does not hold the images that this run began with; check --data_path"
+                f"{self.args.data_path} does not hold the images that this run started with; check --data_path"
             )
         try:
             self.model.load_state_dict(saved["weights"] if state["model"] is None else state["model"])
@@ -369,7 +370,7 @@ class Trainer:
 
 
 def fingerprint(splits):
-    """A hash of what a resumed run must find again: the classes, and each split's labels and images in order."""
+    """A hash of the data that a resumed run must find unchanged: the classes, and each split's labels and images."""
     digest = hashlib.sha256(repr(splits.train.classes).encode())
     for split in splits:
         if split is not None:
@@ -379,7 +380,7 @@ def fingerprint(splits):
 
 
 class Stopwatch:
-    """Seconds between starts and stops, added up from an initial value."""
+    """A timer that adds the seconds between starts and stops to an initial value."""
 
     def __init__(self, seconds=0.0):
         self.seconds = seconds
