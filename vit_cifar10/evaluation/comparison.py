@@ -21,7 +21,7 @@ from vit_cifar10.runs.run import Run, find_run
 
 # Flags that may differ between runs of one recipe with several seeds.
 NOT_IN_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *RUNTIME_FLAGS}
-MAY_CHANGE = {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}  # when a run is resumed
+MAY_CHANGE = {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}  # flags that may change when a run is resumed
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
@@ -30,14 +30,14 @@ class TrainedRun:
     """A run with its network and its record.
 
     Attributes:
-        flags: those of the run, with its final length.
+        flags: the flags of the run, with the final values of `LENGTH_FLAGS`.
         epochs: the rows of metrics.csv.
         train_images: number of training images, None if unknown.
         notes: what is missing, one line each.
         has_record: whether the folder under output/ belongs to this run.
-        is_finished: whether it has all its epochs, as far as is known.
-        is_cut: whether the last line of metrics.csv is missing.
-        tested: its full test, once there is one.
+        is_finished: whether the run has all its epochs; True if unknown.
+        is_cut: whether the last line of metrics.csv is cut off and left out.
+        tested: the full test of the run, None until there is one.
     """
 
     run: Run
@@ -82,9 +82,9 @@ class TrainedRun:
         return self.flags.get("num_test_images") is None
 
     def recipe(self, without=()):
-        """What runs with different seeds have in common, as a string, except for the flags in `without`."""
+        """All settings that seeds of one recipe have in common, except for the flags in `without`, as a string."""
         flags = {key: value for key, value in self.flags.items() if key not in NOT_IN_RECIPE | set(without)}
-        folder = self.flags.get("data_path") if self.dataset == "folder" else None  # other folders, other images
+        folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
         recipe = [self.network.saved["model_config"], self.dataset, folder, self.network.classes, flags]
         return json.dumps(recipe, sort_keys=True, default=str)
 
@@ -100,9 +100,9 @@ def load_trained_run(typed, model_path, output_path, device):
     epochs, is_cut, config, notes = read_record(run)
     flags = network.saved["recipe"]
     if config and not is_same_run(flags, config["flags"]):
-        note = f"{run.output_folder} is the record of a run other than {run.checkpoint_path}; it is left out"
+        note = f"{run.output_folder} is the record of a run other than {run.checkpoint_path}, so it is left out"
         return TrainedRun(run, network, flags, epochs=[], train_images=None, notes=[note], has_record=False)
-    if config:  # the kept weights may be older than a resume that raised the number of epochs
+    if config:  # a resume may have raised the number of epochs after these weights were saved
         flags = {**flags, **{flag: config["flags"].get(flag) for flag in LENGTH_FLAGS}}
     trained = TrainedRun(run, network, flags, epochs, config.get("train_images"), notes, is_cut=is_cut)
     if epochs and not is_cut and epochs[-1]["epoch"] < trained.planned_epochs:
@@ -112,13 +112,13 @@ def load_trained_run(typed, model_path, output_path, device):
 
 
 def is_same_run(recipe, flags):
-    """Whether a record's flags are those of a network's recipe, except for what a resume may change."""
+    """Whether a record's flags equal a network's recipe, except for the flags that a resume may change."""
     ours, theirs = ({key: value for key, value in each.items() if key not in MAY_CHANGE} for each in (recipe, flags))
     return ours == theirs
 
 
 def read_record(run):
-    """A run's epochs, whether the last was cut off, its config.json or {}, and what is missing, one line each."""
+    """A run's epochs, whether the last one was cut off, its config.json or {}, and a list of what is missing."""
     epochs, is_cut, config, notes = [], False, {}, []
     try:
         epochs, is_cut = run.read_metrics()
@@ -139,7 +139,7 @@ def read_record(run):
 def ensure_tested(trained, test, batch_size):
     """Set `trained.tested` to an earlier full test of its checkpoint on these images, or test it now.
 
-    Without test images (None), an earlier test of any images is taken, if there is one.
+    If `test` is None, an earlier test on any images is used, if there is one.
 
     Raises:
         UserError: the images do not have the network's classes, or the results cannot be written.
@@ -206,7 +206,7 @@ def compare_pairs(runs):
 
 
 def same_images(one, other):
-    """Whether two runs were tested on the same images, possibly at two sizes."""
+    """Whether two runs were tested on the same images, possibly at different sizes."""
     if (one.dataset, one.network.classes) != (other.dataset, other.network.classes):
         return False
     if not torch.equal(one.tested.labels, other.tested.labels):
@@ -246,14 +246,14 @@ def group_seeds(runs):
     for run in runs:
         seed, others = run.flags.get("seed"), groups.setdefault(run.recipe(), [])
         if not run.is_finished or any(other.flags.get("seed") == seed for other in others):
-            groups[run.name] = [run]  # the same seed again says nothing about others
+            groups[run.name] = [run]  # a repeated seed does not show how much seeds differ
         else:
             others.append(run)
     return [group for group in groups.values() if group]
 
 
 def summarize_seeds(runs, rows):
-    """Runs with several seeds: [{"runs": names, column: (mean, sample deviation), ...}], columns known for all."""
+    """Mean and sample standard deviation over seeds, of the columns known for all: [{"runs": names, column: pair}]."""
     by_name = {row["run"]: row for row in rows}
     summaries = []
     for group in group_seeds(runs):
@@ -278,7 +278,7 @@ def most_different(runs):
 
 
 def disagreements(one, other, count=4):
-    """Indices of images that `one` gets right and `other` wrong, those where both are most confident first."""
+    """Indices of images that `one` gets right and `other` gets wrong, in order of the sum of both confidences."""
     labels, logits = one.tested.labels, [run.tested.logits for run in (one, other)]
     confidence, predicted = zip(*(values.softmax(dim=1).max(dim=1) for values in logits), strict=True)
     is_disagreement = (predicted[0] == labels) & (predicted[1] != labels)

@@ -55,7 +55,8 @@ def load_test_images(network, data_path, num_images=None, num_workers=2):
 def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
     """Test a network, loaded from a checkpoint, on a split of images.
 
-    With `tta`, the results also hold, under "flip", the scores of each image averaged with its mirror image.
+    With `tta`, the results also hold, under "flip", the scores of predictions averaged over each image and its mirror
+    image.
     """
     batches = (1 + tta) * -(-len(test) // batch_size)
     with tqdm(total=batches, desc=f"testing {network.name}", unit="batch", leave=False, disable=None) as bar:
@@ -111,9 +112,9 @@ def most_confident_mistakes(confidence, is_wrong):
 
 
 def load_full_test(folder, network, checkpoint_path, test=None):
-    """An earlier full test of this checkpoint, on these images if they are given; None if there is none.
+    """An earlier full test of this checkpoint, on these images if they are given, or None.
 
-    Only the logits are read from the file. The scores are computed from them again.
+    Only the logits and labels are read from the file. The scores are computed from them again.
     """
     try:
         saved = torch.load(folder / "test_logits.pt", weights_only=True)
@@ -126,7 +127,7 @@ def load_full_test(folder, network, checkpoint_path, test=None):
             return None
         same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
         return FullTest({**same, **report(logits, labels)}, logits, labels)
-    except Exception:  # whatever is wrong with an earlier test's file, the test is run again
+    except Exception:  # if anything is wrong with the file of an earlier test, the test is run again
         return None
 
 

@@ -30,10 +30,10 @@ COLUMNS = {  # of the table of runs: heading, and how to show a value
     "weighted_f1": ("weighted F1", percent),
     "calibration_error": ("calibration error", percent),
 }
-PAIRS_NOTE = """How much more accurate A is than B, in percentage points, with a 95 % interval; how many test images
-only one of them gets right; and the probability that two equally accurate networks differ at least this much (McNemar's
-exact test). The test is about these two networks, not about others trained in the same way. Of twenty pairs that do not
-differ, one is expected to be below 0.05."""
+PAIRS_NOTE = """This table shows how much more accurate A is than B, in percentage points, with a 95 % interval, and how
+many test images only one of them gets right. McNemar's p is the probability that two equally accurate networks differ
+at least this much (exact test). The test is about these two networks, not about others trained in the same way. Of
+twenty pairs of equally accurate networks, one is expected to have a p below 0.05."""
 
 
 def as_markdown(headings, rows):
@@ -47,7 +47,7 @@ def as_markdown(headings, rows):
 
 
 def drop_empty_columns(lines):
-    """The columns of a table, the first line of which holds the headings, without those that are otherwise empty."""
+    """The columns of a table whose first line holds the headings, without columns that are empty below the heading."""
     return [column for column in zip(*lines, strict=True) if any(column[1:])]
 
 
@@ -69,7 +69,7 @@ def runs_table(rows):
 
 
 def seeds_table(summaries):
-    """Mean and deviation of runs that differ only in their seed."""
+    """Mean and sample standard deviation of runs that differ only in their seed."""
     rows = []
     for summary in summaries:
         shown = []

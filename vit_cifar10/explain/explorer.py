@@ -27,7 +27,7 @@ from vit_cifar10.utils.files import replacing
 PAGE = Path(__file__).parent / "page"
 KINDS = {"vit": "ViT", "cnn": "CNN"}
 MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
-TOP_CLASSES = 10  # how many it explains then
+TOP_CLASSES = 10  # the number of classes that it then explains
 
 
 def explain_image(network, image, name, label):
@@ -78,7 +78,7 @@ def encode_grids(grids):
 
 
 def describe(network):
-    """What the page needs to know about the network, and its color maps."""
+    """The facts about the network that the page needs, and the page's color maps."""
     model, config = network.model, network.saved["model_config"]
     is_vit = model.has_attention
     palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # the second one is for values of both signs

@@ -4,8 +4,8 @@ Deletion and insertion ask whether the prediction depends on the patches that a 
 them, most relevant first: the probability of the predicted class should fall early. Insertion restores them on an empty
 image: the probability should rise early (Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421).
 
-Randomization asks whether a map depends on what the network has learned. The weights are replaced by random ones, from
-the head back to the embedding, and the map should change (Adebayo et al., 2018, https://arxiv.org/abs/1810.03292).
+Randomization asks whether a map depends on what the network has learned. The weights are replaced with random ones,
+from the head back to the embedding, and the map should change (Adebayo et al., 2018, https://arxiv.org/abs/1810.03292).
 
 Three baselines, which do not depend on the network, show what a map must beat: random order, the image's edges, and the
 distance from its center.
@@ -100,7 +100,7 @@ def removal_curve(model, inputs, targets, ranks, filled, kind):
     Args:
         inputs: normalized images (B, 3, H, W).
         ranks: (B, grid, grid), from `patch_ranks`.
-        filled: images (B, 3, H, W) whose pixels replace those of removed patches.
+        filled: images (B, 3, H, W) whose pixels replace removed patches.
         kind: "deletion" removes the most relevant patches, "insertion" restores them.
 
     Returns:
@@ -177,7 +177,7 @@ def summarize(curves):
 
 
 def measure_randomization(model, config, split, seed=0):
-    """How similar each method's maps remain while the network's parts are replaced, one by one, by untrained ones.
+    """How similar each method's maps remain while the network's parts are replaced, one by one, with untrained ones.
 
     Args:
         config: the network's configuration, for `build_model`.

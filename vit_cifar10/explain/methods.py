@@ -11,7 +11,7 @@ Gradient rollout:   Chefer et al., 2021, https://arxiv.org/abs/2103.15679
 Grad-CAM:           Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391
 
 `images` are normalized floats (B, 3, H, W) on any device. `targets`, int64 (B,), are the classes to explain; the
-default is the predicted classes. Maps are float32 and not scaled, whatever the precision of the training. No function
+default is the predicted classes. Maps are float32 and not scaled, regardless of the training precision. No function
 changes the network: its mode and gradients stay the same, and no hook remains.
 """
 
@@ -190,7 +190,7 @@ def _discard(fused, ratio):
 
 
 def _prefix_tokens(maps):
-    """1 if maps (..., N, N) include a class token, else 0. The number of patches is a square, so N tells."""
+    """1 if maps (..., N, N) include a class token, else 0. The number of patches is a square, so N is enough."""
     return maps.shape[-1] - math.isqrt(maps.shape[-1]) ** 2
 
 

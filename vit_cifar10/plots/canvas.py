@@ -25,7 +25,7 @@ def add_colorbar(figure, scope, **options):
 
 
 class Panel:
-    """A relevance map over the image in gray, with one square per patch. Each frame fills it again."""
+    """A relevance map over the image in gray, with one square per patch. `fill` replaces the map for each frame."""
 
     def __init__(self, axis, image):
         height, width = image.shape[:2]
@@ -84,13 +84,13 @@ class Canvas:
         return Panel(self.add_axes(left, top, side, side), image)
 
     def add_scale(self, position, scope):
-        """Add the color bar at (left, top, width). `scope` is the one of `add_colorbar`."""
+        """Add the color bar at (left, top, width). `scope` is as in `add_colorbar`."""
         left, top, width = position
         axis = self.add_axes(left, top, width, 9)
         add_colorbar(self.figure, scope, cax=axis, orientation="horizontal", ticks=(0, 1, 5, 10, 25, 50, 100))
 
     def show_probabilities(self, position, probabilities, classes, marked=None, count=5):
-        """Draw the `count` most probable classes as bars, the most probable one on top, in place of earlier bars.
+        """Draw the `count` most probable classes as bars, the most probable one on top. They replace earlier bars.
 
         The class with index `marked`, by default the most probable one, is shown in color.
         """
@@ -119,6 +119,6 @@ class Canvas:
         self.figure.suptitle(caption, fontsize=11, y=1 - 8 / self.height)
 
     def draw(self):
-        """The picture in its present state, uint8 (height, 960, 3)."""
+        """The picture in its current state, uint8 (height, 960, 3)."""
         self.canvas.draw()
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()

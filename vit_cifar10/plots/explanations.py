@@ -94,7 +94,7 @@ def class_frames(image, maps, chosen, probabilities, classes, caption):
 def save_relevance_grid(path, image, rows, columns, caption):
     """Draw a still: the image, and a grid of its maps with one row per method and one column per layer or class.
 
-    Of more than eight columns, eight are shown, evenly spaced.
+    If there are more than eight columns, eight evenly spaced ones are shown.
 
     Args:
         image: uint8 (H, W, 3).

@@ -31,7 +31,7 @@ def show(frame, title):
     """Show a frame, uint8 (H, W, 3), in a window until it is closed. Return False if no window can be opened."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False
-    from matplotlib import pyplot  # searches for a window system, which the pictures in files do not need
+    from matplotlib import pyplot  # imported only here because it searches for a window system
 
     figure = pyplot.figure(title, figsize=(frame.shape[1] / 100, frame.shape[0] / 100))
     if figure.canvas.required_interactive_framework is None:

@@ -21,7 +21,7 @@ from vit_cifar10.plots.style import (
 def save_confusion_matrix(matrix, classes, path, title=""):
     """Draw a confusion matrix, int (C, C), whose rows are the true classes, with counts and row percentages.
 
-    Cells of zero have no text. With more than 20 classes, no cell has any.
+    Cells with a count of 0 have no text. With more than 20 classes, no cell has text.
     """
     matrix = np.asarray(matrix)
     percentages = 100 * matrix / matrix.sum(axis=1, keepdims=True).clip(min=1)

@@ -1,6 +1,6 @@
 """Colors, line styles and helpers that all pictures share.
 
-Line colors and color maps are distinguishable with color blindness: lines use the palette of Okabe and Ito
+Color-blind readers can tell the line colors and color maps apart: lines use the palette of Okabe and Ito
 (https://jfly.uni-koeln.de/color/), maps use viridis. Pictures are written completely or not at all.
 """
 
@@ -25,7 +25,7 @@ PERCENT = PowerNorm(0.5, vmin=0, vmax=100)  # a square root, so that small perce
 
 
 def shorten(name, longest=40):
-    """A name of at most `longest` characters and an ellipsis; the middle of longer names is cut out."""
+    """Shorten a name to at most `longest` characters plus an ellipsis, which replaces the middle of longer names."""
     return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
 
 

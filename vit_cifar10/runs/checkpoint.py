@@ -1,7 +1,7 @@
 """The checkpoint format: written in one piece, and safe to read.
 
 A checkpoint is a plain dict of tensors, numbers, strings, lists and dicts. `torch.load(weights_only=True)` reads it,
-and nothing in it can run. `model/<run>/best.pt` holds everything that inference needs:
+and it cannot run any code. `model/<run>/best.pt` holds everything that inference needs:
 
     format          1
     model_config    the argument of `build_model`; the architecture always comes from here, never from flags
@@ -12,8 +12,9 @@ and nothing in it can run. `model/<run>/best.pt` holds everything that inference
     epoch, metrics  number of complete epochs, and the last one's row of metrics.csv
     recipe          every flag of the run
 
-`model/<run>/last.pt` holds the same as of the last save, which may be in the middle of an epoch, and under `training`
-everything that an exact resume needs. `model/<run>/previous.pt` is the save before it, in case last.pt is damaged.
+`model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
+`training` holds everything else that an exact resume needs. `model/<run>/previous.pt` is the save before last.pt, in
+case last.pt is damaged.
 """
 
 import dataclasses
@@ -45,16 +46,16 @@ def save(path, checkpoint, previous=None):
 def load_last(path):
     """The checkpoint to resume from: last.pt in a run's folder or, if it is damaged, previous.pt with a warning.
 
-    Its entry "is_older" says whether it is previous.pt.
+    Its entry "is_older" is True if it is previous.pt, else False.
 
     Raises:
-        UserError: neither file can be read, or the file that `path` names has no training state.
+        UserError: neither file can be read, or the file has no training state.
     """
     path = Path(path)
     path = path / LAST if path.is_dir() else path
     previous = path.with_name(PREVIOUS)
     if not path.exists() and path.with_name(BEST).exists() and not previous.exists():
-        raise UserError(f"{path.parent} has no {LAST}, so its training cannot go on; use its {BEST} with test.py")
+        raise UserError(f"{path.parent} has no {LAST}, so it cannot be resumed; use its {BEST} with test.py")
     try:
         checkpoint = load(path)
         checkpoint["is_older"] = False
@@ -68,13 +69,13 @@ def load_last(path):
         checkpoint["is_older"] = True
         print(f"warning: {error}; resuming from {previous.name}, which is older", file=sys.stderr)
     if not isinstance(checkpoint.get("training"), dict):
-        raise UserError(f"{path} has no training state; name the run's folder or its {LAST}")
+        raise UserError(f"{path} has no training state; give the run's folder or its {LAST}")
     untrusted.check_training(path, checkpoint)
     return checkpoint
 
 
 def load(path, name=BEST):
-    """Read a checkpoint, a file or `name` in a run's folder, onto the CPU.
+    """Read a checkpoint onto the CPU. `path` is the file, or a run's folder that contains the file `name`.
 
     Untrusted checkpoints are safe to load: only tensors and plain values are accepted.
 
@@ -94,7 +95,7 @@ def load(path, name=BEST):
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
     if not isinstance(checkpoint, dict) or untrusted.KEYS.keys() - checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of this project; name a best.pt that train.py has written")
+        raise UserError(f"{path} is not a checkpoint of this project; choose a best.pt that train.py has written")
     if checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has format {checkpoint['format']}, but this version reads {FORMAT}; train it again")
     untrusted.check_keys(path, checkpoint)
@@ -129,7 +130,7 @@ class Network:
         """The split on the network's device, with the mean and std of the network's training images.
 
         Raises:
-            UserError: its classes are not the network's.
+            UserError: its classes are not the same as the network's.
         """
         if list(split.classes) != self.classes:
             raise UserError("these images do not have the classes that the network was trained on; check --data_path")
@@ -140,7 +141,7 @@ def load_network(path, device):
     """The network in a checkpoint, or in best.pt of a run's folder, in evaluation mode on `device`.
 
     Raises:
-        UserError: as `load`, or the weights do not fit the network that the checkpoint describes.
+        UserError: `load` fails, or the weights do not fit the network that the checkpoint describes.
     """
     saved = load(path)
     weights = saved.pop("weights")

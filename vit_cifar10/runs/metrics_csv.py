@@ -16,7 +16,8 @@ def read_metrics(path):
     """Read metrics.csv.
 
     Returns:
-        The epochs, {column: number or None} each, and whether the last line was cut off, as by a crash, and dropped.
+        The epochs, one {column: number or None} each, and whether the last line was dropped because it was cut off, for
+        example by a crash.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, OverflowError: the file cannot be read.

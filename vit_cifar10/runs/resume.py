@@ -6,7 +6,7 @@ from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.utils.errors import UserError
 
-# Flags that say where and how a run executes, not what it computes.
+# Flags about where and how a run executes, not about what it computes.
 RUNTIME_FLAGS = {"resume", "device", "num_workers", "compile", "log", "save_every", "save_minutes"}
 RUNTIME_FLAGS |= {"data_path", "model_path", "output_path"}
 LENGTH_FLAGS = ("epochs", "warmup_epochs")  # flags that set how long a run takes
@@ -14,13 +14,13 @@ MAY_CHANGE = {"epochs", *RUNTIME_FLAGS}
 
 
 def resume_flags(parser, args, argv):
-    """Find the run that `--resume` names and combine its flags with those of `MAY_CHANGE` that were typed.
+    """Find the run to resume, and combine its flags with the typed ones, which must be in `MAY_CHANGE`.
 
-    The checkpoint may come from a stranger, so its flags are checked as if they had been typed.
+    The checkpoint may be untrusted, so its flags are checked as if they had been typed.
 
     Args:
         parser: the parser of train.py; its defaults become the run's flags.
-        args: what it made of `argv`.
+        args: the flags that it parsed from `argv`.
 
     Returns:
         The flags, the run, and its checkpoint from `load_last`.
@@ -36,20 +36,20 @@ def resume_flags(parser, args, argv):
     try:
         parser.set_defaults(**vars(parser.parse_args(as_typed(own, known=vars(args)))))
     except UserError as error:
-        raise UserError(f"the flags in {path} are not those of a run ({error})") from error
+        raise UserError(f"the flags in {path} are not valid for a run ({error})") from error
     set_folders(parser, run.model_folder.resolve(), default_output)
     args = parser.parse_args(argv)
     args.resume = str(path)
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
-            raise UserError(f"--{flag} cannot change when a run is resumed; leave it out")
+            raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
     if args.epochs < resumed["epoch"]:
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
     return args, run, resumed
 
 
 def set_folders(parser, folder, default_output):
-    """Make the parser's folders those of the run in `folder`, even if it was started in another working folder."""
+    """Set the parser's folders to the ones of the run in `folder`, even if it was started in another working folder."""
     home = find_home(folder, parser.get_default("model_path"))
     data_path, output_path = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
     if data_path.exists():
@@ -61,7 +61,7 @@ def set_folders(parser, folder, default_output):
 
 
 def as_typed(recipe, known):
-    """A recipe's flags as one would type them. Raises `UserError` for flags that are not among the `known`."""
+    """A recipe's flags as a user would type them. Raises `UserError` for flags that are not in `known`."""
     unknown = recipe.keys() - known.keys()
     if unknown:
         raise UserError(f"unknown: {', '.join(sorted(unknown))}")
@@ -70,7 +70,7 @@ def as_typed(recipe, known):
 
 
 def find_home(folder, model_path):
-    """The folder that a run was started in, to which its relative paths refer, as far as this can be known."""
+    """The folder that a run was started in, to which its relative paths refer, or `Path()` if this is not known."""
     home = folder.parent
     for _ in Path(model_path).parts:
         home = home.parent

@@ -19,7 +19,7 @@ from vit_cifar10.utils.errors import UserError
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness.png")
-SHIPPED_VIT = "vit-layer12-32-cifar10"  # what test.py takes where nothing has been trained
+SHIPPED_VIT = "vit-layer12-32-cifar10"  # the network that test.py takes if none has been trained
 
 
 class Run:
@@ -71,10 +71,10 @@ class Run:
         return read_metrics(self.metrics_path)
 
     def read_config(self):
-        """What config.json holds.
+        """Read config.json.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: it cannot be read, or lacks its counts.
+            OSError, ValueError, KeyError, TypeError: the file cannot be read, or lacks its image and epoch counts.
         """
         config = json.loads(self.config_path.read_text())
         counts = (config["train_images"], config["flags"]["epochs"])
@@ -96,7 +96,7 @@ def find_run(typed, model_path="./model", output_path="./output"):
         if has_checkpoint(place):
             return _run_in(place, output_path)
     raise UserError(
-        f"there is no checkpoint of {typed}; name a run, its folder under {model_path}, or a checkpoint in it"
+        f"there is no checkpoint of {typed}; give a run's name, its folder under {model_path}, or a checkpoint in it"
     )
 
 

@@ -90,7 +90,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Send to a run of the W&B project "vit-cifar10", with its files in `folder`/wandb.
+    """Send to a run in the W&B project "vit-cifar10", whose files are in `folder`/wandb.
 
     With the environment variable WANDB_MODE=offline, only the files are written.
     """
@@ -121,7 +121,7 @@ class WandB(Tracker):
         try:
             self.run.log({name: self.image_type(str(path)) for name, path in pictures.items()}, step=epoch)
         except self.error_type as error:
-            raise UserError(f"W&B refuses them ({error}); they are still in {self.folder}") from error
+            raise UserError(f"W&B refuses the pictures ({error}); they are still in {self.folder}") from error
 
     def close(self, failed=False):
         self.run.finish(exit_code=int(failed))

@@ -1,7 +1,7 @@
-"""Checks that make a stranger's checkpoint safe to load: only tensors and plain values are accepted.
+"""Checks that make untrusted checkpoints safe to load: only tensors and plain values are accepted.
 
-`check_checkpoint_archive` runs before PyTorch reads the file, `check_values` and `check_training` before anything is
-built from it. Nothing in a file is executed, and loading takes no more memory than the file's own size.
+`check_checkpoint_archive` runs before PyTorch reads the file. `check_values` and `check_training` run before anything
+is built from it. Nothing in a file is executed, and loading takes no more memory than the file's own size.
 """
 
 import math
@@ -18,8 +18,8 @@ from vit_cifar10.utils.errors import UserError
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")  # pickle opcodes
-LARGEST_PICKLE = 20_000_000  # bytes without the tensors; a run of a thousand epochs needs a hundredth
-LARGEST_SIZE = 100_000  # of a number in model_config: larger than any network, yet quick to try out
+LARGEST_PICKLE = 20_000_000  # bytes without the tensors; a run of a thousand epochs needs about 1 % of this
+LARGEST_SIZE = 100_000  # largest number in model_config: no network needs more, and the meta device handles it quickly
 LARGEST_DEPTH = 1_000
 KEYS = {
     "format": int,
@@ -89,7 +89,7 @@ def check_keys(path, checkpoint):
 
 
 def check_values(path, checkpoint):
-    """Raise `UserError` for values that the program cannot use, or that claim more memory than they bring."""
+    """Raise `UserError` for values that the program cannot use, or tensors larger than their data in the file."""
     classes, weights, config = (checkpoint[key] for key in ("classes", "weights", "model_config"))
     mean, std = checkpoint["mean"], checkpoint["std"]
     names = [*classes, *(name for key in ("model_config", "weights", "metrics", "recipe") for name in checkpoint[key])]
@@ -137,7 +137,7 @@ def check_training(path, checkpoint):
 
 
 def refuse(path, what):
-    raise UserError(f"{path} is refused: its {what} cannot be right; train it again")
+    raise UserError(f"{path} is refused because of invalid {what}; train it again")
 
 
 def is_number(value):
@@ -145,18 +145,18 @@ def is_number(value):
 
 
 def is_safe_size(key, value):
-    """Whether an entry of model_config is text or a number that no network exceeds."""
+    """Whether an entry of model_config is text or a number that is not too large."""
     largest = LARGEST_DEPTH if key == "depth" else LARGEST_SIZE
     return isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= largest)
 
 
 def is_safe_weight(value):
-    """Whether a value is a finite tensor that brings its own memory."""
+    """Whether a value is a finite tensor that is no larger than its stored data."""
     return isinstance(value, torch.Tensor) and brings_its_memory(value) and bool(value.isfinite().all())
 
 
 def brings_its_memory(tensor):
-    """Whether a tensor is a plain one on the CPU that is no larger than its stored data."""
+    """Whether a tensor is plain, on the CPU, and no larger than its stored data."""
     is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     return is_plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 

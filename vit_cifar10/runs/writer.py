@@ -63,13 +63,12 @@ class RunWriter(Run):
     """A run that is being trained.
 
     `epochs` holds each epoch's metrics. `best` is the epoch with the highest validation accuracy or, without
-    validation images, the last one. Where a method takes a trainer, it needs its `inference_state` and
-    `training_state`.
+    validation images, the last one. Methods that take a trainer call its `inference_state` and `training_state`.
 
     Args:
         mode: "new", "unnamed" (new, and renamed if the name is taken), "replace" or "resume".
-        save_every: write last.pt every so many epochs; None saves often, at little cost.
-        save_minutes: longest time between saves, even within an epoch.
+        save_every: number of epochs between saves of last.pt; None saves often, at little cost.
+        save_minutes: longest time between saves in minutes, even within an epoch.
     """
 
     def __init__(self, model_folder, output_folder, mode, save_every=None, save_minutes=5.0):
@@ -89,13 +88,13 @@ class RunWriter(Run):
         self.draw_throttled = Throttled(self.draw_curves, delay=60.0)
 
     def begin(self):
-        """Create both folders, or take them over, and lock them against other trainings until `close`.
+        """Create both folders, or use the existing ones, and lock them against other processes until `close`.
 
-        A new run never shares its folders. A run that is replaced keeps its files until there are new ones. A run
-        that is resumed loses the temporary files that a crash has left.
+        A new run never shares its folders. A run that is replaced keeps its files until there are new ones. If a run
+        is resumed, temporary files that a crash has left are removed.
 
         Raises:
-            UserError: the folders cannot be written to, or another run has them. No new folder is left behind.
+            UserError: the folders cannot be written to, or another run uses them. No new folder is left behind.
         """
         if self.mode == "unnamed" and any(folder.exists() for folder in self.folders):  # two runs in one second
             name = f"{self.model_folder.name}-{uuid.uuid4().hex[:6]}"
@@ -120,7 +119,7 @@ class RunWriter(Run):
     def write_config(self, flags, summary):
         """Write config.json: the flags, the trainer's `summary`, versions, commit and machine.
 
-        A resumed run keeps the file it began with, except for its length.
+        A resumed run keeps its earlier file, except for the flags that set its length.
         """
         self.config = self._resumed_config(flags) or {
             "flags": flags,
@@ -154,8 +153,8 @@ class RunWriter(Run):
     def restore(self, resumed):
         """Take over the history of a resumed run, up to the epoch that it resumes from.
 
-        best.pt may be from a later epoch, which the next best epoch then has to beat. If it cannot be read, the next
-        epoch takes its place, or this one if it is the best.
+        best.pt may be from a later epoch, which a new best epoch then has to beat. If best.pt cannot be read, the next
+        epoch replaces it.
         """
         if resumed["is_older"]:  # otherwise the damaged last.pt would become previous.pt
             link_or_copy(self.model_folder / checkpoint.PREVIOUS, self.last_path)
@@ -170,7 +169,7 @@ class RunWriter(Run):
         write_metrics(self.metrics_path, self.epochs)
 
     def finish(self, trainer):
-        """Write what a complete run may lack because it was killed between two files."""
+        """Write the files that a complete run may lack because it was killed before it wrote them."""
         if not self.checkpoint_path.exists() and (self.best is None or self.best == self.epochs[-1]):
             self.best, self.best_state = self.epochs[-1], trainer.inference_state(self.epochs[-1])
         self.write_best()
@@ -218,7 +217,7 @@ class RunWriter(Run):
         save_tensors(self.history_path, {"config": self.config, "rows": self.epochs})
 
     def draw_curves(self):
-        """Draw curves.png. A picture that cannot be written, as while a viewer holds it, does not end the run."""
+        """Draw curves.png. If it cannot be written, for example because a viewer locks it, the run continues."""
         try:
             save_curves(self.epochs, self.curves_path, self.name)
         except UserError as error:
@@ -261,10 +260,10 @@ class RunWriter(Run):
 
 
 class Throttled:
-    """Limits how often an action runs, so that saves and pictures do not slow down epochs of a second.
+    """Limits how often an action runs, so that saves and pictures do not slow down runs with very short epochs.
 
-    The action first runs after `delay` seconds. Then it runs so often that it takes about `fraction` of the time, and
-    at least every `longest` seconds.
+    The action first runs after `delay` seconds. Then it runs often enough to take about `fraction` of the time, and at
+    least every `longest` seconds.
     """
 
     def __init__(self, action, delay=0.0, fraction=0.01, longest=60.0):
@@ -283,7 +282,7 @@ class Throttled:
 
 
 def git_commit():
-    """The commit of this code, with "-dirty" if it has changed since, or None outside a git checkout."""
+    """The commit of this code, with "-dirty" if the code has changed since, or None outside a git checkout."""
     hash_only = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]  # no tags
     command = ["git", "-C", str(Path(__file__).parent), *hash_only]
     try:

@@ -30,7 +30,7 @@ def command(main):
         try:
             return main(argv)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads standard output any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads standard output anymore
             sys.exit(141)
         except UserError as error:
             if isinstance(error, LocalError) or is_rank0():
@@ -80,13 +80,13 @@ class ArgumentParser(argparse.ArgumentParser):
         lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""  # keep backslashes in Windows paths
         arguments = list(lexer)
         if any(argument.startswith("@") for argument in arguments):
-            raise UserError("a recipe cannot include another recipe; name both on the command line")
+            raise UserError("a recipe cannot include another recipe; give both on the command line")
         return arguments
 
     def parse_args(self, args=None, namespace=None):
         for argument in sys.argv[1:] if args is None else args:
             if self.fromfile_prefix_chars and argument.startswith("@") and not Path(argument[1:]).is_file():
-                raise UserError(f"there is no recipe {argument[1:]}; name a text file of flags after the @")
+                raise UserError(f"there is no recipe {argument[1:]}; give a text file of flags after the @")
         try:
             return super().parse_args(args, namespace)
         except ValueError as error:

@@ -108,7 +108,7 @@ def synchronize(device):
 
 
 def device_label(device):
-    """The name of a device for people, such as "NVIDIA H200" or "cpu"."""
+    """The readable name of a device, such as "NVIDIA H200" or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
