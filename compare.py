@@ -158,7 +158,7 @@ def comparable(runs):
 
 
 def draw(folder, runs, test_images):
-    """Draw the `PICTURES` that apply, remove those of an earlier comparison, and yield the names of the files."""
+    """Remove the `PICTURES` of an earlier comparison, draw the ones that apply, and yield their file names."""
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     groups = group_seeds(runs)

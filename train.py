@@ -191,7 +191,7 @@ def add_run_flags(parser):
     add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     precision = "precision of the forward pass; auto: bf16 on recent GPUs and AMX CPUs, fp16 on older GPUs, else fp32"
     add("--precision", choices=PRECISIONS, default="auto", help=precision)
-    compiling = "compile the network, which takes a minute and speeds up each step; auto compiles on cuda"
+    compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
     add("--seed", type=number(int, at_least=0, at_most=2**31), default=0, help=seed)

@@ -253,7 +253,11 @@ def group_seeds(runs):
 
 
 def summarize_seeds(runs, rows):
-    """Mean and sample standard deviation over seeds, of the columns known for all: [{"runs": names, column: pair}]."""
+    """Mean and sample standard deviation over the seeds of each recipe that has several.
+
+    Returns:
+        [{"runs": names, column: (mean, standard deviation), ...}], with the columns that are known for all seeds.
+    """
     by_name = {row["run"]: row for row in rows}
     summaries = []
     for group in group_seeds(runs):
@@ -278,7 +282,10 @@ def most_different(runs):
 
 
 def disagreements(one, other, count=4):
-    """Indices of images that `one` gets right and `other` gets wrong, in order of the sum of both confidences."""
+    """Indices of up to `count` images that `one` gets right and `other` gets wrong, the most confident ones first.
+
+    They are sorted by the sum of both confidences.
+    """
     labels, logits = one.tested.labels, [run.tested.logits for run in (one, other)]
     confidence, predicted = zip(*(values.softmax(dim=1).max(dim=1) for values in logits), strict=True)
     is_disagreement = (predicted[0] == labels) & (predicted[1] != labels)

@@ -190,7 +190,7 @@ def _discard(fused, ratio):
 
 
 def _prefix_tokens(maps):
-    """1 if maps (..., N, N) include a class token, else 0. The number of patches is a square, so N is enough."""
+    """1 if maps (..., N, N) include a class token, else 0. N tells which, as the number of patches is a square."""
     return maps.shape[-1] - math.isqrt(maps.shape[-1]) ** 2
 
 

@@ -79,9 +79,9 @@ class CombinedOptimizer:
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024): momentum that is orthogonalized, so that a step is equally long in all directions.
 
-    The updates equal those of `torch.optim.Muon`, but all matrices of one shape go through the Newton-Schulz steps as
-    one batch, and kernels (out, in, h, w) are treated as matrices (out, in * h * w). Each step shrinks the weights by
-    a fraction of learning rate times `weight_decay`. With `compile`, the Newton-Schulz steps are compiled.
+    The updates equal the ones from `torch.optim.Muon`, but all matrices of one shape go through the Newton-Schulz steps
+    as one batch, and kernels (out, in, h, w) are treated as matrices (out, in * h * w). Each step multiplies the
+    weights by 1 - learning rate * `weight_decay`. With `compile`, the Newton-Schulz steps are compiled.
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, compile=False):

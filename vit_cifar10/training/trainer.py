@@ -329,7 +329,7 @@ class Trainer:
             "sums": self.sums * self.job.size,
             "seconds": [self.epoch_time.elapsed, self.step_time.elapsed],
             "timed_steps": self.timed_steps,
-            "model": self.model.state_dict() if self.ema else None,  # without an average: see `inference_state`
+            "model": self.model.state_dict() if self.ema else None,  # without EMA, they are in `inference_state`
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -341,7 +341,7 @@ class Trainer:
         """Load the state in a last.pt.
 
         Raises:
-            UserError: the images are not those that the run began with, or the state does not fit.
+            UserError: the images are not the ones that the run started with, or the state does not fit.
         """
         state, path = saved["training"], self.args.resume
         if state["data"] != self.data:

@@ -53,7 +53,7 @@ def _print_error(main, error):
 
 
 def is_rank0():
-    """Whether this is the only process, or the first of those that torchrun started."""
+    """Whether this is the only process, or the first of the processes that torchrun started."""
     return not torch.distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
