@@ -378,12 +378,12 @@ def build_parser():
         prog="reproduce.py", description="Run recipes, record their results and generate the tables of results."
     )
     add = parser.add_argument
-    add("recipes", nargs="*", metavar="RECIPE", help="names of files in recipes/; default: all in the table")
+    add("recipes", nargs="*", metavar="RECIPE", help="recipes to run, such as cnn-12ep; default: all for CIFAR-10")
     seeds = "seeds to train with; default: 0 1 2 for vit-fast, vit-best and cnn-fast, otherwise 0"
     add("--seeds", nargs="+", type=NON_NEGATIVE_INT, help=seeds)
-    add("--ship", action="store_true", help="copy seed 0's weights, in half precision, to the folders that git tracks")
+    add("--ship", action="store_true", help="copy seed 0's weights, in half precision, to the run folders in git")
     add("--try", dest="try_out", action="store_true", help="train one epoch on few images and record no result")
-    add("--tables", action="store_true", help="only generate the tables again from results.csv")
+    add("--tables", action="store_true", help="only regenerate the tables from results.csv, without running recipes")
     add("--dataset", choices=dataset.DATASETS, default="cifar10", help="data set; all except cifar10 need --try")
     add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
     add("--device", choices=DEVICES, default="auto", help="device to train on")

@@ -385,8 +385,8 @@ def build_parser():
     add("--dataset", choices=("cifar10", "shapes"), default="cifar10", help="data set")
     add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
     add("--num_workers", type=NON_NEGATIVE_INT, default=os.cpu_count(), help="worker processes of the DataLoader")
-    add("--rounds", type=POSITIVE_INT, default=5, help="number of timings per contender; for recording, epochs")
-    add("--seconds", type=POSITIVE, default=5, help="length of each timing")
+    add("--rounds", type=POSITIVE_INT, default=5, help="timings per contender; for recording, number of epochs")
+    add("--seconds", type=POSITIVE, default=5, help="length of each timing in seconds")
     return parser
 
 
