@@ -137,7 +137,7 @@ def check_training(path, checkpoint):
 
 
 def refuse(path, what):
-    raise UserError(f"{path} is refused because of invalid {what}; train it again")
+    raise UserError(f"{path} is refused: its {what} cannot be valid; train it again")
 
 
 def is_number(value):
