@@ -174,7 +174,7 @@ def _stratified_subset(split, count, flag):
     if count is None:
         return split
     if count > len(split):
-        raise UserError(f"{flag} {count} is more than the {len(split)} available images; lower it")
+        raise UserError(f"{flag} {count} is more than the {len(split)} images available; lower it")
     return split.subset(stratified_sample(split.labels, count, SUBSET_SEED))
 
 
