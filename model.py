@@ -18,7 +18,6 @@ import itertools
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class PatchEmbed(nn.Module):
@@ -413,7 +412,7 @@ def build_model(config):
 
 
 def count_parameters(model):
-    """Number of trainable parameters."""
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -425,6 +424,8 @@ def count_flops(config, batch_size=1, backward=False):
         batch_size: number of images in the pass.
         backward: whether to count the backward pass in addition to the forward pass.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # takes a tenth of a second to import
+
     with torch.device("meta"):
         model = build_model(config).train(backward)
         images = torch.empty(batch_size, config.get("in_chans", 3), config["img_size"], config["img_size"])

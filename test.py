@@ -48,6 +48,8 @@ def main(argv=None):
     with out_of_memory_advice("lower --batch_size, or use --device cpu"):
         network = load_network(run.checkpoint_path, device)
         print(f"{run.checkpoint_path}{choice}: {describe(network)}")
+        if has_rollout_flags(args) and not network.model.has_attention:
+            raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
         MODES[args.mode](run, network, args)
 
 
@@ -95,8 +97,14 @@ def check_flags(args):
         raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
     if args.html is not None:
         check_html(args)
+    if has_rollout_flags(args) and args.mode not in ("cifar-single", "custom"):
+        raise UserError("--head_fusion and --discard_ratio change GIFs; add --mode cifar-single or --mode custom")
     if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
+
+
+def has_rollout_flags(args):
+    return args.head_fusion != "mean" or args.discard_ratio > 0
 
 
 def check_html(args):

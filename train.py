@@ -24,7 +24,7 @@ from vit_cifar10.runs.resume import resume_flags
 from vit_cifar10.runs.trackers import PACKAGES, check_package
 from vit_cifar10.runs.writer import open_run
 from vit_cifar10.training.distributed import join_job
-from vit_cifar10.training.hooks import recorded
+from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.schedule import SCHEDULES
 from vit_cifar10.training.signals import StopSignals
 from vit_cifar10.training.trainer import Trainer, model_config
@@ -60,6 +60,7 @@ def main(argv=None):
         with StopSignals(job) as signals, recorded(trainer, run, signals, resumed) as recorder:
             for epoch in range(trainer.epoch + 1, args.epochs + 1):
                 metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+                trainer.end_epoch(metrics)
                 recorder.log_epoch(metrics)
         if run:
             print_outcome(run, args)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,19 +280,45 @@ def test_a_run_with_a_damaged_last_pt_resumes_from_previous_pt(tmp_path, capsys)
 def test_resuming_a_complete_run_restores_its_missing_files_and_succeeds(val_images, tmp_path, capsys):
     run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --val_images {val_images}")
     files = read_files(tmp_path)
-    kept = load_weights(tmp_path, "run")
     for name in ("curves.png", "history.pt", "metrics.csv", "config.json"):
         (tmp_path / "output" / "run" / name).unlink()
-    if checkpoint.load(tmp_path / "model" / "run")["epoch"] == 2:
-        (tmp_path / "model" / "run" / "best.pt").unlink()
     resume(tmp_path)  # exits with status 0, so that a loop that resumes until the run succeeds ends too
     printed = capsys.readouterr().out
     assert "all 2 epochs are complete; nothing is left to train" in printed
     assert "kept epoch" in printed
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == files.keys()
-    assert_equal_weights(load_weights(tmp_path, "run"), kept)
-    for path in (tmp_path / "model" / "run" / "last.pt", tmp_path / "output" / "run" / "metrics.csv"):
-        assert path.read_bytes() == files[path]
+    for name in ("model/run/best.pt", "model/run/last.pt", "output/run/metrics.csv"):
+        assert (tmp_path / name).read_bytes() == files[tmp_path / name]
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, damage], ids=["missing", "damaged"])
+@pytest.mark.parametrize("val_images", [0, 500])
+def test_the_last_epoch_replaces_a_lost_best_checkpoint_of_a_complete_run(lose, val_images, tmp_path, capsys):
+    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --val_images {val_images}")
+    lose(tmp_path / "model" / "run" / "best.pt")
+    resume(tmp_path)
+    printed = capsys.readouterr()
+    assert re.search(r"warning: .*model/run/best.pt.*; the last epoch replaces it", printed.err)
+    assert "kept epoch 2" in printed.out
+    assert_equal_weights(load_weights(tmp_path, "run"), load_weights(tmp_path, "run", "last.pt"))
+    resume(tmp_path)  # the run is consistent again
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_an_older_save_does_not_count_as_a_complete_run(tmp_path, capsys):
+    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200")
+    resume(tmp_path, "--epochs", "3")
+    previous, last = (tmp_path / "model" / "run" / name for name in ("previous.pt", "last.pt"))
+    assert [checkpoint.load(path)["epoch"] for path in (previous, last)] == [2, 3]
+    files = read_files(tmp_path)
+    for flags in (["--resume", str(previous)], ["--resume", str(last.parent)]):
+        if flags[1] == str(last.parent):
+            damage(last)
+            files[last] = last.read_bytes()
+        with exits_with(2):
+            train.main(flags)
+        assert "already has 2 epochs; raise --epochs" in capsys.readouterr().err
+        assert read_files(tmp_path) == files
 
 
 @pytest.mark.parametrize(

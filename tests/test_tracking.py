@@ -11,8 +11,8 @@ import pytest
 from helpers import SMALL_VIT, read_metrics, run_training
 from PIL import Image
 
-from vit_cifar10.evaluation import full_test
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.training import recorder
 
 FLAGS = f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 50"
 PICTURES = ("curves", "confusion_matrix", "reliability", "mistakes")
@@ -92,7 +92,7 @@ def test_wandb_gets_the_metrics_the_pictures_and_the_flags_offline(tmp_path, mon
 
 
 def test_a_run_is_complete_even_if_its_pictures_cannot_be_sent(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(full_test, "run_full_test", mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
+    monkeypatch.setattr(recorder, "run_full_test", mock.Mock(side_effect=RuntimeError("CUDA out of memory")))
     run_training(tmp_path, f"{FLAGS} --log tensorboard")
     printed = capsys.readouterr()
     assert "warning: the final pictures were not sent: out of memory" in printed.err

@@ -12,7 +12,7 @@ from vit_cifar10.runs import checkpoint, writer
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer as trainer_module
 from vit_cifar10.training.distributed import Job
-from vit_cifar10.training.hooks import recorded
+from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.training.signals import StopSignals
 
@@ -136,7 +136,9 @@ def test_plateau_follows_the_validation_loss_and_survives_a_resume(splits, tmp_p
     run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
     with recorded(trainer, run, StopSignals(Job())) as recorder:
         for epoch in range(1, 5):
-            recorder.log_epoch(trainer.train_epoch(epoch) | trainer.evaluate())
+            metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+            trainer.end_epoch(metrics)
+            recorder.log_epoch(metrics)
     assert [metrics["learning_rate"] for metrics in run.epochs] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])
     resumed = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
     resumed.resume(checkpoint.load(tmp_path / "model", "last.pt"))

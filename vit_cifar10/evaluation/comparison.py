@@ -21,7 +21,7 @@ from vit_cifar10.runs.run import Run, find_run
 
 # Flags that may differ between runs of one recipe with several seeds.
 NOT_IN_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *RUNTIME_FLAGS}
-MAY_CHANGE = {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}  # flags that may change when a run is resumed
+MAY_DIFFER = {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}  # flags that may change when a run is resumed
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
@@ -113,7 +113,7 @@ def load_trained_run(typed, model_path, output_path, device):
 
 def is_same_run(recipe, flags):
     """Whether a record's flags equal a network's recipe, except for the flags that a resume may change."""
-    ours, theirs = ({key: value for key, value in each.items() if key not in MAY_CHANGE} for each in (recipe, flags))
+    ours, theirs = ({key: value for key, value in each.items() if key not in MAY_DIFFER} for each in (recipe, flags))
     return ours == theirs
 
 

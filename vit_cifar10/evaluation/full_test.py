@@ -11,7 +11,6 @@ The files in output/<run>/ are `TEST_FILES` in runs/run.py.
 import dataclasses
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -21,9 +20,7 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import shorten
-from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import TEST_FILES
-from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import replacing, save_tensors
 
 MISTAKES = 25
@@ -131,30 +128,10 @@ def load_full_test(folder, network, checkpoint_path, test=None):
         return None
 
 
-def send_pictures(run, test, device, batch_size):
-    """Test the kept weights of a complete run and send the pictures, with the curves, to its tracker.
-
-    If this fails, a warning is printed and nothing else is lost.
-    """
-    try:
-        with out_of_memory_advice("test.py can draw them with a lower --batch_size"):
-            network = checkpoint.load_network(run.checkpoint_path, device)
-            test = network.normalized_for(test)
-            tested = run_full_test(network, run.checkpoint_path, test, batch_size)
-        write_full_test(tested, network, test, run.output_folder)
-        files = [run.curves_path, *(run.output_folder / name for name in TEST_FILES)]
-        pictures = {file.stem: file for file in files if file.suffix == ".png" and file.exists()}
-        run.tracker.finish(pictures, run.epochs[-1]["epoch"])
-    except (UserError, OSError) as error:
-        print(f"warning: the final pictures were not sent: {error}", file=sys.stderr)
-
-
 def hash_checkpoint(path):
-    """SHA-256 of a checkpoint file, or of best.pt in a run's folder."""
-    path = Path(path)
-    path = path / checkpoint.BEST if path.is_dir() else path
+    """SHA-256 of a checkpoint file."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
 

@@ -29,7 +29,7 @@ def resume_flags(parser, args, argv):
         UserError: there is no such run, its flags are not valid, or other flags were typed.
     """
     default_output = parser.get_default("output_path")
-    run = find_run(args.resume, args.model_path)
+    run = find_run(args.resume, args.model_path, names=checkpoint.NAMES)
     path = run.named_checkpoint or run.model_folder
     resumed = checkpoint.load_last(path)
     own = resumed["recipe"]
@@ -43,7 +43,8 @@ def resume_flags(parser, args, argv):
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
-    if args.epochs < resumed["epoch"]:
+    is_last = not resumed["is_older"] and path.name != checkpoint.PREVIOUS
+    if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and not is_last):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
     return args, run, resumed
 

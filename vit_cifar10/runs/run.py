@@ -83,18 +83,29 @@ class Run:
         return config
 
 
-def find_run(typed, model_path="./model", output_path="./output"):
+def find_run(typed, model_path="./model", output_path="./output", names=(checkpoint.BEST,)):
     """The run that a user means by its name, its folder under model/ or output/, or a checkpoint in it.
+
+    Args:
+        typed: what the user typed. The name of a run, or of a folder that exists, is also looked up in `model_path`.
+        names: the checkpoints of which the run's folder must hold at least one.
 
     Raises:
         UserError: there is no such run.
     """
+    if not str(typed):
+        raise UserError("the name of the run is empty; give a run's name, its folder, or a checkpoint in it")
     path = Path(typed)
-    for place in (path, Path(model_path) / path.name):
+    by_name = Path(model_path) / path.name
+    places = [path, by_name] if len(path.parts) == 1 or path.is_dir() else [path]
+    for place in places:
         if place.is_file():
             return _run_in(place.parent, output_path, place)
-        if has_checkpoint(place):
+        if any((place / name).is_file() for name in names):
             return _run_in(place, output_path)
+    for place in places:
+        if (place / checkpoint.LAST).is_file():
+            raise UserError(f"{place} has no complete epoch yet; continue it with train.py --resume {place}")
     raise UserError(
         f"there is no checkpoint of {typed}; give a run's name, its folder under {model_path}, or a checkpoint in it"
     )
@@ -102,10 +113,6 @@ def find_run(typed, model_path="./model", output_path="./output"):
 
 def _run_in(folder, output_path, named_checkpoint=None):
     return Run(folder, Path(output_path) / folder.resolve().name, named_checkpoint)
-
-
-def has_checkpoint(folder):
-    return any((folder / name).is_file() for name in checkpoint.NAMES)
 
 
 def last_trained_run(model_path="./model", output_path="./output"):

@@ -136,7 +136,7 @@ class RunWriter(Run):
             "started": datetime.now().isoformat(timespec="seconds"),
         }
         if self.mode != "replace":  # the earlier run's file stays until there are new weights
-            self._write_config()
+            self._save_config()
 
     def _resumed_config(self, flags):
         if self.mode == "resume" and self.config_path.exists():
@@ -146,34 +146,37 @@ class RunWriter(Run):
                 return config
         return None
 
-    def _write_config(self):
+    def _save_config(self):
         with replacing(self.config_path) as partial:
             partial.write_text(json.dumps(self.config, indent=2) + "\n")
 
-    def restore(self, resumed):
+    def restore(self, resumed, is_complete=False):
         """Take over the history of a resumed run, up to the epoch that it resumes from.
 
         best.pt may be from a later epoch, which a new best epoch then has to beat. If best.pt cannot be read, the next
-        epoch replaces it.
+        epoch replaces it or, in a complete run, the last one.
         """
         if resumed["is_older"]:  # otherwise the damaged last.pt would become previous.pt
             link_or_copy(self.model_folder / checkpoint.PREVIOUS, self.last_path)
         self.epochs, self.best = resumed["training"]["rows"], resumed["training"]["best"]
-        if self.best and self.best["val_accuracy"] is not None:
+        if self.best:
             try:
-                kept = checkpoint.load(self.model_folder)["metrics"]
-                self.best = max(self.best, kept, key=lambda metrics: metrics.get("val_accuracy") or 0)
+                kept = checkpoint.load(self.checkpoint_path)["metrics"]
             except UserError as error:
-                print(f"warning: {error}; the best epoch from now on replaces it", file=sys.stderr)
+                replacement = "the last epoch" if is_complete else "the best epoch from now on"
+                print(f"warning: {error}; {replacement} replaces it", file=sys.stderr)
                 self.best = None
+            else:
+                self.best = max(self.best, kept, key=lambda metrics: metrics.get("val_accuracy") or 0)
         write_metrics(self.metrics_path, self.epochs)
 
     def finish(self, trainer):
         """Write the files that a complete run may lack because it was killed before it wrote them."""
-        if not self.checkpoint_path.exists() and (self.best is None or self.best == self.epochs[-1]):
+        if self.best is None:  # best.pt is lost
             self.best, self.best_state = self.epochs[-1], trainer.inference_state(self.epochs[-1])
-        self.write_best()
-        self._write_history()
+            self.save(trainer)
+        else:
+            self._write_history()
         self.draw_throttled(now=True)
 
     def log_epoch(self, trainer, metrics, is_last):
@@ -230,7 +233,7 @@ class RunWriter(Run):
                 for file in (*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES):
                     (folder / file).unlink(missing_ok=True)
             self.mode = "new"
-            self._write_config()
+            self._save_config()
 
     def _remove_tracking(self):
         for folder in TRACKING_FOLDERS:

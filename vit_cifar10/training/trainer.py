@@ -20,6 +20,7 @@ from vit_cifar10.data.augment import Augment
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training.distributed import Job
+from vit_cifar10.training.hooks import Hooks
 from vit_cifar10.training.optim import ModelEma, build_optimizer, load_state
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.device import (
@@ -60,19 +61,6 @@ def model_config(args, num_classes):
         "drop_rate": args.dropout,
         "drop_path_rate": args.drop_path,
     }
-
-
-class Hooks:
-    """Callbacks between steps. They do nothing unless a subclass overrides them."""
-
-    def start_epoch(self, epoch):
-        """Called before the first step of an epoch."""
-
-    def after_step(self):
-        """Called after every training step. It may raise `Interrupted`."""
-
-    def after_batch(self):
-        """Called after every batch of an evaluation. It may raise `Interrupted`."""
 
 
 class Trainer:
@@ -195,6 +183,7 @@ class Trainer:
             self.hooks.after_step()
         synchronize(self.device)
         self.step_time.stop()
+        self.schedule.set_step(self.step - 1)  # a run that was interrupted after its last step has not set it yet
         loss, accuracy = (self.job.sum(self.sums.clone()) / (self.steps_per_epoch * self.batch_size)).tolist()
         self.check_loss(loss)
         seconds_per_step = self.step_time.seconds / self.timed_steps
@@ -293,8 +282,14 @@ class Trainer:
         """Logits of a split's images, float (N, C)."""
         return predict(self.evaluated_model, split, self.test_batch_size, self.precision, self.hooks.after_batch)
 
+    @property
+    def is_complete(self):
+        """Whether all epochs have been trained and evaluated."""
+        return self.epoch == self.args.epochs
+
     def end_epoch(self, metrics):
-        """Prepare for the next epoch, given the `metrics` of this one."""
+        """Complete an epoch, given its metrics: add its `seconds` to them and prepare for the next epoch."""
+        metrics["seconds"] = self.epoch_time.elapsed
         self.epoch = metrics["epoch"]
         if metrics["val_loss"] is not None:
             self.schedule.end_epoch(metrics["val_loss"])

@@ -35,7 +35,7 @@ const METHODS = {
   },
   gradCam: {
     name: "Grad-CAM", classes: true,
-    meaning: `The ${data.isVit ? "input of the last block" : "output of the last convolution"}, with each channel `
+    meaning: `The ${data.isVit ? "input of the last block" : "output of the last ReLU"}, with each channel `
       + "weighted by how much it raises the score of the selected class: the evidence for that class.",
   },
   removal: {

@@ -1,0 +1,163 @@
+"""Recording a training: the run's files, the progress on the screen, and what happens when the training ends."""
+
+import contextlib
+import shlex
+import sys
+import time
+
+from tqdm import tqdm
+
+from vit_cifar10.evaluation.full_test import run_full_test, write_full_test
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import TEST_FILES
+from vit_cifar10.runs.trackers import open_tracker
+from vit_cifar10.training.hooks import StepHooks
+from vit_cifar10.training.signals import Interrupted
+from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+
+
+@contextlib.contextmanager
+def recorded(trainer, run, signals, resumed=None):
+    """Record the training of a run. However it ends, leave a resumable run or no files.
+
+    On entry, open the run's folders and print what will be trained. In the body, save and show progress after the
+    steps. If a signal requests a stop, save, print how to resume, and exit with status 128 + signal number.
+
+    Args:
+        run: a `RunWriter` on rank 0, None on the other ranks.
+        resumed: the checkpoint that the trainer resumes from, if any.
+
+    Yields:
+        A `Recorder`, whose `log_epoch` takes the metrics of each epoch.
+    """
+    job, failed, was_complete = trainer.job, True, trainer.is_complete
+    try:
+        job.run_on_rank0(lambda: begin(run, trainer, resumed))
+        with progress_bar(trainer) as bar:
+            trainer.hooks = StepHooks(trainer, run, signals, bar)
+            yield Recorder(trainer, run)
+        if was_complete:
+            job.run_on_rank0(lambda: run.finish(trainer))
+        if trainer.args.log != "none":
+            job.run_on_rank0(lambda: send_pictures(trainer, run))
+        failed = False
+    except Interrupted as stop:
+        job.run_on_rank0(lambda: run.save(trainer))
+        if run:
+            if run.epochs:
+                run.draw_throttled(now=True)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"\ninterrupted at step {trainer.step}; resume with: {resume_command(run)}", flush=True)
+        sys.exit(128 + stop.signal_number)
+    except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
+        if error.filename is not None or job.size > 1 or not trainer.step:
+            raise
+        run.save(trainer)
+        if signals.received:
+            sys.exit(128 + signals.received)
+        raise
+    finally:
+        if run:
+            run.close(failed)
+
+
+class Recorder:
+    """Records the epochs of a training. `run` is a `RunWriter` on rank 0, None on the other ranks."""
+
+    def __init__(self, trainer, run):
+        self.trainer, self.run = trainer, run
+        self.first_step, self.started_at = trainer.step, time.perf_counter()
+
+    def log_epoch(self, metrics):
+        """Record an epoch's metrics, keep its weights if they are the best, and print a line."""
+        trainer, epochs = self.trainer, self.trainer.args.epochs
+        trainer.job.run_on_rank0(lambda: self.run.log_epoch(trainer, metrics, is_last=trainer.is_complete))
+        if trainer.job.is_rank0:
+            steps = max(1, trainer.step - self.first_step)
+            seconds_per_step = (time.perf_counter() - self.started_at) / steps
+            steps_left = epochs * trainer.steps_per_epoch - trainer.step
+            tqdm.write(describe_epoch(metrics, epochs, seconds_per_step * steps_left))
+
+
+def begin(run, trainer, resumed):
+    """Open the run's folders and its tracker, and print what will be trained."""
+    args, job = trainer.args, trainer.job
+    run.begin()
+    if resumed:
+        run.restore(resumed, trainer.is_complete)
+    summary = trainer.summary()
+    run.write_config(vars(args), summary)
+    processes = f" in {job.size} processes" if job.size > 1 else ""
+    print(
+        f"{run.name}: {summary['parameters']:,} parameters, {summary['train_images']:,} training,"
+        f" {summary['val_images']:,} validation and {summary['test_images']:,} test images,"
+        f" {summary['device']}{processes}, {trainer.precision}",
+        flush=True,
+    )
+    images, batch = len(trainer.train_split), trainer.batch_size
+    left_out = images - trainer.steps_per_epoch * batch
+    if left_out > images / 20:
+        print(
+            f"each epoch leaves out {left_out} of the {images} images, different ones each time, because they do not"
+            f" fill a batch of {batch}",
+            flush=True,
+        )
+    if resumed:
+        print(describe_resume(trainer, resumed["recipe"].get("epochs")), flush=True)
+    run.tracker = open_tracker(args.log, run.name, run.output_folder, run.config, trainer.epoch + 1)
+
+
+def describe_resume(trainer, earlier_epochs):
+    """One or two lines that report where a resumed run continues."""
+    epochs = trainer.args.epochs
+    if trainer.is_complete:
+        return f"all {epochs} epochs are complete; nothing is left to train"
+    line = f"resuming after {trainer.epoch} of {epochs} epochs, at step {trainer.step + 1}"
+    if epochs != earlier_epochs:
+        line += f"\n--epochs {epochs} replaces {earlier_epochs}: the learning rates now follow the new length"
+    return line
+
+
+def progress_bar(trainer):
+    """A bar over the images of all epochs; in a log file, a line per minute."""
+    total_steps = trainer.args.epochs * trainer.steps_per_epoch
+    return tqdm(
+        total=total_steps * trainer.batch_size,
+        initial=trainer.step * trainer.batch_size,
+        unit="img",
+        unit_scale=True,
+        mininterval=0.5 if sys.stderr and sys.stderr.isatty() else 60,
+        disable=not (trainer.job.is_rank0 and sys.stderr) or trainer.is_complete,
+    )
+
+
+def send_pictures(trainer, run):
+    """Test the kept weights of a complete run and send the pictures, with the curves, to its tracker.
+
+    If this fails, print a warning. Nothing else is lost.
+    """
+    try:
+        with out_of_memory_advice("test.py can draw them with a lower --batch_size"):
+            network = checkpoint.load_network(run.checkpoint_path, trainer.device)
+            test = network.normalized_for(trainer.test_split)
+            tested = run_full_test(network, run.checkpoint_path, test, trainer.test_batch_size)
+        write_full_test(tested, network, test, run.output_folder)
+        files = [run.curves_path, *(run.output_folder / name for name in TEST_FILES)]
+        pictures = {file.stem: file for file in files if file.suffix == ".png" and file.exists()}
+        run.tracker.finish(pictures, run.epochs[-1]["epoch"])
+    except (UserError, OSError) as error:
+        print(f"warning: the final pictures were not sent: {error}", file=sys.stderr)
+
+
+def describe_epoch(metrics, epochs, seconds_left):
+    """An epoch's metrics as a line of text."""
+    parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
+    for split in ("train", "val", "test"):
+        if metrics[f"{split}_loss"] is not None:
+            parts.append(f"{split} {metrics[f'{split}_loss']:.3f} {100 * metrics[f'{split}_accuracy']:5.2f} %")
+    parts += [f"lr {metrics['learning_rate']:.1e}", f"{metrics['images_per_second']:,.0f} img/s"]
+    return "  ".join(parts) + f"  left {tqdm.format_interval(seconds_left)}"
+
+
+def resume_command(run):
+    return f"python train.py --resume {shlex.quote(str(run.model_folder))}"
