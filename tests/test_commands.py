@@ -460,7 +460,7 @@ def unroll(loop):
 def test_commands_in_documents_parse(document):
     text = re.sub(r"^for \w+ in .*?^done$", unroll, (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
     # after "python", or after the digit of "torchrun --nproc_per_node=4"
-    commands = re.findall(r"(?:python|\d) (train|test|compare)\.py ([^#`&\n;]*)", text)
+    commands = re.findall(r"(?:python|\d) (train|test|compare)\.py ([^#`&|\n;]*)", text)
     assert len(commands) >= FEWEST_COMMANDS.get(document, 0)
     for script, typed in commands:
         flags = shlex.split(typed.replace("SEED", "0"))

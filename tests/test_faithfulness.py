@@ -76,7 +76,7 @@ def test_curves_and_areas_match_plain_loops(kind):
     with torch.no_grad():
         probabilities = model(inputs).softmax(1)
     targets = probabilities.argmax(1)
-    side = 32 // model.grid_size
+    side = {"vit": 8, "cnn": 4}[kind]  # pixels of a patch, or of a cell
     for fill in FILLS:
         filled = faithfulness.fill_images(inputs, fill)
         relevance = faithfulness.baseline_maps(inputs, 32 // side, torch.Generator())["edges"]

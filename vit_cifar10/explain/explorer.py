@@ -60,8 +60,6 @@ def explain_image(network, image, name, label):
         entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
         entry["rollout"] = encode_grids(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
         by_layer = gradient_rollout_by_layer(model, repeated, explained)
-        if model.global_pool == "avg":
-            by_layer = by_layer - 1 / grid**2  # the identity that the rollout starts from, the same for every class
         entry["gradientRollout"] = encode_grids(by_layer.transpose(0, 1))  # (explained, layers, patches)
     return entry
 

@@ -89,7 +89,8 @@ def gradient_rollout(model, images, targets=None):
 
     The relevance R starts as the identity. Every layer adds R <- R + mean over heads of (dA * A)+ R, where A is the
     attention and dA the gradient of the target's logit with respect to it. Attention counts only where more of it would
-    raise the logit.
+    raise the logit. The initial identity is left out of the result: in the mean over patches ("avg"), it would add the
+    same constant to every patch and hide the rest.
 
     Returns:
         (B, grid, grid), the relevance of each patch to the output token; see `attention_to_patches`.
@@ -102,10 +103,11 @@ def gradient_rollout_by_layer(model, images, targets=None):
     with _differentiable(model, images) as inputs:
         logits, attentions = model.forward_with_attention(inputs)
         gradients = torch.autograd.grad(_target_logits(logits, targets), attentions)
-        relevance, by_layer = torch.eye(attentions[0].shape[-1], device=images.device), []
+        identity = torch.eye(attentions[0].shape[-1], device=images.device)
+        relevance, by_layer = identity, []
         for weights, gradient in zip(attentions, gradients, strict=True):
             relevance = relevance + (gradient * weights.detach()).relu().mean(dim=1) @ relevance
-            by_layer.append(_to_grid(relevance, model.global_pool))
+            by_layer.append(_to_grid(relevance, model.global_pool) - _to_grid(identity, model.global_pool))
     return torch.stack(by_layer)
 
 
