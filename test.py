@@ -34,7 +34,7 @@ from vit_cifar10.runs.run import SHIPPED_VIT, TEST_FILES, find_run, last_trained
 from vit_cifar10.utils.cli import FRACTION, NON_NEGATIVE_INT, POSITIVE_INT, ArgumentParser, command, printable
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import make_folder, replacing
+from vit_cifar10.utils.files import atomic_write, make_folder
 
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
@@ -294,7 +294,7 @@ def faithfulness_test(run, network, args):
     rows = faithfulness.summarize(curves)
     print_faithfulness(rows, correlations, len(test), time.perf_counter() - start)
     table, picture = (run.output_folder / f"faithfulness.{kind}" for kind in ("csv", "png"))
-    with replacing(table) as partial, open(partial, "w", newline="") as file:
+    with atomic_write(table) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

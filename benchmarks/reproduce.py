@@ -36,7 +36,7 @@ from vit_cifar10.runs.writer import git_commit
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 RECIPES = ROOT / "recipes"
 RESULTS = ROOT / "benchmarks" / "results.csv"
@@ -127,7 +127,7 @@ def parse_row(row):
 
 def write_results(results):
     """Replace results.csv."""
-    with replacing(RESULTS) as partial, open(partial, "w", newline="") as file:
+    with atomic_write(RESULTS) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Result)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(dataclasses.asdict(result) for result in results)

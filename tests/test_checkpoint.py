@@ -14,7 +14,7 @@ from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, checkpoint_contents
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 
 class Attack:
@@ -135,7 +135,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     path.write_text("before")
 
     def fail_halfway():
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             raise OSError(28, "No space left on device")
 

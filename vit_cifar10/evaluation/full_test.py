@@ -21,7 +21,7 @@ from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, s
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import shorten
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import replacing, save_tensors
+from vit_cifar10.utils.files import atomic_write, save_tensors
 
 MISTAKES = 25
 
@@ -77,7 +77,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
 
 def write_full_test(tested, network, test, folder):
     """Write all `TEST_FILES` to a folder."""
-    with replacing(folder / "test_results.json") as partial:
+    with atomic_write(folder / "test_results.json") as partial:
         partial.write_text(json.dumps(tested.results, indent=2) + "\n")
     hashes = {key: tested.results[key] for key in ("checkpoint_sha256", "test_sha256")}
     save_tensors(folder / "test_logits.pt", {"logits": tested.logits, "labels": tested.labels, **hashes})

@@ -5,7 +5,7 @@ import json
 import re
 
 from vit_cifar10.evaluation.comparison import GROUP_COLUMNS
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 
 def percent(value):
@@ -120,16 +120,16 @@ def report(rows, seeds, pairs, classes):
 
 def write_tables(folder, rows, **others):
     """Write the runs to comparison.csv, and the runs and the `others` to comparison.json."""
-    with replacing(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
+    with atomic_write(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    with replacing(folder / "comparison.json") as partial:
+    with atomic_write(folder / "comparison.json") as partial:
         partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n")
 
 
 def write_report(folder, text, pictures):
     """Write comparison.md: the tables, then the `pictures`, {file name: caption}."""
     shown = "\n".join(f"![{caption}]({name})\n" for name, caption in pictures.items())
-    with replacing(folder / "comparison.md") as partial:
+    with atomic_write(folder / "comparison.md") as partial:
         partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n")

@@ -22,7 +22,7 @@ from vit_cifar10.explain.faithfulness import remove_each_patch
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.cli import printable
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {"vit": "ViT", "cnn": "CNN"}
@@ -118,5 +118,5 @@ def write_page(path, network, entries):
     Raises:
         UserError: the file cannot be written.
     """
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(fill_page(network, entries), encoding="utf-8")

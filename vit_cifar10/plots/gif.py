@@ -7,7 +7,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 
 def save_gif(frames, path, seconds=0.5, last_seconds=2.5):
@@ -23,7 +23,7 @@ def save_gif(frames, path, seconds=0.5, last_seconds=2.5):
     if len(frames) == 1:
         milliseconds = milliseconds[0]  # Pillow accepts no list for a single frame
     gif = iio.imwrite("<bytes>", quantized, plugin="pillow", extension=".gif", duration=milliseconds, loop=0)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(gif)
 
 

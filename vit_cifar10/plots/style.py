@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may contain a $
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the picture shows a box instead
@@ -52,5 +52,5 @@ def line_styles():
 
 def save_figure(figure, path, dpi=100):
     """Write a matplotlib figure to a PNG file."""
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi, format="png")

@@ -3,7 +3,7 @@
 import csv
 
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import replacing
+from vit_cifar10.utils.files import atomic_write
 
 COLUMNS = (
     *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
@@ -37,7 +37,7 @@ def write_metrics(path, epochs):
     if not epochs:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as partial, open(partial, "w", newline="") as file:
+    with atomic_write(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(epochs)

@@ -24,12 +24,12 @@ from vit_cifar10.runs.run import FAITHFULNESS_FILES, TEST_FILES, TRAINING_FILES,
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import (
+    atomic_write,
     link_or_copy,
     lock_folder,
     make_folder,
     remove_empty,
     remove_partial,
-    replacing,
     save_tensors,
 )
 
@@ -147,7 +147,7 @@ class RunWriter(Run):
         return None
 
     def _save_config(self):
-        with replacing(self.config_path) as partial:
+        with atomic_write(self.config_path) as partial:
             partial.write_text(json.dumps(self.config, indent=2) + "\n")
 
     def restore(self, resumed, is_complete=False):

@@ -17,7 +17,7 @@ except ImportError:  # Windows
 
 
 @contextlib.contextmanager
-def replacing(path, previous=None):
+def atomic_write(path, previous=None):
     """Yield a temporary path to write to; it replaces `path` once it is complete.
 
     At any moment, even in a crash or a power cut, `path` is either the old file or the new one. With `previous`, the
@@ -46,7 +46,7 @@ def replacing(path, previous=None):
 
 def link_or_copy(path, other):
     """Make `other` a hard link to a file, or a copy where the file system has no hard links, in one step."""
-    with replacing(other) as partial:
+    with atomic_write(other) as partial:
         partial.unlink(missing_ok=True)
         try:
             os.link(path, partial)
@@ -72,9 +72,9 @@ def remove_partial(folder, names):
 
 
 def save_tensors(path, value, previous=None):
-    """`torch.save`, completely or not at all; see `replacing`. Raises `UserError` if it cannot be written."""
+    """`torch.save`, completely or not at all; see `atomic_write`. Raises `UserError` if it cannot be written."""
     try:
-        with replacing(path, previous) as partial:
+        with atomic_write(path, previous) as partial:
             torch.save(value, partial)
     except RuntimeError as error:  # PyTorch's writer reports a full disk this way
         raise UserError(f"cannot write {path}; is the disk full?") from error
