@@ -278,7 +278,10 @@ def test_a_run_with_a_damaged_last_pt_resumes_from_previous_pt(tmp_path, capsys)
 
 @pytest.mark.parametrize("val_images", [0, 500])
 def test_resuming_a_complete_run_restores_its_missing_files_and_succeeds(val_images, tmp_path, capsys):
-    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --val_images {val_images}")
+    run_training(
+        tmp_path,
+        f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 100 --val_images {val_images}",
+    )
     files = read_files(tmp_path)
     for name in ("curves.png", "history.pt", "metrics.csv", "config.json"):
         (tmp_path / "output" / "run" / name).unlink()
@@ -291,10 +294,12 @@ def test_resuming_a_complete_run_restores_its_missing_files_and_succeeds(val_ima
         assert (tmp_path / name).read_bytes() == files[tmp_path / name]
 
 
-@pytest.mark.parametrize("lose", [Path.unlink, damage], ids=["missing", "damaged"])
-@pytest.mark.parametrize("val_images", [0, 500])
+@pytest.mark.parametrize(("lose", "val_images"), [(Path.unlink, 500), (damage, 0)], ids=["missing", "damaged"])
 def test_the_last_epoch_replaces_a_lost_best_checkpoint_of_a_complete_run(lose, val_images, tmp_path, capsys):
-    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --val_images {val_images}")
+    run_training(
+        tmp_path,
+        f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 100 --val_images {val_images}",
+    )
     lose(tmp_path / "model" / "run" / "best.pt")
     resume(tmp_path)
     printed = capsys.readouterr()
@@ -306,7 +311,7 @@ def test_the_last_epoch_replaces_a_lost_best_checkpoint_of_a_complete_run(lose, 
 
 
 def test_an_older_save_does_not_count_as_a_complete_run(tmp_path, capsys):
-    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200")
+    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 200 --num_test_images 100")
     resume(tmp_path, "--epochs", "3")
     previous, last = (tmp_path / "model" / "run" / name for name in ("previous.pt", "last.pt"))
     assert [checkpoint.load(path)["epoch"] for path in (previous, last)] == [2, 3]
