@@ -97,8 +97,8 @@ def check_flags(args):
         raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
     if args.html is not None:
         check_html(args)
-    if has_rollout_flags(args) and args.mode not in ("cifar-single", "custom"):
-        raise UserError("--head_fusion and --discard_ratio change GIFs; add --mode cifar-single or --mode custom")
+    if has_rollout_flags(args) and (args.mode not in ("cifar-single", "custom") or (args.no_gif and args.no_image)):
+        raise UserError("--head_fusion and --discard_ratio change only GIFs; add --mode cifar-single or --mode custom")
     if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
         raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
 

@@ -405,7 +405,7 @@ MISTAKES = [
     ("test", "--gif_path a.png", "must end in .gif"),
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),
-    ("test", "--mode cifar --head_fusion max", "--head_fusion and --discard_ratio change GIFs"),
+    ("test", "--mode cifar --head_fusion max", "--head_fusion and --discard_ratio change only GIFs"),
     (
         "test",
         "--model_path {runs}/model/cnn --mode cifar-single --discard_ratio 0.5",

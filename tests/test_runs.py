@@ -17,7 +17,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).touch()
     (tmp_path / "output" / "vit").mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "early").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -40,7 +40,8 @@ def test_a_run_is_found_by_name_folder_or_checkpoint(typed, folder):
         ("cnn", "there is no checkpoint of cnn"),
         ("elsewhere", "there is no checkpoint of elsewhere"),
         ("elsewhere/vit", "there is no checkpoint of elsewhere/vit"),  # not the other run of this name
-        ("early", "early has no complete epoch yet; continue it with train.py --resume"),
+        ("early", "early has no best.pt yet; continue the run with train.py --resume"),
+        ("elsewhere/early", "there is no checkpoint of elsewhere/early"),
     ],
 )
 def test_what_is_not_a_run_is_refused(typed, reason, folder):

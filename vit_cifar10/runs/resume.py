@@ -29,7 +29,7 @@ def resume_flags(parser, args, argv):
         UserError: there is no such run, its flags are not valid, or other flags were typed.
     """
     default_output = parser.get_default("output_path")
-    run = find_run(args.resume, args.model_path, names=checkpoint.NAMES)
+    run = find_run(args.resume, args.model_path, args.output_path, checkpoint.NAMES)
     path = run.named_checkpoint or run.model_folder
     resumed = checkpoint.load_last(path)
     own = resumed["recipe"]

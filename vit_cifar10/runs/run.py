@@ -10,6 +10,7 @@ metrics, is_cut = run.read_metrics()
 """
 
 import json
+import shlex
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
@@ -87,7 +88,7 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
     """The run that a user means by its name, its folder under model/ or output/, or a checkpoint in it.
 
     Args:
-        typed: what the user typed. The name of a run, or of a folder that exists, is also looked up in `model_path`.
+        typed: what the user typed. A name, or a folder in `output_path`, is also looked up in `model_path`.
         names: the checkpoints of which the run's folder must hold at least one.
 
     Raises:
@@ -96,16 +97,16 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
     if not str(typed):
         raise UserError("the name of the run is empty; give a run's name, its folder, or a checkpoint in it")
     path = Path(typed)
-    by_name = Path(model_path) / path.name
-    places = [path, by_name] if len(path.parts) == 1 or path.is_dir() else [path]
-    for place in places:
+    is_record = path.is_dir() and path.resolve().parent == Path(output_path).resolve()
+    is_name = len(path.parts) == 1 or is_record
+    for place in (path, Path(model_path) / path.name) if is_name else (path,):
         if place.is_file():
             return _run_in(place.parent, output_path, place)
         if any((place / name).is_file() for name in names):
             return _run_in(place, output_path)
-    for place in places:
-        if (place / checkpoint.LAST).is_file():
-            raise UserError(f"{place} has no complete epoch yet; continue it with train.py --resume {place}")
+        if any((place / name).is_file() for name in checkpoint.NAMES):
+            command = f"train.py --resume {shlex.quote(str(place))}"
+            raise UserError(f"{place} has no {checkpoint.BEST} yet; continue the run with {command}")
     raise UserError(
         f"there is no checkpoint of {typed}; give a run's name, its folder under {model_path}, or a checkpoint in it"
     )

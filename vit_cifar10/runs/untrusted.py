@@ -105,7 +105,7 @@ def check_values(path, checkpoint):
         refuse(path, "model_config")
     if config.get("num_classes", len(classes)) != len(classes):
         refuse(path, "number of classes")
-    if not all(isinstance(value, int | float | None) for value in checkpoint["metrics"].values()):
+    if not all(value is None or is_number(value) for value in checkpoint["metrics"].values()):
         refuse(path, "metrics")
     if not all(isinstance(value, str | int | float | None) for value in checkpoint["recipe"].values()):
         refuse(path, "recipe")
@@ -124,13 +124,13 @@ def check_training(path, checkpoint):
     epochs = list(range(1, checkpoint["epoch"] + 1))
     if not (all(map(is_epoch_metrics, rows)) and [row["epoch"] for row in rows] == epochs):
         refuse(path, "rows")
-    if not (best is None or (is_epoch_metrics(best) and best in rows)):
+    if not (best is None or is_epoch_metrics(best)):  # not always in `rows`: best.pt may be newer than last.pt
         refuse(path, "best row")
     if not (sums.shape == (2,) and is_safe_weight(sums)):
         refuse(path, "sums")
     if not (len(seconds) == 2 and all(is_number(value) and value >= 0 for value in seconds)):
         refuse(path, "seconds")
-    if not all(isinstance(value, int | float) for value in training["schedule"].values()):
+    if not all(is_number(value) or value == float("inf") for value in training["schedule"].values()):
         refuse(path, "schedule")
     if not all(is_number(value) for value in training["scaler"].values()):
         refuse(path, "scaler")

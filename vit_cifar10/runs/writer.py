@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from vit_cifar10.plots.curves import save_curves
-from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs import checkpoint, untrusted
 from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
 from vit_cifar10.runs.resume import LENGTH_FLAGS
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, TEST_FILES, TRAINING_FILES, Run
@@ -163,18 +163,19 @@ class RunWriter(Run):
             try:
                 kept = checkpoint.load(self.checkpoint_path)["metrics"]
             except UserError as error:
+                self.best = None
                 replacement = "the last epoch" if is_complete else "the best epoch from now on"
                 print(f"warning: {error}; {replacement} replaces it", file=sys.stderr)
-                self.best = None
             else:
-                self.best = max(self.best, kept, key=lambda metrics: metrics.get("val_accuracy") or 0)
+                if untrusted.is_epoch_metrics(kept):
+                    self.best = max(self.best, kept, key=lambda metrics: metrics["val_accuracy"] or 0)
         write_metrics(self.metrics_path, self.epochs)
 
     def finish(self, trainer):
         """Write the files that a complete run may lack because it was killed before it wrote them."""
         if self.best is None:  # best.pt is lost
             self.best, self.best_state = self.epochs[-1], trainer.inference_state(self.epochs[-1])
-            self.save(trainer)
+            self.save(trainer, previous=None)
         else:
             self._write_history()
         self.draw_throttled(now=True)
@@ -187,10 +188,10 @@ class RunWriter(Run):
             write_metrics(self.metrics_path, self.epochs)
         else:
             append_metrics(self.metrics_path, metrics)
-        self.tracker.log(metrics)
         accuracy = metrics["val_accuracy"]
         if accuracy is None or self.best is None or accuracy > self.best["val_accuracy"]:
             self.best, self.best_state = metrics, trainer.inference_state(metrics)
+        self.tracker.log(metrics)
         is_due = is_last or self.is_save_due() or (self.save_every and metrics["epoch"] % self.save_every == 0)
         if is_due or not self.save_every:
             self.save_throttled(trainer, now=is_due)
@@ -200,13 +201,16 @@ class RunWriter(Run):
         """Whether the last save is so old that the next one should not wait for the end of the epoch."""
         return time.monotonic() >= self.saved_at + self.save_seconds
 
-    def save(self, trainer):
-        """Write best.pt and history.pt as of the last complete epoch, and last.pt as of the last step."""
+    def save(self, trainer, previous=checkpoint.PREVIOUS):
+        """Write best.pt and history.pt as of the last complete epoch, and last.pt as of the last step.
+
+        The earlier last.pt is kept under the name `previous`, unless that is None.
+        """
         state = trainer.inference_state(self.epochs[-1] if self.epochs else {})
         self.remove_replaced()
         self.write_best()
         training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
-        checkpoint.save(self.last_path, {**state, "training": training}, checkpoint.PREVIOUS)
+        checkpoint.save(self.last_path, {**state, "training": training}, previous)
         self._write_history()
         self.saved_at = time.monotonic()
 

@@ -50,7 +50,7 @@ def recorded(trainer, run, signals, resumed=None):
                 print(f"\ninterrupted at step {trainer.step}; resume with: {resume_command(run)}", flush=True)
         sys.exit(128 + stop.signal_number)
     except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
-        if error.filename is not None or job.size > 1 or not trainer.step:
+        if error.filename is not None or job.size > 1 or not trainer.step or was_complete:
             raise
         run.save(trainer)
         if signals.received:
@@ -69,7 +69,7 @@ class Recorder:
         self.first_step, self.started_at = trainer.step, time.perf_counter()
 
     def log_epoch(self, metrics):
-        """Record an epoch's metrics, keep its weights if they are the best, and print a line."""
+        """After `Trainer.end_epoch`: record the metrics, keep the weights if they are the best, and print a line."""
         trainer, epochs = self.trainer, self.trainer.args.epochs
         trainer.job.run_on_rank0(lambda: self.run.log_epoch(trainer, metrics, is_last=trainer.is_complete))
         if trainer.job.is_rank0:

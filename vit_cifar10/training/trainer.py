@@ -356,7 +356,8 @@ class Trainer:
             raise UserError(f"the training state in {path} is damaged or of another version ({reason})") from error
         self.epoch, self.step, self.timed_steps = saved["epoch"], state["step"], state["timed_steps"]
         steps = self.step - self.epoch * self.steps_per_epoch  # since the last complete epoch
-        if not 0 <= self.timed_steps <= steps <= self.steps_per_epoch:
+        is_timed = self.timed_steps > 0 or steps < self.steps_per_epoch
+        if not (0 <= self.timed_steps <= steps <= self.steps_per_epoch and is_timed):
             raise UserError(
                 f"the training state in {path} is damaged: step {self.step} is not in epoch {self.epoch + 1}"
             )
