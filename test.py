@@ -95,6 +95,8 @@ def check_flags(args):
         raise UserError(f"--gif_path {args.gif_path} is not a GIF file; its name must end in .gif")
     if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
         raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
+    if args.image_path and args.mode != "custom":
+        raise UserError("--image_path needs --mode custom")
     if args.html is not None:
         check_html(args)
     if has_rollout_flags(args) and (args.mode not in ("cifar-single", "custom") or (args.no_gif and args.no_image)):

@@ -244,7 +244,8 @@ def check_flags(args):
     check_package(args.log)
     if args.warmup_epochs >= args.epochs:
         raise UserError(
-            f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs}; lower the warmup"
+            f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs};"
+            f" add --warmup_epochs {0.2 * args.epochs:g}"
         )
     if args.schedule == "plateau" and args.val_images == 0:
         raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")

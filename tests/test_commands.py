@@ -405,6 +405,7 @@ MISTAKES = [
     ("test", "--gif_path a.png", "must end in .gif"),
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),
+    ("test", "--image_path {cat}", "--image_path needs --mode custom"),
     ("test", "--mode cifar --head_fusion max", "--head_fusion and --discard_ratio change only GIFs"),
     (
         "test",
