@@ -416,19 +416,18 @@ def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(config, batch_size=1, backward=False):
-    """Number of floating-point operations in the matrix products and convolutions of one pass.
+def count_flops(config, backward=False):
+    """Number of floating-point operations in the matrix products and convolutions for one image.
 
     Args:
         config: a dict for `build_model`. The network is built without allocating memory for its weights.
-        batch_size: number of images in the pass.
         backward: whether to count the backward pass in addition to the forward pass.
     """
     from torch.utils.flop_counter import FlopCounterMode  # takes a tenth of a second to import
 
     with torch.device("meta"):
         model = build_model(config).train(backward)
-        images = torch.empty(batch_size, config.get("in_chans", 3), config["img_size"], config["img_size"])
+        images = torch.empty(1, config.get("in_chans", 3), config["img_size"], config["img_size"])
     for module in model.modules():
         if isinstance(module, Attention):
             module.fused_attn = False  # the counter does not support every fused kernel

@@ -40,7 +40,7 @@ def test_a_run_is_found_by_name_folder_or_checkpoint(typed, folder):
         ("cnn", "there is no checkpoint of cnn"),
         ("elsewhere", "there is no checkpoint of elsewhere"),
         ("elsewhere/vit", "there is no checkpoint of elsewhere/vit"),  # not the other run of this name
-        ("early", "early has no best.pt yet; continue the run with train.py --resume"),
+        ("early", "early has no best.pt yet; continue the run with python train.py --resume"),
         ("elsewhere/early", "there is no checkpoint of elsewhere/early"),
     ],
 )

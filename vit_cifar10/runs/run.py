@@ -105,8 +105,7 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
         if any((place / name).is_file() for name in names):
             return _run_in(place, output_path)
         if any((place / name).is_file() for name in checkpoint.NAMES):
-            command = f"train.py --resume {shlex.quote(str(place))}"
-            raise UserError(f"{place} has no {checkpoint.BEST} yet; continue the run with {command}")
+            raise UserError(f"{place} has no {checkpoint.BEST} yet; continue the run with {resume_command(place)}")
     raise UserError(
         f"there is no checkpoint of {typed}; give a run's name, its folder under {model_path}, or a checkpoint in it"
     )
@@ -114,6 +113,11 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
 
 def _run_in(folder, output_path, named_checkpoint=None):
     return Run(folder, Path(output_path) / folder.resolve().name, named_checkpoint)
+
+
+def resume_command(model_folder):
+    """The command that continues the run in a folder of checkpoints."""
+    return f"python train.py --resume {shlex.quote(str(model_folder))}"
 
 
 def last_trained_run(model_path="./model", output_path="./output"):

@@ -1,7 +1,6 @@
 """Recording a training: the run's files, the progress on the screen, and what happens when the training ends."""
 
 import contextlib
-import shlex
 import sys
 import time
 
@@ -9,7 +8,7 @@ from tqdm import tqdm
 
 from vit_cifar10.evaluation.full_test import run_full_test, write_full_test
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import TEST_FILES
+from vit_cifar10.runs.run import TEST_FILES, resume_command
 from vit_cifar10.runs.trackers import open_tracker
 from vit_cifar10.training.hooks import StepHooks
 from vit_cifar10.training.signals import Interrupted
@@ -47,7 +46,9 @@ def recorded(trainer, run, signals, resumed=None):
             if run.epochs:
                 run.draw_throttled(now=True)
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print(f"\ninterrupted at step {trainer.step}; resume with: {resume_command(run)}", flush=True)
+                print(
+                    f"\ninterrupted at step {trainer.step}; resume with: {resume_command(run.model_folder)}", flush=True
+                )
         sys.exit(128 + stop.signal_number)
     except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
         if error.filename is not None or job.size > 1 or not trainer.step or was_complete:
@@ -157,7 +158,3 @@ def describe_epoch(metrics, epochs, seconds_left):
             parts.append(f"{split} {metrics[f'{split}_loss']:.3f} {100 * metrics[f'{split}_accuracy']:5.2f} %")
     parts += [f"lr {metrics['learning_rate']:.1e}", f"{metrics['images_per_second']:,.0f} img/s"]
     return "  ".join(parts) + f"  left {tqdm.format_interval(seconds_left)}"
-
-
-def resume_command(run):
-    return f"python train.py --resume {shlex.quote(str(run.model_folder))}"
