@@ -15,8 +15,9 @@ from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix,
 from vit_cifar10.plots.style import save_figure, shorten
 
 RUNS = [f"vit-layer6-32-cifar10-20261120-1830{index:02}-with-more" for index in range(12)]
+RUNS[1] = "run \x1b[2J\udcff"  # a folder's name may hold any bytes
 SHAPES = ["filled circle", "vertical stripes", "horizontal stripes", "checkerboard"]
-LONG = ["a class whose name is far too long for any of the pictures", "cat | dog", "costs $5 or $6", "x" * 80]
+LONG = ["a class whose name is far too long for any of the pictures", "cat \x1b[2J\udcff", "costs $5 or $6", "x" * 80]
 EPOCHS = [1, 2, 12, 1200]
 
 
@@ -82,7 +83,7 @@ def test_comparisons(lengths, runs, drawn):
 @pytest.mark.parametrize("classes", [SHAPES, LONG, [f"class {index}" for index in range(10)]], ids=len)
 def test_pictures_of_a_full_test(classes, drawn):
     count = len(classes)
-    title = f"{'n' * 40}: test accuracy 87.16 %"
+    title = f"{'n' * 34}\x1b[2J\udcff: test accuracy 87.16 %"
     assert_legible(drawn(save_confusion_matrix, np.eye(count) * 1000, classes, title=title))
     calibration = {"error": 0.5, "confidence": [0.5, 0.9], "accuracy": [0.5, 1.0], "images": [10, 900]}
     assert_legible(drawn(save_reliability, calibration, title=title))

@@ -120,7 +120,7 @@ def report(rows, seeds, pairs, classes):
 
 def write_tables(folder, rows, **others):
     """Write the runs to comparison.csv, and the runs and the `others` to comparison.json."""
-    with atomic_write(folder / "comparison.csv") as partial, open(partial, "w", newline="") as file:
+    with atomic_write(folder / "comparison.csv") as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -132,4 +132,4 @@ def write_report(folder, text, pictures):
     """Write comparison.md: the tables, then the `pictures`, {file name: caption}."""
     shown = "\n".join(f"![{caption}]({name})\n" for name, caption in pictures.items())
     with atomic_write(folder / "comparison.md") as partial:
-        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n")
+        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n", encoding="utf-8")

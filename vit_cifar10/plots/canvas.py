@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vit_cifar10.plots.style import COLORMAP, GRAY, LINE_COLORS, PERCENT
+from vit_cifar10.utils.cli import printable
 
 
 def percent_of_maximum(values):
@@ -116,7 +117,7 @@ class Canvas:
         self.figure.text(*position, "\n".join(lines), va="top", fontsize=8.5, linespacing=1.7, color=GRAY)
 
     def set_caption(self, caption):
-        self.figure.suptitle(caption, fontsize=11, y=1 - 8 / self.height)
+        self.figure.suptitle(printable(caption), fontsize=11, y=1 - 8 / self.height)
 
     def draw(self):
         """The picture in its current state, uint8 (height, 960, 3)."""

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 
+from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.files import atomic_write
 
 matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may contain a $
@@ -25,17 +26,22 @@ PERCENT = PowerNorm(0.5, vmin=0, vmax=100)  # a square root, so that small perce
 
 
 def shorten(name, longest=40):
-    """Shorten a name to at most `longest` characters plus an ellipsis, which replaces the middle of longer names."""
+    """Shorten a name to at most `longest` characters plus an ellipsis, which replaces the middle of longer names.
+
+    Characters that cannot be drawn are replaced.
+    """
+    name = printable(name)
     return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
 
 
 def set_title(figure, title):
     """Set the title of a whole figure, wrapped to the figure's width."""
-    figure.suptitle(textwrap.fill(title, int(9 * figure.get_figwidth())))
+    figure.suptitle(textwrap.fill(printable(title), int(9 * figure.get_figwidth())))
 
 
 def add_legend(figure, names, title=None):
     """Add a legend below the figure with the color and marker of each named curve, in as many columns as fit."""
+    names = list(map(printable, names))
     handles = [
         Line2D([], [], color=color, marker=marker, label=name)
         for name, (color, marker) in zip(names, line_styles(), strict=False)
