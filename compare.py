@@ -12,6 +12,11 @@ table), model_comparison.png, class_accuracy.png, disagreements.png and, for run
 images, accuracy_by_images.png.
 """
 
+import vit_cifar10  # noqa: F401  (first: from now on, Ctrl-C ends the command quietly, even while it imports)
+
+# isort: split
+
+import dataclasses
 import statistics
 import sys
 from pathlib import Path
@@ -37,11 +42,23 @@ from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy
 from vit_cifar10.plots.style import shorten
-from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE_INT, ArgumentParser, command
+from vit_cifar10.runs.run import TEST_FILES
+from vit_cifar10.utils.cli import (
+    POSITIVE_INT,
+    WORKERS,
+    ArgumentParser,
+    check_outputs,
+    command,
+    image_folders,
+    not_empty,
+    one_line,
+    printable,
+)
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import make_folder
 
+TABLES = ("comparison.md", "comparison.csv", "comparison.json")
 PICTURES = {
     "model_comparison.png": "Loss and accuracy by epoch",
     "class_accuracy.png": "Fraction of each class's test images that is classified correctly",
@@ -60,7 +77,9 @@ def main(argv=None):
 def compare(args):
     runs, unreadable = load_runs(args, pick_device(args.device))
     folder = Path(args.compare_path)
+    check_outputs(output_files(runs, folder), [run.checkpoint_path for run in runs], folders_of_images(runs, args))
     make_folder(folder)
+    earlier = [name for name in PICTURES if (folder / name).exists()]
     test_images = test_all(runs, args)
     rows = [summarize(run) for run in runs]
     pairs, seeds = compare_pairs(runs), summarize_seeds(runs, rows)
@@ -71,7 +90,10 @@ def compare(args):
     write_report(folder, text, pictures={})
     pictures = list(draw(folder, runs, test_images))
     write_report(folder, text, {name: PICTURES[name] for name in pictures})
-    print(f"wrote {', '.join(['comparison.md', 'comparison.csv', 'comparison.json', *pictures])} to {folder}")
+    print(printable(f"wrote {', '.join([*TABLES, *pictures])} to {folder}"))
+    removed = [name for name in earlier if name not in pictures]
+    if removed:
+        print(f"removed {', '.join(removed)} of an earlier comparison; there is nothing to draw in it for these runs")
     if unreadable:
         raise UserError(f"{unreadable} of the runs could not be compared; see above")
 
@@ -80,14 +102,25 @@ def build_parser():
     parser = ArgumentParser(prog="compare.py", description="Compare trained runs.")
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, or a run's name")
-    add("--model_path", default="./model", help="folder of the runs' checkpoints")
-    add("--output_path", default="./output", help="folder of the runs' metrics and test results")
-    add("--compare_path", default="./output/comparison", help="folder for tables and pictures")
-    add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--model_path", type=not_empty, default="./model", help="folder of the runs' checkpoints")
+    add("--output_path", type=not_empty, default="./output", help="folder of the runs' metrics and test results")
+    add("--compare_path", type=not_empty, default="./output/comparison", help="folder for tables and pictures")
+    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     add("--batch_size", type=POSITIVE_INT, default=1000, help="test images per batch")
-    add("--num_workers", type=NON_NEGATIVE_INT, default=2, help="processes that decode a folder of images")
+    add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
     return parser
+
+
+def output_files(runs, folder):
+    """The paths of all files that the command may write or remove."""
+    results = [run.run.output_folder / name for run in runs for name in TEST_FILES]
+    return [*results, *(folder / name for name in (*TABLES, *PICTURES))]
+
+
+def folders_of_images(runs, args):
+    """The folders of images that any of the runs is tested on."""
+    return [folder for name in {run.dataset for run in runs} for folder in image_folders(name, args.data_path)]
 
 
 def load_runs(args, device):
@@ -103,6 +136,7 @@ def load_runs(args, device):
         except UserError as error:
             errors.append(str(error))
             continue
+        run.network = dataclasses.replace(run.network, name=printable(run.network.name))
         path, same_name = run.checkpoint_path, [other for other in runs if other.name == run.name]
         if any(path.resolve() != other.checkpoint_path.resolve() for other in same_name):
             errors.append(f"{typed} is left out: another run is also named {run.name}; rename its folder")
@@ -111,14 +145,14 @@ def load_runs(args, device):
     for note in [*errors, *(note for run in runs for note in run.notes)]:
         warn(note)
     if not runs:
-        raise UserError("none of these is a run that can be read; give folders under model/ that train.py has written")
+        raise UserError("no run is left to compare; give the folders of trained runs, such as model/RUN")
     if errors and len(runs) == 1:
         raise UserError(f"only {runs[0].name} is left; there is nothing to compare it with")
     return runs, len(errors)
 
 
 def warn(message):
-    print(f"compare.py: {message}", file=sys.stderr)
+    print(f"compare.py: {one_line(message)}", file=sys.stderr)
 
 
 def test_all(runs, args):
@@ -158,7 +192,7 @@ def comparable(runs):
 
 
 def draw(folder, runs, test_images):
-    """Remove the `PICTURES` of an earlier comparison, draw the ones that apply, and yield their file names."""
+    """Remove the `PICTURES` of an earlier comparison, draw the ones that apply now, and yield their file names."""
     for name in PICTURES:
         (folder / name).unlink(missing_ok=True)
     groups = group_seeds(runs)

@@ -14,7 +14,12 @@ attention_map_gif/: for a ViT, attention layer by layer; for a CNN, Grad-CAM for
 open a window if there is a display.
 """
 
+import vit_cifar10  # noqa: F401  (first: from now on, Ctrl-C ends the command quietly, even while it imports)
+
+# isort: split
+
 import csv
+import dataclasses
 import functools
 import os
 import time
@@ -30,8 +35,19 @@ from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
 from vit_cifar10.plots import explanations, gif
 from vit_cifar10.plots.style import shorten
 from vit_cifar10.runs.checkpoint import load_network
-from vit_cifar10.runs.run import SHIPPED_VIT, TEST_FILES, find_run, last_trained_run
-from vit_cifar10.utils.cli import FRACTION, NON_NEGATIVE_INT, POSITIVE_INT, ArgumentParser, command, printable
+from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, find_run, last_trained_run
+from vit_cifar10.utils.cli import (
+    FRACTION,
+    NON_NEGATIVE_INT,
+    POSITIVE_INT,
+    WORKERS,
+    ArgumentParser,
+    check_outputs,
+    command,
+    image_folders,
+    not_empty,
+    printable,
+)
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import atomic_write, make_folder
@@ -47,7 +63,11 @@ def main(argv=None):
     run, choice = pick_run(args)
     with out_of_memory_advice("lower --batch_size, or use --device cpu"):
         network = load_network(run.checkpoint_path, device)
-        print(f"{run.checkpoint_path}{choice}: {describe(network)}")
+        network = dataclasses.replace(network, name=printable(network.name))
+        inputs = [path for path in (run.checkpoint_path, args.image_path) if path]
+        folders = image_folders(network.saved["dataset"], args.data_path)
+        check_outputs(output_files(run, network, args), inputs, folders)
+        print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
         if has_rollout_flags(args) and not network.model.has_attention:
             raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
         MODES[args.mode](run, network, args)
@@ -62,19 +82,32 @@ def build_parser():
     )
     add("--mode", choices=tuple(MODES), default="cifar", help=modes)
     index = "cifar-single: numbers of the test images to classify; the first is 0"
-    add("--index", type=int, nargs="+", default=[1], help=index)
-    add("--image_path", help="custom: the image file")
+    add("--index", type=NON_NEGATIVE_INT, nargs="+", default=[1], help=index)
+    add("--image_path", type=not_empty, help="custom: the image file")
     model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
-    add("--model_path", help=model)
-    add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
-    add("--output_path", default="./output", help="cifar, faithfulness: folder for results, one sub-folder per run")
-    add("--gif_path", help="file for the GIF; default: a file in attention_map_gif/ named after the image")
+    add("--model_path", type=not_empty, help=model)
+    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add(
+        "--output_path",
+        type=not_empty,
+        default="./output",
+        help="cifar, faithfulness: folder for results, one sub-folder per run",
+    )
+    add(
+        "--gif_path",
+        type=not_empty,
+        help="file for the GIF; default: a file in attention_map_gif/ named after the image",
+    )
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
     fusion = "GIF: how rollout combines the heads of a layer"
     add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
-    add("--html", help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction")
+    add(
+        "--html",
+        type=not_empty,
+        help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction",
+    )
     add("--no_image", action="store_true", help="do not open a window")
     add(
         "--tta",
@@ -85,7 +118,7 @@ def build_parser():
     add("--num_images", type=POSITIVE_INT, default=500, help=subset)
     add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     add("--batch_size", type=POSITIVE_INT, default=1000, help="cifar: images per batch")
-    add("--num_workers", type=NON_NEGATIVE_INT, default=2, help="processes that decode a folder of images")
+    add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
     return parser
 
 
@@ -97,12 +130,12 @@ def check_flags(args):
         raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
     if args.image_path and args.mode != "custom":
         raise UserError("--image_path needs --mode custom")
+    if args.mode == "custom" and not args.image_path:
+        raise UserError("--mode custom needs --image_path, the image file to classify")
     if args.html is not None:
         check_html(args)
     if has_rollout_flags(args) and (args.mode not in ("cifar-single", "custom") or (args.no_gif and args.no_image)):
         raise UserError("--head_fusion and --discard_ratio change only GIFs; add --mode cifar-single or --mode custom")
-    if args.gif_path and args.image_path and Path(args.gif_path).absolute() == Path(args.image_path).absolute():
-        raise UserError(f"--gif_path {args.gif_path} is the image itself; choose another file")
 
 
 def has_rollout_flags(args):
@@ -134,6 +167,26 @@ def pick_run(args):
     return run, " (comes with the project; --model_path chooses another)"
 
 
+def output_files(run, network, args):
+    """The paths of all files that the command will write."""
+    if args.mode in ("cifar", "faithfulness"):
+        return [run.output_folder / name for name in (TEST_FILES if args.mode == "cifar" else FAITHFULNESS_FILES)]
+    names = [Path(args.image_path).stem] if args.mode == "custom" else [index_name(network, i) for i in args.index]
+    gifs = [] if args.no_gif else [gif_path(name, args) for name in names]
+    return [*gifs, *(path.with_suffix(".png") for path in gifs), *filter(None, [args.html])]
+
+
+def gif_path(name, args):
+    """The file for the GIF of an image; the still is next to it. `name` is its default, without suffix."""
+    return Path(args.gif_path or f"attention_map_gif/{name}.gif")
+
+
+def index_name(network, index):
+    """The default name, without suffix, of the GIF of a test image."""
+    trained_on = network.saved["dataset"]
+    return f"{'cifar' if trained_on == 'cifar10' else trained_on}-index-{index}"
+
+
 def describe(network):
     """The network's type, training and accuracy as a line of text."""
     saved = network.saved
@@ -152,7 +205,7 @@ def full_test(run, network, args):
     tested = run_full_test(network, run.checkpoint_path, test, args.batch_size, args.tta)
     print_scores(tested.results)
     write_full_test(tested, network, test, run.output_folder)
-    print(f"wrote {', '.join(TEST_FILES)} to {run.output_folder}")
+    print(printable(f"wrote {', '.join(TEST_FILES)} to {run.output_folder}"))
 
 
 def print_scores(results):
@@ -199,20 +252,16 @@ def single_test(run, network, args):
     wrong = [index for index in args.index if not 0 <= index < len(test)]
     if wrong:
         raise UserError(f"--index {wrong[0]} is out of range; the test images are 0 to {len(test) - 1}")
-    trained_on = network.saved["dataset"]
-    prefix = "cifar" if trained_on == "cifar10" else trained_on
     explored = []
     for index in dict.fromkeys(args.index):
         label = f"true class: {network.classes[test.labels[index]]}"
-        classify(network, test.images[index], f"{prefix}-index-{index}", label, args)
+        classify(network, test.images[index], index_name(network, index), label, args)
         explored.append((test.images[index], f"test image {index}", label))
     write_explorer(network, explored, args)
 
 
 def custom_test(run, network, args):
     """Classify an image file and show the network's attention."""
-    if not args.image_path:
-        raise UserError("--mode custom needs --image_path, the image file to classify")
     image = open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     name = printable(path.name)
@@ -225,7 +274,8 @@ def write_explorer(network, images, args):
     if args.html is not None:
         entries = [explorer.explain_image(network, *image) for image in images]
         explorer.write_page(args.html, network, entries)
-        print(f"wrote {args.html} ({Path(args.html).stat().st_size / 1000:,.0f} KB); open it in a browser")
+        size = Path(args.html).stat().st_size
+        print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))
 
 
 def classify(network, image, name, label, args):
@@ -250,10 +300,10 @@ def classify(network, image, name, label, args):
     else:
         frames, save_still = cnn_picture(network, inputs, pixels, probabilities.numpy(), caption, top.indices)
     if not args.no_gif:
-        path = Path(args.gif_path or f"attention_map_gif/{name}.gif")
+        path = gif_path(name, args)
         gif.save_gif(frames, path)
         save_still(path.with_suffix(".png"))
-        print(f"wrote {path} and {path.with_suffix('.png')}")
+        print(printable(f"wrote {path} and {path.with_suffix('.png')}"))
     if not args.no_image:
         gif.show(frames[-1], caption)
 
@@ -308,7 +358,7 @@ def faithfulness_test(run, network, args):
         [name for name, _ in network.model.parts_from_head_to_input()],
         f"{network.name}: how far to trust its explanations, {len(test)} test images",
     )
-    print(f"wrote {table} and {picture}")
+    print(printable(f"wrote {table} and {picture}"))
 
 
 def print_faithfulness(rows, correlations, images, seconds):

@@ -12,6 +12,10 @@ output/RUN/. The best epoch is chosen on validation images, which are held out o
 are not used to choose anything.
 """
 
+import vit_cifar10  # noqa: F401  (first: from now on, Ctrl-C ends the command quietly, even while it imports)
+
+# isort: split
+
 import shlex
 from pathlib import Path
 
@@ -28,6 +32,7 @@ from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.schedule import SCHEDULES
 from vit_cifar10.training.signals import StopSignals
 from vit_cifar10.training.trainer import Trainer, model_config
+from vit_cifar10.utils import limits
 from vit_cifar10.utils.cli import (
     FRACTION,
     NON_NEGATIVE,
@@ -35,9 +40,16 @@ from vit_cifar10.utils.cli import (
     POSITIVE,
     POSITIVE_INT,
     PROBABILITY,
+    SIZE,
+    WORKERS,
     ArgumentParser,
     command,
+    image_folders,
+    is_inside,
+    is_same_path,
+    not_empty,
     number,
+    printable,
 )
 from vit_cifar10.utils.device import DEVICES, PRECISIONS, physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
@@ -93,7 +105,7 @@ def print_outcome(run, args):
     for flag in ("data_path", "output_path"):
         if Path(getattr(args, flag)) != Path(build_parser().get_default(flag)):
             flags += [f"--{flag}", getattr(args, flag)]
-    print(f"try it: python test.py {shlex.join(flags)}")
+    print(printable(f"try it: python test.py {shlex.join(flags)}"))
 
 
 # Flags
@@ -114,36 +126,38 @@ def add_data_flags(parser):
     add = parser.add_argument_group("data").add_argument
     names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn shapes, no download"
     add("--dataset", choices=dataset.DATASETS, default="cifar10", help=names)
-    add("--data_path", default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add(
         "--image_size",
-        type=number(int, at_least=4),
+        type=number(int, at_least=4, at_most=limits.LARGEST_IMAGE),
         default=32,
         help="side of the images in pixels; images of other sizes are resized",
     )
-    add("--n_classes", type=POSITIVE_INT, help="number of classes; default: taken from the data set")
+    add("--n_classes", type=SIZE, help="number of classes; default: taken from the data set")
     validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
     add("--val_images", type=NON_NEGATIVE_INT, help=validation)
     add("--num_train_images", type=POSITIVE_INT, help="train on a stratified subset of this size; default: all images")
     add("--num_test_images", type=POSITIVE_INT, help="test on a stratified subset of this size; default: all images")
     workers = "processes that decode a folder of images; other data sets need none"
-    add("--num_workers", type=NON_NEGATIVE_INT, default=2, help=workers)
+    add("--num_workers", type=WORKERS, default=2, help=workers)
 
 
 def add_network_flags(parser):
     add = parser.add_argument_group("network").add_argument
     add("--model", choices=tuple(NETWORKS), default="vit", help="vit: Vision Transformer; cnn: four convolutions")
     patch = "ViT: side of a patch in pixels; halving it gives four times as many tokens"
-    add("--patch_size", type=POSITIVE_INT, default=4, help=patch)
-    add("--embed_dim", type=POSITIVE_INT, default=192, help="ViT: width of a token")
-    add("--n_layers", type=POSITIVE_INT, default=12, help="ViT: number of transformer blocks")
-    add("--n_attention_heads", type=POSITIVE_INT, default=3, help="ViT: attention heads per block")
-    add("--forward_mul", type=POSITIVE, default=4, help="ViT: hidden width of the MLP as a multiple of --embed_dim")
+    add("--patch_size", type=SIZE, default=4, help=patch)
+    add("--embed_dim", type=SIZE, default=192, help="ViT: width of a token")
+    depth = number(int, at_least=1, at_most=limits.LARGEST_DEPTH)
+    add("--n_layers", type=depth, default=12, help="ViT: number of transformer blocks")
+    add("--n_attention_heads", type=SIZE, default=3, help="ViT: attention heads per block")
+    ratio = number(float, above=0, at_most=limits.LARGEST_RATIO)
+    add("--forward_mul", type=ratio, default=4, help="ViT: hidden width of the MLP as a multiple of --embed_dim")
     pool = "ViT: classify from a class token, or from the mean of the patches"
     add("--pool", choices=("token", "avg"), default="token", help=pool)
     add(
         "--width",
-        type=POSITIVE_INT,
+        type=SIZE,
         default=32,
         help="CNN: channels of the first convolution; the others scale with it",
     )
@@ -154,7 +168,8 @@ def add_network_flags(parser):
 
 def add_training_flags(parser):
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=POSITIVE_INT, default=200, help="passes over the training images")
+    epochs = number(int, at_least=1, at_most=limits.LARGEST_EPOCHS)
+    add("--epochs", type=epochs, default=200, help="passes over the training images")
     batch = "images per step; a large GPU prefers 512 or 1024 with a higher learning rate"
     add("--batch_size", type=POSITIVE_INT, default=128, help=batch)
     optimizers = "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest"
@@ -196,18 +211,18 @@ def add_run_flags(parser):
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
     add("--seed", type=number(int, at_least=0, at_most=2**31), default=0, help=seed)
-    add("--run_name", help="name of the run's folders; default: network, data set and time")
+    add("--run_name", type=not_empty, help="name of the run's folders; default: network, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
     resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
-    add("--resume", metavar="RUN", help=resume)
+    add("--resume", type=not_empty, metavar="RUN", help=resume)
     saves = "write last.pt after every N epochs; default: often enough to take about 1 %% of the training time"
     add("--save_every", type=POSITIVE_INT, help=saves)
     minutes = "longest time between saves in minutes, even within an epoch"
     add("--save_minutes", type=POSITIVE, default=5.0, help=minutes)
     log = "also send metrics, flags, curves and test pictures to TensorBoard (in --output_path) or Weights & Biases"
     add("--log", choices=tuple(PACKAGES), default="none", help=log)
-    add("--model_path", default="./model", help="folder for checkpoints")
-    add("--output_path", default="./output", help="folder for metrics and pictures")
+    add("--model_path", type=not_empty, default="./model", help="folder for checkpoints")
+    add("--output_path", type=not_empty, default="./output", help="folder for metrics and pictures")
 
 
 def parse(argv):
@@ -225,6 +240,7 @@ def parse(argv):
         args, run, resumed = resume_flags(parser, args, argv)
     fill_defaults(args)
     check_flags(args)
+    check_folders(args, run)
     check_network(args)
     return args, run, resumed
 
@@ -253,8 +269,21 @@ def check_flags(args):
         raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, not a path")
 
 
+def check_folders(args, run):
+    """Raise `UserError` for folders of the run that are the same, or that lie among the images. `run` is resumed."""
+    model_path = run.model_folder.resolve().parent if run else args.model_path
+    if is_same_path(model_path, args.output_path):
+        raise UserError(f"--model_path and --output_path are the same folder, {args.output_path}; choose two folders")
+    for folder in image_folders(args.dataset, args.data_path):
+        for path in (model_path, args.output_path):
+            if is_inside(path, folder):
+                raise UserError(f"{path} is inside {folder}, the folder of the images; choose a folder outside it")
+
+
 def check_network(args):
     """Raise `UserError` for a network that cannot be built, or that needs more memory than this machine has."""
+    if args.model == "vit" and args.forward_mul * args.embed_dim < 1:
+        raise UserError(f"--forward_mul {args.forward_mul:g} leaves the MLP without hidden units; raise it")
     try:
         with torch.device("meta"):  # takes no memory, and finds sizes that do not fit before any data is read
             model = build_model(model_config(args, num_classes=2))
@@ -271,7 +300,7 @@ def check_network(args):
 
 def is_folder_name(name):
     """Whether a run with this name stays inside the folders of runs, on any file system."""
-    fits = 0 < len(name.encode()) <= 200 and name.isprintable()
+    fits = name.isprintable() and 0 < len(name.encode()) <= 200
     return fits and name not in (".", "..") and not set(name) & set('/\\:*?"<>|')
 
 

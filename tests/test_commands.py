@@ -14,16 +14,20 @@ import sys
 import numpy as np
 import pytest
 import torch
+from background import CONTEXT, end
 from helpers import (
     EVERY_METHOD,
     ROOT,
     SMALL_VIT,
     assert_equal_weights,
+    checkpoint_contents,
     exits_with,
     load_weights,
     read_metrics,
     run_test,
     run_training,
+    training_flags,
+    wait_for,
 )
 from PIL import Image, ImageSequence
 
@@ -33,6 +37,7 @@ import train
 from vit_cifar10.data import dataset
 from vit_cifar10.runs import checkpoint, writer
 from vit_cifar10.training import trainer
+from vit_cifar10.utils import cli
 
 # train.py
 
@@ -384,7 +389,9 @@ MISTAKES = [
     ("train", "--resume {runs}/model/vit --epochs 1", "already has 2 epochs"),
     ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim cannot change when a run is resumed"),
     ("train", "--resume {runs}/model/vit/best.pt", "no training state"),
-    ("compare", "{tmp}/none", "none of these is a run"),
+    ("compare", "{tmp}/none", "no run is left to compare"),
+    ("compare", "{tmp}/\x1b[31mnone", "no run is left to compare"),
+    ("compare", "{runs}/model/vit --compare_path {tmp}/file/\x1b[31m", "cannot write to .*\ufffd"),
     ("compare", "{runs}/model/vit --device {missing}", "not available here"),
     ("test", "--model_path {tmp}/none", "there is no checkpoint .*none"),
     ("test", "--model_path {tmp}/file", "cannot be read"),
@@ -413,6 +420,19 @@ MISTAKES = [
         "need a Vision Transformer",
     ),
     ("train", "--resume {tmp}/elsewhere/vit --model_path {runs}/model", "there is no checkpoint"),
+    ("train", "--mixup 1e-320", "--mixup: 1e-320 is out of range; it must be at least"),
+    ("train", "--forward_mul 0.001", "without hidden units"),
+    ("train", "--run_name a\udcff", "cannot name a folder"),
+    ("train", "--\x1b[31m", "unrecognized arguments: --\ufffd"),
+    ("train", "@\x1b[31m", "there is no recipe \ufffd"),
+    ("train", "--resume \x1b[31m", "there is no checkpoint of \ufffd"),
+    ("train", "--dataset shapes --model_path {tmp}/a --output_path {tmp}/./a", "are the same folder"),
+    ("train", "--resume {runs}/model/vit --epochs 3 --output_path {runs}/output/../model", "are the same folder"),
+    ("train", "--dataset folder --data_path {tmp} --output_path {tmp}/output", "is inside"),
+    ("test", "--model_path \x1b[31m", "there is no checkpoint of \ufffd"),
+    ("test", "--gif_path \x1b[31m.png", "must end in .gif"),
+    ("test", "--mode custom --image_path {cat} --html {tmp}/file/\x1b[31m.html", "cannot write .*\ufffd"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path \x1b[31m", "there is no image \ufffd"),
 ]
 
 
@@ -426,10 +446,143 @@ def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_
     command = {"train": train, "test": test_command, "compare": compare}[script]
     with exits_with(2):
         command.main([flag.format(**values) for flag in flags.split()])
-    *_, last_line = capsys.readouterr().err.strip().splitlines()
+    *_, last_line = lines = capsys.readouterr().err.strip().split("\n")
     assert re.search(f"^{script}.py: error: .*{reason}", last_line)
+    assert all(line.isprintable() for line in lines)
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
     assert sorted(runs.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [train, test_command, compare], ids=lambda command: command.__name__)
+def test_no_number_is_too_large_and_no_name_is_empty(command, capsys):
+    runs = ["run"] if command is compare else []
+    actions = [action for action in command.build_parser()._actions if action.option_strings and action.type]
+    is_name = {action.option_strings[0]: action.type is cli.not_empty for action in actions}
+    assert set(is_name.values()) == {True, False}
+    for flag, name in is_name.items():
+        for value in [""] if name else ["1" + "0" * 400, "1e308"]:
+            with exits_with(2):
+                command.main([*runs, flag, value])
+            (line,) = capsys.readouterr().err.splitlines()
+            reason = "its value is empty" if name else "(must be|invalid whole number|not allowed)"
+            assert re.match(rf"{command.__name__}\.py: error: argument {flag}: .*{reason}", line)
+
+
+def test_the_largest_rates_end_in_a_message(tmp_path, capsys):
+    flags = "--learning_rate 1e6 --weight_decay 1e6 --muon_learning_rate 1e6 --muon_weight_decay 1e6 --optimizer muon"
+    flags += " --clip_grad 1e6 --mixup 1e6 --cutmix 1e-9 --epochs 1 --num_test_images 100"
+    with exits_with(2):
+        run_training(tmp_path, f"--run_name run {SMALL_VIT} {flags}")
+    assert "not finite" in capsys.readouterr().err
+
+
+SPELLINGS = [
+    ("mine.png", "mine.gif"),
+    ("mine.png", "./folder/../mine.gif"),
+    ("mine.png", "linked/mine.gif"),
+    ("symbolic.png", "mine.gif"),
+    ("mine.png", "symbolic.gif"),
+    ("mine.png", "hard.gif"),
+    ("attention_map_gif/mine.png", None),
+    ("attention_map_gif/mine.gif", None),
+]
+
+
+@pytest.mark.parametrize(("image", "gif"), SPELLINGS)
+def test_no_output_overwrites_the_image(image, gif, runs, tmp_path, monkeypatch, capsys):
+    for folder in ("folder", "attention_map_gif"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path)
+    for name in ("mine.png", "attention_map_gif/mine.png", "attention_map_gif/mine.gif"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    (tmp_path / "symbolic.png").symlink_to("mine.png")
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "mine.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    flags = f"--model_path {runs}/model/cnn --mode custom --image_path {image}" + (f" --gif_path {gif}" if gif else "")
+    with exits_with(2):
+        run_test(tmp_path, flags, monkeypatch)
+    assert "would be overwritten, but the command reads it" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_no_output_overwrites_a_checkpoint_or_an_image_of_the_data_set(tmp_path, monkeypatch, capsys):
+    images, file = tmp_path / "data" / "cat", tmp_path / "output" / "run" / "test_logits.pt"
+    images.mkdir(parents=True)
+    for name in ("a.png", "disagreements.png"):
+        Image.new("RGB", (40, 40)).save(images / name)
+    checkpoint.save(file, checkpoint_contents(dataset="folder"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    monkeypatch.chdir(tmp_path)
+    custom = "--model_path output/run/test_logits.pt --device cpu --mode custom --image_path data/cat/disagreements.png"
+    for command, flags in (
+        (test_command, "--model_path output/run/test_logits.pt --device cpu"),
+        (test_command, f"{custom} --gif_path data/cat/a.gif"),
+        (compare, "output/run/test_logits.pt --device cpu"),
+        (compare, "output/run/test_logits.pt --device cpu --output_path elsewhere --compare_path data/cat"),
+    ):
+        with exits_with(2):
+            command.main(flags.split())
+        assert "would be overwritten, but the command reads it" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_run_may_have_any_folder_name(runs, tmp_path, monkeypatch, capsys):
+    name = os.fsdecode(b"a\x1b[31m\xff")
+    shutil.copytree(runs / "model" / "vit", tmp_path / "model" / name)
+    monkeypatch.chdir(tmp_path)
+    for mode in ("cifar", "cifar-single --html page.html --no_gif"):
+        test_command.main(["--model_path", name, "--device", "cpu", "--mode", *mode.split()])
+    compare.main([name, "--device", "cpu", "--compare_path", f"{name}/tables"])
+    printed = capsys.readouterr()
+    shown = "a\ufffd[31m\ufffd"
+    assert all(line.isprintable() for line in printed.out.split("\n"))
+    assert f" {shown} " in printed.out
+    assert shown in (tmp_path / "page.html").read_text("utf-8")
+    for file in ("comparison.md", "comparison.csv"):
+        assert shown in (tmp_path / name / "tables" / file).read_text("utf-8")
+
+
+def run_with_closed_streams(command, flags, closed):
+    """In a new process: run a command after closing some of its descriptors 0 to 2, as a shell does with `2>&-`."""
+    for descriptor in closed:
+        os.close(descriptor)
+        setattr(sys, ("stdin", "stdout", "stderr")[descriptor], None)
+    sys.modules[command].main(flags)
+    assert [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in closed] == [os.devnull] * len(closed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_commands_work_with_closed_descriptors(runs, tmp_path):
+    vit, cnn, output = f"{runs}/model/vit", f"{runs}/model/cnn", f"--output_path={tmp_path}/output"
+    small = f"--run_name run --epochs 1 --num_train_images 100 --num_test_images 100 {SMALL_VIT}"
+    calls = [
+        ("train", training_flags(tmp_path, small), (0, 1, 2)),
+        ("test", ["--model_path", vit, output, "--device=cpu"], (2,)),
+        ("compare", [cnn, output, "--device=cpu", f"--compare_path={tmp_path}/tables"], (0, 1, 2)),
+    ]
+    processes = [CONTEXT.Process(target=run_with_closed_streams, args=call) for call in calls]
+    for process in processes:
+        process.start()
+    assert [end(process) for process in processes] == [0] * len(processes)
+    for file in ("model/run/best.pt", "output/vit/mistakes.png", "tables/comparison.md"):
+        assert (tmp_path / file).exists()
+
+
+def test_ctrl_c_while_pytorch_is_imported_prints_nothing(tmp_path):
+    (tmp_path / "torch.py").write_text("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    processes = []
+    for script in ("train", "test", "compare"):
+        (tmp_path / script).mkdir()
+        places = {"cwd": tmp_path / script, "env": environment}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        processes.append(subprocess.Popen([sys.executable, ROOT / f"{script}.py", "--help"], **places, **pipes))
+    for script, process in zip(("train", "test", "compare"), processes, strict=True):
+        wait_for((tmp_path / script / "importing").exists)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT)
+        assert printed == b""
 
 
 def test_the_scripts_themselves_end_with_status_2():

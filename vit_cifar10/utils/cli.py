@@ -1,6 +1,7 @@
 """Command lines: flags, recipes, and one-line error messages."""
 
 import argparse
+import contextlib
 import errno
 import functools
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import LocalError, UserError
 
 
@@ -25,12 +27,15 @@ def command(main):
 
     @functools.wraps(main)
     def run(argv=None):
+        open_closed_streams()
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # names may not fit the terminal's encoding
         try:
-            return main(argv)
+            result = main(argv)
+            sys.stdout.flush()  # here, errors are still reported
+            return result
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads standard output anymore
+            _drop_unwritable_output()
             sys.exit(141)
         except UserError as error:
             if isinstance(error, LocalError) or is_rank0():
@@ -40,6 +45,7 @@ def command(main):
             if error.filename is None and error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
             _print_error(main, error)
+            _drop_unwritable_output()
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -47,9 +53,32 @@ def command(main):
     return run
 
 
+def open_closed_streams():
+    """Open the null device as standard input, output or error, for each of them that is closed (as by `2>&-`).
+
+    Otherwise the next file that is opened, such as a checkpoint, would get its descriptor, and the messages.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
+def _drop_unwritable_output():
+    """Give up standard output if its reader is gone or its disk is full; otherwise Python would fail at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _print_error(main, error):
     script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
-    print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads standard error anymore
+        print(f"{script}: error: {one_line(error)}", file=sys.stderr)
 
 
 def is_rank0():
@@ -60,6 +89,45 @@ def is_rank0():
 def printable(text):
     """Make text from any source safe for a terminal or a picture: replace all characters that cannot be printed."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def one_line(message):
+    """A message, such as an exception, as one line that is safe to print."""
+    return printable(" ".join(str(message).split()))
+
+
+def check_outputs(outputs, inputs, folders=()):
+    """Check that no file in `outputs` exists and is also a file in `inputs`, or lies in one of `folders`.
+
+    A file is recognized under all its names: through links, and in any letter case that the file system accepts.
+
+    Raises:
+        UserError: writing an output would overwrite an input.
+    """
+    for output in filter(os.path.exists, outputs):
+        if any(is_same_path(output, path) for path in inputs) or any(is_inside(output, folder) for folder in folders):
+            raise UserError(f"{output} would be overwritten, but the command reads it; choose another output file")
+
+
+def is_same_path(one, other):
+    """Whether two paths lead to the same file or folder, which need not exist."""
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_inside(path, folder):
+    """Whether a path leads to a folder or to a place below it."""
+    real = Path(os.path.realpath(path))
+    return any(is_same_path(place, folder) for place in (real, *real.parents))
+
+
+def image_folders(dataset, data_path):
+    """The folders with the images of a `folder` data set; none for other data sets, which are never overwritten."""
+    if dataset != "folder":
+        return []
+    splits = [Path(data_path) / name for name in ("train", "test", "val")]
+    return splits if splits[0].is_dir() else [Path(data_path)]
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -106,8 +174,8 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
-def number(kind, at_least=None, above=None, below=None, at_most=None):
-    """An argparse type: an int or a finite float within bounds."""
+def number(kind, at_least=None, above=None, below=None, at_most=None, smallest=None):
+    """An argparse type: an int or a finite float within bounds. Values between 0 and `smallest` are refused, too."""
 
     def parse(text):
         value = kind(text)
@@ -120,6 +188,8 @@ def number(kind, at_least=None, above=None, below=None, at_most=None):
             bound = f"at most {at_most}"
         elif below is not None and not value < below:
             bound = f"below {below}"
+        elif smallest is not None and 0 < value < smallest:
+            bound = f"at least {smallest}"
         elif value in (math.inf, -math.inf):  # not math.isinf, which fails on very large integers
             bound = "finite"
         if bound:
@@ -130,9 +200,20 @@ def number(kind, at_least=None, above=None, below=None, at_most=None):
     return parse
 
 
-POSITIVE_INT = number(int, at_least=1)
-NON_NEGATIVE_INT = number(int, at_least=0)
-POSITIVE = number(float, above=0)
-NON_NEGATIVE = number(float, at_least=0)
+def not_empty(text):
+    """An argparse type: text, such as the name of a file, that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("its value is empty; give one, or leave out the flag")
+    return text
+
+
+SMALLEST_RATE = 1e-9  # smaller rates underflow in float32, and smaller alphas give no Beta distribution
+
+POSITIVE_INT = number(int, at_least=1, at_most=limits.LARGEST_COUNT)
+NON_NEGATIVE_INT = number(int, at_least=0, at_most=limits.LARGEST_COUNT)
+SIZE = number(int, at_least=1, at_most=limits.LARGEST_SIZE)
+WORKERS = number(int, at_least=0, at_most=limits.LARGEST_WORKERS)
+POSITIVE = number(float, above=0, at_most=limits.LARGEST_RATE, smallest=SMALLEST_RATE)
+NON_NEGATIVE = number(float, at_least=0, at_most=limits.LARGEST_RATE, smallest=SMALLEST_RATE)
 FRACTION = number(float, at_least=0, below=1)
 PROBABILITY = number(float, at_least=0, at_most=1)
