@@ -5,8 +5,10 @@ import os
 import pickle
 import re
 import struct
+import tarfile
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from vit_cifar10.data import dataset
+from vit_cifar10.data import dataset, images
 from vit_cifar10.data.images import open_image
 from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.utils.errors import UserError
@@ -68,11 +70,17 @@ def test_cifar10_matches_torchvision_and_its_splits_do_not_overlap(cifar10_root)
     torch.testing.assert_close(std, splits.train.std, atol=1e-3, rtol=0)
 
 
-def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
-    """The test writes small files in CIFAR-100's format and replaces torchvision's checksums with theirs."""
-    folder = tmp_path / "cifar-100-python"
+CIFAR100_PIXELS = np.random.RandomState(0).randint(0, 256, (200, 3072), dtype=np.uint8)
+
+
+def save_cifar100(root, monkeypatch):
+    """Write small files in CIFAR-100's format: 200 training images, and the first 100 of them as the test images.
+
+    Their checksums replace torchvision's.
+    """
+    folder = root / "cifar-100-python"
     folder.mkdir()
-    pixels = np.random.RandomState(0).randint(0, 256, (200, 3072), dtype=np.uint8)
+    pixels = CIFAR100_PIXELS
     files = {
         "train": {"data": pixels, "fine_labels": [i % 100 for i in range(200)]},
         "test": {"data": pixels[:100], "fine_labels": list(range(100))},
@@ -86,11 +94,15 @@ def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "train_list", [["train", checksums["train"]]])
     monkeypatch.setattr(reader, "test_list", [["test", checksums["test"]]])
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": checksums["meta"]})
+
+
+def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
+    save_cifar100(tmp_path, monkeypatch)
     splits = dataset.load("cifar100", tmp_path, val_images=100)
     assert [len(split) for split in splits] == [100, 100, 100]
     assert sorted(splits.val.labels.tolist()) == list(range(100))
     assert splits.test.classes[7] == "class 7"
-    assert (splits.test.images[3].flatten() == torch.from_numpy(pixels[3])).all()
+    assert (splits.test.images[3].flatten() == torch.from_numpy(CIFAR100_PIXELS[3])).all()
     assert not torch.equal(splits.test.mean, torch.tensor(dataset.CIFAR["cifar10"][2][0]))
 
 
@@ -219,6 +231,33 @@ def test_exif_rotation_is_applied(tmp_path):
     assert gray[:, 20:].mean() > 245
 
 
+def save_with_exif(path, image_format, exif):
+    """Save an image of 40 x 40 pixels with and without EXIF data. Return it as read from the file without the data."""
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 40, 3), dtype=np.uint8))
+    image.save(path.with_name("plain"), image_format)
+    image.save(path, image_format, exif=exif)
+    return open_image(path.with_name("plain"), 40)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "JPEG"])
+def test_damaged_exif_data_does_no_harm_to_an_image(image_format, tmp_path):
+    path = tmp_path / "image"
+    plain = save_with_exif(path, image_format, b"Exif\0\0damaged")
+    assert torch.equal(open_image(path, 40), plain)
+    orientation, wrong_type = struct.pack("<HHII", 0x0112, 3, 1, 6), struct.pack("<HHII", 0x0100, 5, 1, 7)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + orientation + wrong_type + bytes(4)
+    plain = save_with_exif(path, image_format, exif)
+    assert torch.equal(open_image(path, 40), plain.rot90(-1, (1, 2)))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        open_image(path, 40)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_reported():
+    with pytest.raises(UserError, match="there is no image x"):
+        open_image("x" * 1000, 32)
+
+
 def test_images_that_are_not_square_are_cropped_and_not_distorted(tmp_path):
     pixels = np.zeros((50, 100, 3), dtype=np.uint8)
     pixels[:, 25:75] = (0, 255, 0)
@@ -267,7 +306,9 @@ def test_everything_but_images_inside_the_folder_is_reported_and_skipped(tmp_pat
     root = tmp_path / "data set\n$x$ \u00e9"
     save_class_folders(root, classes=("cat", "dog", "\x1b[2Jred"))
     save_class_folders(tmp_path / "elsewhere", classes=("secret",))
-    (root / "empty").mkdir()
+    save_class_folders(root / "cat", classes=(".hidden",))
+    (root / "whole").symlink_to(root)
+    (root / "unmounted").symlink_to(tmp_path / "nothing")
     (root / "dog" / "inside.png").symlink_to(root / "cat" / "000.png")  # harmless
     (root / "secret").symlink_to(tmp_path / "elsewhere" / "secret")
     (root / "cat" / "passwords.png").symlink_to(tmp_path / "elsewhere" / "secret" / "000.png")
@@ -277,13 +318,13 @@ def test_everything_but_images_inside_the_folder_is_reported_and_skipped(tmp_pat
     (root / "dog" / "notes.txt").write_text("not an image")
     (root / "dog" / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     splits = dataset.load("folder", root, image_size=16, val_images=2, num_workers=0)
-    assert splits.train.classes == ("\ufffd[2Jred", "cat", "dog", "empty")
-    counts = sum(split.labels.bincount(minlength=4) for split in splits)
-    assert counts.tolist() == [10, 10, 11, 0]
+    assert splits.train.classes == ("\ufffd[2Jred", "cat", "dog")
+    assert sum(split.labels.bincount() for split in splits).tolist() == [10, 10, 11]
     printed = capsys.readouterr().err
-    for name in ("secret", "passwords.png", "dangling.png", "loop", "pipe.png", "notes.txt", "program.eps", "empty"):
+    links = ("secret", "passwords.png", "dangling.png", "loop", "whole", "unmounted")
+    for name in (*links, "pipe.png", "notes.txt", "program.eps"):
         assert len(re.findall(rf"skipped: .*{name}", printed)) == 1, name
-    assert len(printed.splitlines()) == 8
+    assert len(printed.splitlines()) == 9
     assert "\x1b" not in printed
 
 
@@ -298,6 +339,99 @@ def test_cifar10_with_a_flipped_bit_is_reported_as_damaged(cifar10_root, tmp_pat
     target.parent.joinpath("test_batch").write_bytes(data)
     with pytest.raises(UserError, match="cifar10 is damaged in"):
         dataset.load("cifar10", tmp_path)
+
+
+class Attack:
+    """An object that makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("name", dataset.CIFAR)
+def test_files_with_wrong_checksums_are_neither_unpickled_nor_unpacked(name, tmp_path):
+    reader, folder, _ = dataset.CIFAR[name]
+    (tmp_path / "data" / folder).mkdir(parents=True)
+    for file in (*(file for file, _ in reader.train_list + reader.test_list), reader.meta["filename"]):
+        (tmp_path / "data" / folder / file).write_bytes(pickle.dumps(Attack(tmp_path / "attacked")))
+    with tarfile.open(tmp_path / "data" / reader.filename, "w:gz") as archive:
+        archive.add(__file__, "../attacked")
+    with pytest.raises(UserError, match=f"{name} is damaged in"):
+        dataset.load(name, tmp_path / "data")
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_class_names_with_a_wrong_checksum_are_not_unpickled(tmp_path, monkeypatch):
+    save_cifar100(tmp_path, monkeypatch)
+    (tmp_path / "cifar-100-python" / "meta").write_bytes(pickle.dumps(Attack(tmp_path / "attacked")))
+    with pytest.raises(UserError, match="cifar100 is damaged in"):
+        dataset.load("cifar100", tmp_path)
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_an_archive_is_not_unpacked_through_a_link(tmp_path, monkeypatch):
+    reader, folder, _ = dataset.CIFAR["cifar10"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / folder).symlink_to(tmp_path / "elsewhere")
+    with tarfile.open(tmp_path / "data" / reader.filename, "w:gz") as archive:
+        archive.add(__file__, f"{folder}/test_batch")
+    monkeypatch.setattr(reader, "tgz_md5", hashlib.md5((tmp_path / "data" / reader.filename).read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="cifar10 is damaged in"):
+        dataset.load("cifar10", tmp_path / "data")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize("name", ["cifar100", "folder", "shapes"])
+def test_images_that_need_more_memory_than_the_machine_has_are_refused(name, tmp_path, monkeypatch):
+    save_cifar100(tmp_path, monkeypatch)
+    save_class_folders(tmp_path)
+    monkeypatch.setattr(dataset, "physical_memory", lambda: 10**9)
+    with pytest.raises(UserError, match="but this machine has 1 GB; lower --image_size"):
+        dataset.load(name, tmp_path, image_size=10_000)
+
+
+def test_images_that_just_fit_in_memory_are_loaded(tmp_path, monkeypatch):
+    save_class_folders(tmp_path)
+    monkeypatch.setattr(dataset, "physical_memory", lambda: 20 * 3 * 16 * 16)
+    assert sum(map(len, dataset.load("folder", tmp_path, image_size=16, val_images=2))) == 20
+    with pytest.raises(UserError, match="lower --image_size"):
+        dataset.load("folder", tmp_path, image_size=17)
+
+
+@pytest.mark.parametrize(("num_files", "started"), [(199, []), (450, [4]), (2_000, [8])])
+def test_no_more_processes_are_started_than_there_is_work_for(num_files, started, monkeypatch):
+    pools = []
+
+    def pool(processes, *_):
+        pools.append(processes)
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(images, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(images.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(images, "_decode_or_explain", lambda file, image_size: file)
+    assert list(images.decode_images(range(num_files), 16, num_workers=1_000_000)) == list(range(num_files))
+    assert pools == started
+
+
+def test_a_process_that_dies_while_it_decodes_ends_the_loading(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_decode_or_explain", DiesWhenUnpickled())
+    monkeypatch.setattr(images.os, "cpu_count", lambda: 2)
+    with pytest.raises(UserError, match="a process that decodes images has died"):
+        list(images.decode_images(["image.png"] * 200, 16, num_workers=2))
+
+
+class DiesWhenUnpickled:
+    """A function that ends the process which unpickles it."""
+
+    def __call__(self):
+        pass
+
+    def __reduce__(self):
+        return os._exit, (1,)
 
 
 def test_a_large_folder_needs_no_more_open_files_than_a_small_one(tmp_path):
@@ -323,9 +457,36 @@ def test_a_folder_may_choose_its_test_images(tmp_path):
     torch.testing.assert_close(splits.train.std, pixels.std((0, 2, 3)), atol=2e-3, rtol=1e-3)
 
 
+def test_a_class_without_readable_test_images_is_reported(tmp_path, capsys):
+    save_class_folders(tmp_path / "train")
+    save_class_folders(tmp_path / "test", count=3)
+    for file in (tmp_path / "test" / "dog").iterdir():
+        file.write_text("not an image")
+    splits = dataset.load("folder", tmp_path, image_size=16)
+    assert splits.test.labels.tolist() == [0, 0, 0]
+    assert "skipped: 1 of 2 classes in" in capsys.readouterr().err
+
+
 def save_one_empty_class(root):
-    save_class_folders(root, classes=("cat",))
-    (root / "dog").mkdir()
+    save_class_folders(root)
+    (root / "cow").mkdir()
+
+
+def save_one_class_without_images(root):
+    save_one_empty_class(root)
+    (root / "cow" / "notes.txt").write_text("not an image")
+
+
+def save_one_image_per_class(root):
+    """With ten training images, the default holds out one for validation, so a class has none left."""
+    for split in ("train", "test"):
+        save_class_folders(root / split, classes="abcdefghij", count=1)
+
+
+def save_a_link_to_the_training_images(root):
+    save_class_folders(root.parent / "elsewhere")
+    save_class_folders(root / "test")
+    (root / "train").symlink_to(root.parent / "elsewhere")
 
 
 def save_different_classes(root):
@@ -338,7 +499,12 @@ def save_different_classes(root):
     [
         (lambda root: None, "0 class folders"),
         (lambda root: save_class_folders(root, classes=("cat",)), "1 class folders"),
-        (save_one_empty_class, "1 class folders with images"),
+        (save_one_empty_class, "class folder .*images.cow has no files; add images to it or remove it"),
+        (save_one_class_without_images, "class cow in .*images has no readable image left to train on"),
+        (save_one_image_per_class, "class a in .*images has no readable image left to train on"),
+        (lambda root: save_class_folders(root, count=2), "only 4 images"),
+        (lambda root: save_class_folders(root, classes=("a\x07", "a\x1b")), r"'a\\x07' and 'a\\x1b' .* printed alike"),
+        (save_a_link_to_the_training_images, "train is a link that leads out"),
         (save_different_classes, "same class folders"),
         (lambda root: root.rmdir(), "no folder"),
     ],

@@ -9,7 +9,9 @@ A split is one uint8 tensor of images, on any device. After loading, no code han
 """
 
 import dataclasses
+import http.client
 import sys
+import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from torchvision.transforms.v2 import functional as tvf
 from vit_cifar10.data.images import decode_images, files_and_labels, list_images, report_skipped
 from vit_cifar10.data.shapes import SHAPES, draw_shapes
 from vit_cifar10.utils.cli import printable
+from vit_cifar10.utils.device import physical_memory
 from vit_cifar10.utils.errors import UserError
 
 # Never change these seeds. They decide which images are held out, selected or drawn, independently of a run's --seed.
@@ -102,10 +105,11 @@ def load(
             machine. None holds out a tenth of the training images, which is 5,000 for CIFAR-10. 0 holds out none.
         num_train_images, num_test_images: use a subset of this many images, chosen in the same way; None uses all. A
             smaller subset is part of a larger one.
-        num_workers: number of processes that decode a `folder` data set.
+        num_workers: largest number of processes that decode a `folder` data set.
 
     Raises:
-        UserError: the data set is missing, cannot be read, or has fewer images than requested.
+        UserError: the data set is missing, cannot be read, has fewer images than requested or no training image of a
+            class, or needs more memory than this machine has.
     """
     train, test = _load_train_and_test(name, data_path, image_size, num_workers)
     if val_images is None:
@@ -118,15 +122,18 @@ def load(
         is_train = torch.ones(len(train), dtype=torch.bool)
         is_train[held_out] = False
         train, val = train.subset(is_train.nonzero().flatten()), train.subset(held_out)
+    if name == "folder":
+        _check_classes(train, data_path)
     train = _stratified_subset(train, num_train_images, "--num_train_images")
     test = _stratified_subset(test, num_test_images, "--num_test_images")
-    return Splits(train, val, test)
+    return Splits(*_resize([train, val, test], image_size))
 
 
 def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2):
     """Load only the test split. It equals the one from `load`, except that a `folder` data set has mean 0 and std 1."""
     test = _load_split(name, data_path, False, image_size, num_workers)
-    return _stratified_subset(test, num_images, "--num_images")
+    test = _stratified_subset(test, num_images, "--num_images")
+    return _resize([test], image_size)[0]
 
 
 def stratified_sample(labels, count, seed):
@@ -178,6 +185,48 @@ def _stratified_subset(split, count, flag):
     return split.subset(stratified_sample(split.labels, count, SUBSET_SEED))
 
 
+def _check_classes(train, data_path):
+    """Raise `UserError` if a class has no training image."""
+    counts = train.labels.bincount(minlength=len(train.classes))
+    if not counts.all():
+        name = train.classes[int(counts.argmin())]
+        raise UserError(
+            f"the class {name} in {data_path} has no readable image left to train on; add images to its folder, or"
+            " remove the folder"
+        )
+
+
+def _check_memory(count, image_size):
+    """Raise `UserError` if uint8 images (count, 3, image_size, image_size) are larger than this machine's memory."""
+    needed, available = count * 3 * image_size**2, physical_memory()
+    if needed > available:
+        raise UserError(
+            f"{count:,} images of {image_size} x {image_size} pixels need {needed // 10**9:,} GB, but this machine has"
+            f" {available // 10**9:,} GB; lower --image_size"
+        )
+
+
+def _resize(splits, image_size):
+    """The same splits with images (N, 3, image_size, image_size), as a list. A split may be None.
+
+    Raises:
+        UserError: the images do not fit in this machine's memory.
+    """
+    _check_memory(sum(len(split) for split in splits if split), image_size)
+    return [split and dataclasses.replace(split, images=_resize_images(split.images, image_size)) for split in splits]
+
+
+def _resize_images(images, image_size):
+    """Resize uint8 (N, 3, H, W) to (N, 3, image_size, image_size), a few images at a time to limit memory."""
+    if images.shape[-1] == image_size:
+        return images
+    resized = torch.empty((len(images), 3, image_size, image_size), dtype=torch.uint8)
+    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+    for chunk, target in zip(images.split(100), resized.split(100), strict=True):
+        target.copy_(tvf.resize(chunk, [image_size, image_size], bicubic, antialias=True))
+    return resized
+
+
 def _load_train_and_test(name, data_path, image_size, num_workers):
     """The training and test splits, before any images are held out, with the mean and std of the training images."""
     train, test = (_load_split(name, data_path, is_train, image_size, num_workers) for is_train in (True, False))
@@ -188,30 +237,38 @@ def _load_train_and_test(name, data_path, image_size, num_workers):
 
 
 def _load_split(name, data_path, is_train, image_size, num_workers):
-    """The training or test split, before any images are held out. A `folder` data set gets mean 0 and std 1."""
+    """The training or test split, before any images are held out. CIFAR's images keep their size, 32 x 32.
+
+    A `folder` data set gets mean 0 and std 1.
+    """
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if name in CIFAR:
-        images, labels, classes = _read_cifar(name, data_path, is_train, image_size)
+        images, labels, classes = _read_cifar(name, data_path, is_train)
         mean, std = CIFAR[name][2]
     elif name == "folder":
         images, labels, classes = _read_folder(data_path, is_train, image_size, num_workers)
     else:
-        images, labels = draw_shapes(5_000 if is_train else 1_000, image_size, SHAPES_SEED + is_train)
+        count = 5_000 if is_train else 1_000
+        _check_memory(count, image_size)
+        images, labels = draw_shapes(count, image_size, SHAPES_SEED + is_train)
         classes, mean, std = SHAPES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     return Split(images, labels, tuple(classes), torch.tensor(mean), torch.tensor(std))
 
 
-def _read_cifar(name, data_path, is_train, image_size):
-    """The images, labels and classes of CIFAR-10 or CIFAR-100, downloaded if they are missing."""
+def _read_cifar(name, data_path, is_train):
+    """The images, uint8 (N, 3, 32, 32), labels and classes of CIFAR-10 or CIFAR-100, downloaded if they are missing.
+
+    The files are pickles, which can run programs, so they are loaded only if their checksums are correct.
+    """
     reader, folder, _ = CIFAR[name]
     existed = Path(data_path).exists()
     try:
         try:
             data = reader(data_path, train=is_train, download=False)
         except RuntimeError:  # files are missing or have wrong checksums
-            print(f"{name} is missing or incomplete in {data_path}; downloading it", file=sys.stderr)
+            print(printable(f"{name} is missing or incomplete in {data_path}; downloading it"), file=sys.stderr)
             data = reader(data_path, train=is_train, download=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
         if not existed and Path(data_path).is_dir() and not any(Path(data_path).iterdir()):
             Path(data_path).rmdir()  # torchvision has created it
         state = "is damaged" if (Path(data_path) / folder).exists() else "is not"
@@ -221,37 +278,21 @@ def _read_cifar(name, data_path, is_train, image_size):
             " exists, or run train.py --dataset shapes, which needs no download"
         ) from error
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    if image_size != images.shape[-1]:
-        size = [image_size, image_size]
-        bicubic = torchvision.transforms.InterpolationMode.BICUBIC
-        images = torch.cat([tvf.resize(chunk, size, bicubic, antialias=True) for chunk in images.split(1000)])
     return images, torch.tensor(data.targets), data.classes
 
 
 def _read_folder(data_path, is_train, image_size, num_workers):
-    """The images, labels and classes of one split of a folder of images, with one sub-folder per class.
+    """The images, uint8 (N, 3, image_size, image_size), labels and classes of one split of a folder of images.
 
-    The splits are `train/CLASS/` and `test/CLASS/` (or `val/CLASS/`). If there is no test folder, or if the class
-    folders are at the top, a fifth of the images, stratified by class, is the test split.
+    Files that cannot be read as images, and classes without readable test images, are reported on standard error.
 
     Raises:
-        UserError: the folder is missing, the splits have different classes, or no file can be read as an image.
+        UserError: the folder is not a data set, no file of the split can be read as an image, or the images do not fit
+            in this machine's memory.
     """
     root = Path(data_path)
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    train_folder = root / "train" if (root / "train").is_dir() else root
-    by_class = list_images(train_folder, root)
-    if train_folder != root and test_folder:
-        if not is_train:
-            train_by_class, by_class = by_class, list_images(test_folder, root)
-            if by_class.keys() != train_by_class.keys():
-                raise UserError(f"{train_folder} and {test_folder} do not have the same class folders; rename them")
-        files, labels = files_and_labels(by_class)
-    else:
-        files, labels = files_and_labels(by_class)
-        test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
-        chosen = [i for i in range(len(files)) if (i in test) != is_train]
-        files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+    files, labels, classes = _list_split(root, is_train)
+    _check_memory(len(files), image_size)
     images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
     labels_read = []
     for image, label in zip(decode_images(files, image_size, num_workers), labels, strict=True):
@@ -261,8 +302,46 @@ def _read_folder(data_path, is_train, image_size, num_workers):
             images[len(labels_read)] = torch.from_numpy(image)
             labels_read.append(label)
     if not labels_read:
-        raise UserError(f"none of the {len(files)} files in {root} can be read as an image; check --data_path")
-    return images[: len(labels_read)], torch.tensor(labels_read), tuple(map(printable, by_class))
+        purpose = "training" if is_train else "testing"
+        raise UserError(f"none of the {len(files)} files for {purpose} in {root} can be read as an image; add images")
+    present = set(labels_read)
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    if missing and not is_train:
+        report_skipped(
+            f"{len(missing)} of {len(classes)} classes in {root} when testing, such as {missing[0]}, because they have"
+            " no readable test image"
+        )
+    return images[: len(labels_read)], torch.tensor(labels_read), classes
+
+
+def _list_split(root, is_train):
+    """The files of one split of a folder of images, their labels, and the printable names of the classes.
+
+    The splits are `train/CLASS/` and `test/CLASS/` (or `val/CLASS/`). If there is no test folder, or if the class
+    folders are at the top, a fifth of the images, stratified by class, is the test split.
+
+    Raises:
+        UserError: the folder is missing or has too few images, the splits have different classes, or a class has no
+            files to train on.
+    """
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    train_folder = root / "train" if (root / "train").is_dir() else root
+    by_class = list_images(train_folder, root)
+    empty = next((name for name, files in by_class.items() if not files), None)
+    if is_train and empty is not None:
+        raise UserError(f"the class folder {train_folder / empty} has no files; add images to it or remove it")
+    classes = tuple(map(printable, by_class))
+    if train_folder != root and test_folder:
+        test_by_class = list_images(test_folder, root)
+        if by_class.keys() != test_by_class.keys():
+            raise UserError(f"{train_folder} and {test_folder} do not have the same class folders; rename them")
+        return *files_and_labels(by_class if is_train else test_by_class), classes
+    files, labels = files_and_labels(by_class)
+    if len(files) < 5:
+        raise UserError(f"{root} has only {len(files)} images, too few to hold out a fifth for testing; add images")
+    test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
+    chosen = [i for i in range(len(files)) if (i in test) != is_train]
+    return [files[i] for i in chosen], [labels[i] for i in chosen], classes
 
 
 def _mean_and_std(images):

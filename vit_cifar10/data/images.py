@@ -7,15 +7,20 @@
         ...
 
 Untrusted files are safe to read: only image formats are decoded, images of too many pixels are refused, and links that
-lead out of the folder are skipped.
+lead out of the folder are not followed.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
+import stat
 import sys
+import threading
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +35,8 @@ FORMATS = (  # common image formats only: Pillow also reads many rare formats, a
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 MAX_PIXELS = 100_000_000  # about 400 MB when decoded: more than a camera's image, less than a decompression bomb
+MAX_PROCESSES = 61  # Windows allows no more
+FILES_PER_PROCESS = 100  # a process that decodes fewer files takes longer to start than it saves
 
 
 # One image file
@@ -53,18 +60,20 @@ def open_image(path, image_size):
 def read_image(path):
     """Read any image file as a PIL image in RGB, in its original size.
 
-    The image is rotated as its EXIF data specifies, and transparent parts are blended with white. Only the first frame
-    of an animation is read.
+    The image is rotated as its EXIF data specifies; damaged EXIF data is ignored. Transparent parts are blended with
+    white. Only the first frame of an animation is read.
 
     Raises:
         UserError: there is no such file, or it cannot be read as an image.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"there is no image {path} ({getattr(error, 'strerror', error)}); check the path") from error
+    if stat.S_ISDIR(mode):
         raise UserError(f"{path} is a folder, not an image; give the path of an image file")
-    if not path.exists():
-        raise UserError(f"there is no image {path}; check the path")
-    if not path.is_file():  # reading from a pipe could wait forever
+    if not stat.S_ISREG(mode):  # reading from a pipe could wait forever
         raise UserError(f"{path} is not a regular file; give the path of an image file")
     Image.init()
     try:
@@ -73,9 +82,22 @@ def read_image(path):
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-                return _to_rgb(ImageOps.exif_transpose(image))
+                image.load()
+                _rotate_in_place(image)
+                return _to_rgb(image)
     except Exception as error:  # for a damaged file, Pillow's decoders raise errors of many types
-        raise UserError(f"{path} cannot be read as an image ({error}); try saving it again as PNG or JPEG") from error
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read as an image ({reason}); try saving it again as PNG or JPEG") from error
+
+
+def _rotate_in_place(image):
+    """Rotate a loaded PIL image as its EXIF data specifies. If the data is damaged, use as much of it as possible.
+
+    Pillow rotates the image as soon as it has read the orientation. It then writes the EXIF data again, which can also
+    fail, but no longer matters.
+    """
+    with contextlib.suppress(Exception):  # for damaged data, Pillow raises errors of many types
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _to_rgb(image):
@@ -99,26 +121,28 @@ def _to_rgb(image):
 def list_images(folder, root):
     """List the files of each class: {name of a sub-folder of `folder`: sorted paths of the files in it}.
 
-    Folders that cannot be read, links to folders within a class, and links that lead out of `root` are skipped and
-    reported on standard error. Hidden files and folders are skipped silently. A class without files is kept, but
-    reported.
+    Folders that cannot be read, broken links, links to folders within a class, and links that lead out of `root` are
+    skipped and reported on standard error. Hidden files and folders are skipped silently. A class may have no files.
 
     Raises:
-        UserError: there is no such folder, or fewer than two of its sub-folders contain files.
+        UserError: there is no such folder, it is a link that leads out of `root`, it has fewer than two sub-folders, or
+            the names of two sub-folders look the same when they are printed.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; set --data_path to a folder with one sub-folder per class")
+    if _leads_out(folder, root):
+        raise UserError(f"{folder} is a link that leads out of {root}; replace it with a copy of its target")
     by_class = {}
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith(".") and _stays_inside(entry, root):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and not os.path.exists(entry):
+            report_skipped(f"{entry} is a broken link")
+        elif entry.is_dir() and _may_follow(entry, root):
             by_class[entry.name] = _list_files(entry, root)
-            if not by_class[entry.name]:
-                report_skipped(f"the class folder {entry} has no files")
-    filled = sum(map(bool, by_class.values()))
-    if filled < 2:
-        raise UserError(
-            f"{folder} has {filled} class folders with images, but needs at least 2; add a sub-folder per class"
-        )
+    if len(by_class) < 2:
+        raise UserError(f"{folder} has {len(by_class)} class folders, but needs at least 2; add a sub-folder per class")
+    _check_printed_names(by_class, folder)
     return by_class
 
 
@@ -131,14 +155,26 @@ def files_and_labels(by_class):
 def decode_images(files, image_size, num_workers):
     """Yield each file's image in order: a NumPy array, uint8 (3, image_size, image_size), or an error message.
 
-    With 200 files or more, `num_workers` processes decode them.
+    Up to `num_workers` processes decode them: at most one per processor, and one per `FILES_PER_PROCESS` files.
+
+    Raises:
+        UserError: a process has died.
     """
     decode = functools.partial(_decode_or_explain, image_size=image_size)
-    if num_workers < 2 or len(files) < 200:
+    processes = min(num_workers, len(files) // FILES_PER_PROCESS, os.cpu_count() or 1, MAX_PROCESSES)
+    if processes < 2:
         yield from map(decode, files)
         return
-    with multiprocessing.get_context("spawn").Pool(num_workers, _ignore_interrupts) as pool:
-        yield from pool.imap(decode, files, chunksize=32)
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _prepare_process)
+    try:
+        yield from executor.map(decode, files, chunksize=8)  # after Ctrl-C, chunks that have started are finished
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that decodes images has died, perhaps because memory ran out; lower --num_workers"
+            " (with 0, the main process decodes the images)"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 @functools.cache  # reports everything once, although training and test images are listed separately
@@ -149,28 +185,48 @@ def report_skipped(reason):
 
 def _list_files(folder, root):
     """The files in a folder and in all folders below it, sorted."""
-
-    def report_unreadable(error):
-        report_skipped(f"{error.filename} cannot be read ({error.strerror})")
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=report_unreadable):
-        for name in folders:
-            if os.path.islink(os.path.join(parent, name)):
-                report_skipped(f"{os.path.join(parent, name)} is a link to a folder")
-        paths = (os.path.join(parent, name) for name in names if not name.startswith("."))
-        files += [path for path in paths if _stays_inside(path, root)]
+    files, folders = [], [folder]
+    for parent in folders:  # grows in the loop; recursion could become too deep
+        try:
+            for entry in os.scandir(parent):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    report_skipped(f"{entry.path} is a link to a folder")
+                elif _may_follow(entry.path, root):
+                    files.append(entry.path)
+        except OSError as error:
+            report_skipped(f"{parent} cannot be read ({error.strerror})")
     return sorted(files)
 
 
-def _stays_inside(path, root):
-    """Whether a path stays inside `root` when links are followed. A link that leads out is reported."""
+def _may_follow(path, root):
+    """Whether a path is not a link, or is a link that may be followed. Any other link is reported."""
     if not os.path.islink(path):
         return True
-    is_inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-    if not is_inside:
+    if _leads_out(path, root):
         report_skipped(f"{path} is a link that leads out of {root}; replace it with a copy of its target")
-    return is_inside
+        return False
+    if Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path)):
+        report_skipped(f"{path} is a link to a folder that contains the link")
+        return False
+    return True
+
+
+def _leads_out(path, root):
+    """Whether a path leaves `root` when links are followed."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
+def _check_printed_names(names, folder):
+    """Raise `UserError` if two class names become the same text when characters that cannot be printed are replaced."""
+    printed = {}
+    for name in names:
+        other = printed.setdefault(printable(name), name)
+        if other != name:
+            raise UserError(f"the class folders {other!r} and {name!r} in {folder} are printed alike; rename one")
 
 
 def _decode_or_explain(file, image_size):
@@ -180,6 +236,15 @@ def _decode_or_explain(file, image_size):
         return str(error)
 
 
-def _ignore_interrupts():
-    """In a worker process, leave Ctrl-C to the main process, which ends the workers."""
+def _prepare_process():
+    """Make a process that decodes images ignore Ctrl-C, which the main process handles, and end with the main process.
+
+    Without the thread, the process would wait for work forever after the main process was killed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -9,6 +9,8 @@ The tests train on it. Users can train on it right after the installation.
 import numpy as np
 import torch
 
+CHUNK = 50  # images to draw at once; more need more memory and are not drawn faster
+
 
 def draw_shapes(count, image_size, seed):
     """Draw `count` images of the ten `SHAPES` in turn. The same seed always gives the same images.
@@ -26,19 +28,21 @@ def draw_shapes(count, image_size, seed):
     angle = random.uniform(-0.3, 0.3, count)
     background = random.uniform(0.0, 1.0, (count, 3))
     color = (background + random.uniform(0.3, 0.7, (count, 3))) % 1.0  # far from the background in every channel
-    noise = random.standard_normal((count, 3, image_size, image_size)).astype(np.float32) * 0.04
     pixels = np.arange(image_size, dtype=np.float32) + 0.5
     images = np.empty((count, 3, image_size, image_size), dtype=np.uint8)
-    for label, distance_to in enumerate(SHAPES.values()):
-        members = np.flatnonzero(labels == label)
-        x = (pixels[None, None, :] - center[0, members][:, None, None]) / radius[members][:, None, None]
-        y = (pixels[None, :, None] - center[1, members][:, None, None]) / radius[members][:, None, None]
-        cos, sin = np.cos(angle[members])[:, None, None], np.sin(angle[members])[:, None, None]
-        distance = distance_to(cos * x + sin * y, cos * y - sin * x)
-        coverage = np.clip(0.5 - distance * radius[members][:, None, None], 0, 1)[:, None]  # antialiased edges
-        foreground = coverage * color[members][:, :, None, None]
-        values = foreground + (1 - coverage) * background[members][:, :, None, None] + noise[members]
-        images[members] = (np.clip(values, 0, 1) * 255).round()
+    for start in range(0, count, CHUNK):
+        chunk = np.arange(start, min(start + CHUNK, count))
+        noise = random.standard_normal((len(chunk), 3, image_size, image_size)).astype(np.float32) * 0.04
+        for label, distance_to in enumerate(SHAPES.values()):
+            members = chunk[labels[chunk] == label]
+            x = (pixels[None, None, :] - center[0, members][:, None, None]) / radius[members][:, None, None]
+            y = (pixels[None, :, None] - center[1, members][:, None, None]) / radius[members][:, None, None]
+            cos, sin = np.cos(angle[members])[:, None, None], np.sin(angle[members])[:, None, None]
+            distance = distance_to(cos * x + sin * y, cos * y - sin * x)
+            coverage = np.clip(0.5 - distance * radius[members][:, None, None], 0, 1)[:, None]  # antialiased edges
+            foreground = coverage * color[members][:, :, None, None]
+            values = foreground + (1 - coverage) * background[members][:, :, None, None] + noise[members - start]
+            images[members] = (np.clip(values, 0, 1) * 255).round()
     return torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
 
 
