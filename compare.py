@@ -12,9 +12,10 @@ table), model_comparison.png, class_accuracy.png, disagreements.png and, for run
 images, accuracy_by_images.png.
 """
 
-import vit_cifar10  # noqa: F401  (first: from now on, Ctrl-C ends the command quietly, even while it imports)
+if __name__ == "__main__":
+    import vit_cifar10
 
-# isort: split
+    vit_cifar10.end_on_ctrl_c()
 
 import dataclasses
 import statistics

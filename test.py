@@ -14,9 +14,10 @@ attention_map_gif/: for a ViT, attention layer by layer; for a CNN, Grad-CAM for
 open a window if there is a display.
 """
 
-import vit_cifar10  # noqa: F401  (first: from now on, Ctrl-C ends the command quietly, even while it imports)
+if __name__ == "__main__":
+    import vit_cifar10
 
-# isort: split
+    vit_cifar10.end_on_ctrl_c()
 
 import csv
 import dataclasses

@@ -12,9 +12,10 @@ output/RUN/. The best epoch is chosen on validation images, which are held out o
 are not used to choose anything.
 """
 
-import vit_cifar10  # noqa: F401  (first: from now on, Ctrl-C ends the command quietly, even while it imports)
+if __name__ == "__main__":
+    import vit_cifar10
 
-# isort: split
+    vit_cifar10.end_on_ctrl_c()
 
 import shlex
 from pathlib import Path

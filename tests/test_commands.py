@@ -569,16 +569,24 @@ def test_commands_work_with_closed_descriptors(runs, tmp_path):
 
 
 def test_ctrl_c_while_pytorch_is_imported_prints_nothing(tmp_path):
-    (tmp_path / "torch.py").write_text("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    processes = []
+    torch_that_catches_everything = """
+import pathlib, time
+pathlib.Path("importing").touch()
+try:
+    time.sleep(60)
+except BaseException:
+    raise ImportError("broken")
+"""
+    (tmp_path / "torch.py").write_text(torch_that_catches_everything)
+    options = {"env": {**os.environ, "PYTHONPATH": str(tmp_path)}, "stdout": subprocess.PIPE}
+    processes = {}
     for script in ("train", "test", "compare"):
-        (tmp_path / script).mkdir()
-        places = {"cwd": tmp_path / script, "env": environment}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        processes.append(subprocess.Popen([sys.executable, ROOT / f"{script}.py", "--help"], **places, **pipes))
-    for script, process in zip(("train", "test", "compare"), processes, strict=True):
-        wait_for((tmp_path / script / "importing").exists)
+        folder = tmp_path / script
+        folder.mkdir()
+        command = [sys.executable, ROOT / f"{script}.py"]
+        processes[folder] = subprocess.Popen(command, cwd=folder, stderr=subprocess.STDOUT, **options)
+    for folder, process in processes.items():
+        wait_for((folder / "importing").exists)
         process.send_signal(signal.SIGINT)
         printed, _ = process.communicate(timeout=60)
         assert process.returncode in (130, -signal.SIGINT)

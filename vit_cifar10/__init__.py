@@ -1,21 +1,13 @@
-"""The code behind train.py, test.py and compare.py. The networks themselves are in model.py.
+"""The code behind train.py, test.py and compare.py. The networks themselves are in model.py."""
 
-Importing this package makes Ctrl-C silent: an uncaught KeyboardInterrupt still ends the program, with the status of an
-interrupted one (130 in a shell), but without a traceback. The commands import it first, because importing PyTorch takes
-seconds, in which `utils.cli.command` is not there yet.
-"""
-
-import sys
+import signal
 
 
-def _without_interrupts(report):
-    """A `sys.excepthook` that passes all exceptions to `report`, except for KeyboardInterrupt."""
+def end_on_ctrl_c():
+    """Make Ctrl-C end the process at once and silently, until `utils.cli.command` handles it.
 
-    def report_others(kind, error, trace):
-        if not issubclass(kind, KeyboardInterrupt):
-            report(kind, error, trace)
-
-    return report_others
-
-
-sys.excepthook = _without_interrupts(sys.excepthook)
+    The scripts call this before they import PyTorch, which takes seconds. Python would print a traceback, or PyTorch
+    would take the interruption for an error of its own.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored, as in a shell's background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def command(main):
     @functools.wraps(main)
     def run(argv=None):
         open_closed_streams()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the scripts set it while they import
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # names may not fit the terminal's encoding
         try:
