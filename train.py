@@ -44,9 +44,9 @@ from vit_cifar10.utils.cli import (
     SIZE,
     WORKERS,
     ArgumentParser,
+    check_outputs,
     command,
     image_folders,
-    is_inside,
     is_same_path,
     not_empty,
     number,
@@ -275,10 +275,7 @@ def check_folders(args, run):
     model_path = run.model_folder.resolve().parent if run else args.model_path
     if is_same_path(model_path, args.output_path):
         raise UserError(f"--model_path and --output_path are the same folder, {args.output_path}; choose two folders")
-    for folder in image_folders(args.dataset, args.data_path):
-        for path in (model_path, args.output_path):
-            if is_inside(path, folder):
-                raise UserError(f"{path} is inside {folder}, the folder of the images; choose a folder outside it")
+    check_outputs((model_path, args.output_path), (), image_folders(args.dataset, args.data_path))
 
 
 def check_network(args):

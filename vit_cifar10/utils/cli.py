@@ -99,17 +99,20 @@ def one_line(message):
     return printable(" ".join(str(message).split()))
 
 
-def check_outputs(outputs, inputs, folders=()):
-    """Check that no file in `outputs` exists and is also a file in `inputs`, or lies in one of `folders`.
+def check_outputs(outputs, inputs, image_folders=()):
+    """Check that no output is one of the files `inputs`, or lies in a folder of images, which it would change.
 
     A file is recognized under all its names: through links, and in any letter case that the file system accepts.
 
     Raises:
-        UserError: writing an output would overwrite an input.
+        UserError: an output would overwrite an input, or become a part of a data set.
     """
-    for output in filter(os.path.exists, outputs):
-        if any(is_same_path(output, path) for path in inputs) or any(is_inside(output, folder) for folder in folders):
+    for output in outputs:
+        if any(is_same_path(output, path) for path in inputs):
             raise UserError(f"{output} would be overwritten, but the command reads it; choose another output file")
+        for folder in image_folders:
+            if is_inside(output, folder):
+                raise UserError(f"{output} would be written among the images in {folder}; choose another folder")
 
 
 def is_same_path(one, other):
