@@ -9,7 +9,7 @@ out, and the exit status is then 2. A run without a full test of its current wei
 
 Writes to --compare_path: comparison.md (tables and pictures), comparison.json (tables), comparison.csv (the first
 table), model_comparison.png, class_accuracy.png, disagreements.png and, for runs with different numbers of training
-images, accuracy_by_images.png.
+images, accuracy_by_images.png. Pictures of an earlier comparison are replaced or, if they do not apply, removed.
 """
 
 if __name__ == "__main__":

@@ -104,11 +104,7 @@ def build_parser():
     add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
-    add(
-        "--html",
-        type=not_empty,
-        help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction",
-    )
+    add("--html", help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction")
     add("--no_image", action="store_true", help="do not open a window")
     add(
         "--tta",
