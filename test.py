@@ -97,7 +97,7 @@ def build_parser():
     add(
         "--gif_path",
         type=not_empty,
-        help="file for the GIF; default: a file in attention_map_gif/ named after the image",
+        help="file for the GIF; the still is the .png next to it; default: attention_map_gif/IMAGE.gif",
     )
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
     fusion = "GIF: how rollout combines the heads of a layer"
