@@ -553,12 +553,12 @@ def run_with_closed_streams(command, flags, closed):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_commands_work_with_closed_descriptors(runs, tmp_path):
-    vit, cnn, output = f"{runs}/model/vit", f"{runs}/model/cnn", f"--output_path={tmp_path}/output"
+    vit, output = f"{runs}/model/vit", f"--output_path={tmp_path}/output"
     small = f"--run_name run --epochs 1 --num_train_images 100 --num_test_images 100 {SMALL_VIT}"
     calls = [
         ("train", training_flags(tmp_path, small), (0, 1, 2)),
         ("test", ["--model_path", vit, output, "--device=cpu"], (2,)),
-        ("compare", [cnn, output, "--device=cpu", f"--compare_path={tmp_path}/tables"], (0, 1, 2)),
+        ("compare", [vit, f"--output_path={tmp_path}", "--device=cpu", f"--compare_path={tmp_path}/tables"], (0, 1, 2)),
     ]
     processes = [CONTEXT.Process(target=run_with_closed_streams, args=call) for call in calls]
     for process in processes:
