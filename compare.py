@@ -94,7 +94,7 @@ def compare(args):
     print(printable(f"wrote {', '.join([*TABLES, *pictures])} to {folder}"))
     removed = [name for name in earlier if name not in pictures]
     if removed:
-        print(f"removed {', '.join(removed)} of an earlier comparison; there is nothing to draw in it for these runs")
+        print(f"removed pictures of an earlier comparison that cannot be drawn for these runs: {', '.join(removed)}")
     if unreadable:
         raise UserError(f"{unreadable} of the runs could not be compared; see above")
 

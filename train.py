@@ -271,7 +271,7 @@ def check_flags(args):
 
 
 def check_folders(args, run):
-    """Raise `UserError` for folders of the run that are the same, or that lie among the images. `run` is resumed."""
+    """Raise `UserError` if the run's two folders are the same, or are among the images. `run` is the resumed one."""
     model_path = run.model_folder.resolve().parent if run else args.model_path
     if is_same_path(model_path, args.output_path):
         raise UserError(f"--model_path and --output_path are the same folder, {args.output_path}; choose two folders")

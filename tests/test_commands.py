@@ -420,7 +420,7 @@ MISTAKES = [
         "need a Vision Transformer",
     ),
     ("train", "--resume {tmp}/elsewhere/vit --model_path {runs}/model", "there is no checkpoint"),
-    ("train", "--mixup 1e-320", "--mixup: 1e-320 is out of range; it must be at least"),
+    ("train", "--mixup 1e-320", "--mixup: 1e-320 is out of range; it must be 0 or at least 1e-09"),
     ("train", "--forward_mul 0.001", "without hidden units"),
     ("train", "--run_name a\udcff", "cannot name a folder"),
     ("train", "--\x1b[31m", "unrecognized arguments: --\ufffd"),

@@ -129,7 +129,7 @@ def is_inside(path, folder):
 
 
 def image_folders(dataset, data_path):
-    """The folders with the images of a `folder` data set; none for other data sets, which are never overwritten."""
+    """The folders with the images of a `folder` data set; none for other data sets."""
     if dataset != "folder":
         return []
     splits = [Path(data_path) / name for name in ("train", "test", "val")]
@@ -181,7 +181,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def number(kind, at_least=None, above=None, below=None, at_most=None, smallest=None):
-    """An argparse type: an int or a finite float within bounds. Values between 0 and `smallest` are refused, too."""
+    """An argparse type: an int or a finite float within bounds, and not between 0 and `smallest`."""
 
     def parse(text):
         value = kind(text)
@@ -195,7 +195,7 @@ def number(kind, at_least=None, above=None, below=None, at_most=None, smallest=N
         elif below is not None and not value < below:
             bound = f"below {below}"
         elif smallest is not None and 0 < value < smallest:
-            bound = f"at least {smallest}"
+            bound = f"{'0 or ' if above is None else ''}at least {smallest:g}"
         elif value in (math.inf, -math.inf):  # not math.isinf, which fails on very large integers
             bound = "finite"
         if bound:
@@ -213,7 +213,7 @@ def not_empty(text):
     return text
 
 
-SMALLEST_RATE = 1e-9  # smaller rates underflow in float32, and smaller alphas give no Beta distribution
+SMALLEST_RATE = 1e-9  # far smaller rates are 0 in float32, and with far smaller alphas the Beta distribution gives nan
 
 POSITIVE_INT = number(int, at_least=1, at_most=limits.LARGEST_COUNT)
 NON_NEGATIVE_INT = number(int, at_least=0, at_most=limits.LARGEST_COUNT)
