@@ -243,6 +243,8 @@ def parse(argv):
     check_flags(args)
     check_folders(args, run)
     check_network(args)
+    if resumed and model_config(args, len(resumed["classes"])) != resumed["model_config"]:
+        raise UserError(f"the flags in {args.resume} do not describe its network; it is damaged, so train it again")
     return args, run, resumed
 
 

@@ -1,5 +1,6 @@
 """Fixtures that all tests share: the real data set, two small trained runs, and a fixed environment."""
 
+import functools
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -8,7 +9,12 @@ import pytest
 import torch
 from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, run_training
 
+from vit_cifar10.data import dataset
 from vit_cifar10.plots import gif
+from vit_cifar10.runs import writer
+from vit_cifar10.utils.files import save_tensors
+
+DRAW_SHAPES = functools.cache(dataset.draw_shapes)
 
 
 def pytest_report_header():
@@ -41,6 +47,17 @@ def runs(tmp_path_factory):
     run_training(folder, f"--run_name vit --epochs 2 {SMALL_VIT} --learning_rate 2e-3")
     run_training(folder, "--run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
     return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Draw the images of the shapes only once and no curves, and use one thread, so that tiny runs take 0.1 s."""
+    monkeypatch.setattr(dataset, "draw_shapes", DRAW_SHAPES)
+    monkeypatch.setattr(writer, "save_curves", lambda epochs, path, name: save_tensors(path, {}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import test as test_command
 import train
 from model import SimpleCNN
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.untrusted import KEYS
+from vit_cifar10.training import trainer
 
 # Paths and programs
 
@@ -70,6 +71,22 @@ def exits_with(status):
     assert stopped.value.code == status, f"the exit status is {stopped.value.code}"
 
 
+@contextlib.contextmanager
+def signals_in_step(number, *signals):
+    """Send these signals to this process at the beginning of a training step; `number` counts from 0."""
+    train_step = trainer.Trainer.train_step
+
+    def step(self, images, labels):
+        if self.step == number:
+            for received in signals:
+                signal.raise_signal(received)
+        return train_step(self, images, labels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train_step", step)
+        yield
+
+
 def wait_for(condition, seconds=60):
     limit = time.monotonic() + seconds
     while not condition():
@@ -105,18 +122,24 @@ def assert_equal_weights(ours, theirs):
 
 # Checkpoints without a run
 
-SMALL_CNN = {"model": "cnn", "num_classes": 3}  # the argument of build_model
+SMALL_CNN = {"model": "cnn", "img_size": 32, "num_classes": 3}  # the argument of build_model
+SMALL_VIT_CONFIG = {
+    **{"model": "vit", "img_size": 32, "patch_size": 8, "num_classes": 3, "global_pool": "token", "class_token": True},
+    **{"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_ratio": 2},
+}
 
 
 def checkpoint_contents(**changes):
     """The contents of a valid best.pt of an untrained CNN, except for `changes`."""
-    empty = {key: kind() for key, kind in KEYS.items() if key != "format"}
     valid = {
-        "mean": [0.5] * 3,
-        "std": [0.2] * 3,
-        "classes": ["a", "b", "c"],
-        "dataset": "shapes",
         "model_config": SMALL_CNN,
         "weights": SimpleCNN(num_classes=3).state_dict(),
+        "classes": ["a", "b", "c"],
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "dataset": "shapes",
+        "epoch": 0,
+        "metrics": {},
+        "recipe": {},
     }
-    return {**empty, **valid, **changes}
+    return {**valid, **changes}

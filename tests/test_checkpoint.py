@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, checkpoint_contents
+from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, SMALL_VIT_CONFIG, checkpoint_contents
 
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
@@ -78,15 +78,75 @@ def saves(**changes):
     return lambda path: checkpoint.save(path, checkpoint_contents(**changes))
 
 
-def saves_config(**changes):
+def saves_config(without=(), **changes):
     """A function that writes a checkpoint with `changes` to the description of its network."""
-    return saves(model_config={**SMALL_CNN, **changes})
+    config = {**(SMALL_VIT_CONFIG if changes.get("model") == "vit" else SMALL_CNN), **changes}
+    return saves(model_config={key: value for key, value in config.items() if key not in without})
 
 
 def saves_bias(value):
     """A function that writes a checkpoint with `value` as one of its weights."""
     weights = SimpleCNN(num_classes=3).state_dict()
     return saves(weights={**weights, "classifier.4.bias": value})
+
+
+def saves_views():
+    """A function that writes a checkpoint whose weights are views of one storage."""
+    weights = SimpleCNN(num_classes=3).state_dict()
+    storage = torch.zeros(max(value.numel() for value in weights.values()))
+    return saves(weights={name: storage[: value.numel()].view(value.shape) for name, value in weights.items()})
+
+
+def saves_one_tensor_many_times(path):
+    """Write one tensor under the names of many weights: 4 KB in the file, 4 MB in the network."""
+    checkpoint.save(path, checkpoint_contents(weights=dict.fromkeys(map(str, range(1000)), torch.zeros(1000))))
+
+
+def edit_pickle(path, old, new):
+    """Replace bytes in a checkpoint's pickle."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            assert not name.endswith("data.pkl") or old in data
+            archive.writestr(name, data.replace(old, new, 1) if name.endswith("data.pkl") else data)
+
+
+def write_claimed_size(path):
+    """Write a tensor that claims to be larger than its data, so that reading it would read beyond its end."""
+    checkpoint.save(path, checkpoint_contents(weights={"x": torch.zeros(77)}))
+    edit_pickle(path, b"K\x4d", b"J" + (10**6).to_bytes(4, "little"))
+
+
+def write_endless_list(path):
+    """Write a list that contains itself."""
+    endless = []
+    endless.append(endless)
+    checkpoint.save(path, checkpoint_contents(classes=endless))
+
+
+def write_many_values(path):
+    checkpoint.save(path, checkpoint_contents())
+    edit_pickle(path, b"}", b"}0" * 5_000_000 + b"}")  # each pair makes a dict and drops it
+
+
+def write_second_directory(path):
+    """Write two directories, each with its end record: Python reads the last one, PyTorch the one at the offset."""
+    checkpoint.save(path, checkpoint_contents())
+    data = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    directory, end64, locator, end = data[start:-98], data[-98:-42], data[-42:-22], data[-22:]
+    second = end64[:48] + (len(data) - 42).to_bytes(8, "little")
+    path.write_bytes(data[:start] + directory + end64 + directory + second + locator + end)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.start_dir == len(data) - 42
+
+
+def write_torchscript(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(path))
 
 
 @pytest.mark.parametrize(
@@ -99,27 +159,53 @@ def saves_bias(value):
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_text("hello"), "cannot be read"),
         (write_compressed, "packed"),
+        (write_claimed_size, "cannot be read"),
+        (write_endless_list, r"classes\[0\] is not text"),
+        (write_many_values, "more values than any run"),
+        (write_second_directory, "packed"),
+        (write_torchscript, "packed"),
+        (lambda path: torch.save({}, path, _use_new_zipfile_serialization=False), "cannot be read"),
+        (saves_views(), "stored in a way"),
+        (saves_one_tensor_many_times, "stored in a way"),
+        (saves_bias(torch.zeros(1).expand(10**9)), "stored in a way"),
+        (saves_bias(torch.zeros(6)[::2]), "stored in a way"),
+        (saves_bias(torch.zeros(10**6)[:3]), "stored in a way"),
+        (saves_bias(torch.full((3,), torch.nan)), "classifier.4.bias is not a tensor of finite numbers"),
+        (saves_bias("no tensor"), "classifier.4.bias is not a tensor"),
         (saves_config(model="vit", embed_dim=99_999, num_heads=1), "do not fit"),
-        (saves_config(model="vit", embed_dim=10_000_000, num_heads=1), "model_config"),
-        (saves_config(model="vit", depth=99_999), "model_config"),
+        (saves_config(model="vit", embed_dim=10_000_000, num_heads=1), "model_config.embed_dim"),
+        (saves_config(model="vit", depth=10**7), "model_config.depth is not a whole number from 0 to 1,000"),
+        (saves_config(model="vit", num_heads=2.0), "model_config.num_heads"),
+        (saves_config(model="vit", class_token=2), "model_config.class_token is not True or False"),
+        (saves_config(model="vit", class_token=False), "needs a class token"),
         (saves_config(width=99_999), "do not fit"),
-        (saves_config(img_size=[1, 2]), "model_config"),
-        (saves_bias(torch.zeros(1).expand(10**9)), "weights"),
-        (saves_bias(torch.full((3,), torch.nan)), "weights"),
-        (saves_bias("no tensor"), "weights"),
-        (saves(std=[0.2, 0.2]), "normalization"),
-        (saves(classes=["a", 2, "c"]), "names"),
-        (saves(classes=["a", "\x1b[2J", "c"]), "names"),
-        (saves(dataset="../../x"), "data set"),
-        (saves(classes=["a"]), "number of classes"),
-        (saves(metrics={"test_accuracy": "99 %"}), "metrics"),
+        (saves_config(img_size=[1, 2]), "model_config.img_size"),
+        (saves_config(img_size=0), "model_config.img_size"),
+        (saves_config(in_chans=1), "model_config.in_chans"),
+        (saves_config(surprise=1), "model_config.surprise is not an entry"),
+        (saves_config(without=["img_size"]), "model_config.img_size is not there"),
+        (saves_config(without=["num_classes"]), "model_config.num_classes is not there"),
+        (saves(std=[0.2, 0.2]), "std is not a list of 3 to 3"),
+        (saves(std=[0.2, 0.2, 0]), r"std\[2\] is not a finite number from 1e-06"),
+        (saves(mean=[0.5, 0.5, 10**400]), r"mean\[2\]"),
+        (saves(mean=[0.5, 0.5, True]), r"mean\[2\]"),
+        (saves(classes=["a", 2, "c"]), r"classes\[1\] is not text"),
+        (saves(classes=["a", "\x1b[2J", "c"]), r"classes\[1\] is not printable"),
+        (saves(classes=["a", "b" * 10**7, "c"]), r"classes\[1\] is not printable text of at most 255"),
+        (saves(classes=["a"]), "num_classes is not the number of classes"),
+        (saves(classes=[]), "classes is not a list of 1"),
+        (saves(dataset="../../x"), "dataset is not one of"),
+        (saves(metrics={"test_accuracy": "99 %"}), "metrics.epoch is not there"),
+        (saves(metrics={"val_accuracy": 2.0}), "metrics.epoch is not there"),
+        (saves(recipe={"num_test_images": "abc"}), "recipe.num_test_images"),
+        (saves(recipe={"\x1b": 1}), "a key of recipe"),
+        (saves(epoch=10**400), "epoch is not"),
         (lambda path: torch.save(SimpleCNN().state_dict(), path), "not a checkpoint of this project"),
         (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
-        (lambda path: torch.save({**checkpoint_contents(), "format": 9}, path), "format 9"),
+        (lambda path: torch.save({**checkpoint_contents(), "format": 9}, path), "another format than 1"),
         (saves_config(width=4), "do not fit"),
-        (saves(model_config={"model": "resnet"}), "resnet"),
+        (saves(model_config={"model": "resnet"}), "model_config.model is not one of"),
         (saves(model_config=None), "model_config is not a dict"),
-        (saves_config(img_size="big"), "do not fit"),
     ],
 )
 def test_invalid_checkpoints_are_refused_with_a_reason(write, reason, tmp_path, monkeypatch):
@@ -143,6 +229,17 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         fail_halfway()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_removes_what_killed_processes_have_left_but_not_what_others_are_writing(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f".[a].{dead.pid}.gif", f".[a].{os.getppid()}.gif", f".[a].b.{dead.pid}.gif"):
+        (tmp_path / name).write_text("half")
+    with atomic_write(tmp_path / "[a].gif") as partial:
+        partial.write_text("whole")
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"[a].gif", f".[a].{os.getppid()}.gif", f".[a].b.{dead.pid}.gif"}
 
 
 def test_a_full_disk_is_reported_in_one_line(tmp_path):

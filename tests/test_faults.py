@@ -1,5 +1,6 @@
 """Tests of what can go wrong: signals, kills, full disks, no memory, missing data, two runs at once, damaged files."""
 
+import concurrent.futures
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
+from vit_cifar10.utils.errors import UserError
 
 resource = pytest.importorskip("resource")  # not on Windows
 
@@ -107,8 +110,8 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_run_killed_20_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
-    check_kills(tmp_path, LONG, kills=20, seed=0)
+def test_a_run_killed_8_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
+    check_kills(tmp_path, LONG, kills=8, seed=0)
 
 
 @pytest.mark.soak
@@ -239,14 +242,81 @@ def test_a_second_training_with_the_same_name_is_refused(tmp_path, capsys):
     wait_for(lambda: has_saved(tmp_path))
     for flags, reason in (
         ("--run_name run --num_test_images 100", "already exists"),
-        ("--run_name run --num_test_images 100 --overwrite", "another training is running in"),
-        (f"--resume {tmp_path}/model/run", "another training is running in"),
+        ("--run_name run --num_test_images 100 --overwrite", "is in use by another training"),
+        (f"--resume {tmp_path}/model/run", "is in use by another training"),
     ):
         with exits_with(2):
             train.main(flags.split() if "--resume" in flags else training_flags(tmp_path, flags))
         assert reason in capsys.readouterr().err
     assert end(process) == 0, log.read_text()
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 10
+
+
+def test_of_many_starts_with_one_name_exactly_one_gets_the_folders(tmp_path):
+    together = threading.Barrier(20)
+
+    def begin(name, mode):
+        run = RunWriter(tmp_path / "model" / name, tmp_path / "output" / name, mode)
+        together.wait()
+        try:
+            run.begin()
+        except UserError as error:
+            return str(error)
+        return run
+
+    with concurrent.futures.ThreadPoolExecutor(20) as threads:
+        for name in map(str, range(20)):
+            began = list(threads.map(begin, [name] * 20, ["new"] * 20))
+            (run,) = [run for run in began if isinstance(run, RunWriter)]
+            assert all(folder.is_dir() for folder in run.folders)
+            run.close(failed=True)
+        assert not any(tmp_path.glob("*/*"))
+        named = list(threads.map(begin, ["unnamed"] * 20, ["unnamed"] * 20))
+    assert len({run.name for run in named}) == 20
+    for run in named:
+        run.close(failed=True)
+
+
+def change_folders_after_the_first_epoch(monkeypatch, change):
+    end_epoch = trainer.Trainer.end_epoch
+
+    def change_and_end_epoch(self, metrics):
+        if metrics["epoch"] == 2:
+            monkeypatch.setattr(trainer.Trainer, "end_epoch", end_epoch)
+            change()
+        end_epoch(self, metrics)
+
+    monkeypatch.setattr(trainer.Trainer, "end_epoch", change_and_end_epoch)
+
+
+def remove_folders(folder):
+    for name in ("model", "output"):
+        shutil.rmtree(folder / name / "run")
+
+
+def test_a_run_whose_folders_another_run_has_taken_ends_and_leaves_them_alone(tmp_path, monkeypatch, capsys):
+    flags, files = f"--run_name run {SMALL_VIT} --num_train_images 100 --num_test_images 50", {}
+
+    def take_the_folders():
+        remove_folders(tmp_path)
+        run_training(tmp_path, f"{flags} --epochs 1")
+        files.update(read_files(tmp_path))
+
+    change_folders_after_the_first_epoch(monkeypatch, take_the_folders)
+    with exits_with(2):
+        run_training(tmp_path, f"{flags} --epochs 9")
+    assert "model/run was removed and now belongs to another run, so this training ends" in capsys.readouterr().err
+    assert read_files(tmp_path) == files
+
+
+def test_a_run_whose_folders_are_removed_creates_them_again(tmp_path, monkeypatch, capsys):
+    change_folders_after_the_first_epoch(monkeypatch, lambda: remove_folders(tmp_path))
+    run_training(tmp_path, f"--run_name run {SMALL_VIT} --num_train_images 100 --num_test_images 50 --epochs 3")
+    assert capsys.readouterr().err.count("was removed; it is created again") == 2
+    assert [row["epoch"] for row in read_metrics(tmp_path, "run")] == ["1", "2", "3"]
+    assert {"config.json", "curves.png", "history.pt"} <= {file.name for file in (tmp_path / "output/run").iterdir()}
+    assert checkpoint.load(tmp_path / "model" / "run")["epoch"] in (2, 3)
+    resume(tmp_path)
 
 
 def damage(path):
@@ -329,15 +399,16 @@ def test_an_older_save_does_not_count_as_a_complete_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [
-        ({"epochs": "many"}, "invalid whole number value: 'many'"),
-        ({"batch_size": 1e12}, "invalid whole number"),
+        ({"epochs": "many"}, "recipe.epochs is not a whole number"),
+        ({"batch_size": 1e12}, "recipe.batch_size is not a whole number"),
+        ({"patch_size": 1.5}, "invalid whole number"),
         ({"num_workers": -1}, "must be at least 0"),
         ({"device": "abacus"}, "invalid choice: 'abacus'"),
         ({"surprise": 1}, "unknown: surprise"),
         ({"help": True}, "unknown: help"),
         ({"run_name": "../../escape"}, "cannot name a folder"),
         ({"embed_dim": 10**9, "n_attention_heads": 1}, "--embed_dim"),
-        ({"dataset": ["folder"]}, "its recipe"),
+        ({"dataset": ["folder"]}, "recipe.dataset"),
     ],
 )
 def test_the_flags_in_an_untrusted_checkpoint_are_checked_like_typed_ones(runs, recipe, reason, tmp_path, capsys):
@@ -349,6 +420,35 @@ def test_the_flags_in_an_untrusted_checkpoint_are_checked_like_typed_ones(runs, 
     with exits_with(2):
         resume(tmp_path, *([] if "epochs" in recipe else ["--epochs", "9"]))
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["output_path", "data_path", "a link"])
+def test_folders_in_an_untrusted_checkpoint_are_not_followed_unless_they_are_typed(
+    flag, runs, tmp_path, monkeypatch, capsys
+):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    shutil.copytree(runs / "model" / "vit", home / "model" / "run")
+    (elsewhere / "run").mkdir(parents=True)
+    (elsewhere / "run" / "metrics.csv").write_text("mine")
+    path = home / "model" / "run" / "last.pt"
+    saved = checkpoint.load(path)
+    saved["recipe"] |= {"model_path": "home/model", "output_path": "output", "data_path": "data"}
+    if flag == "a link":
+        (home / "output").mkdir()
+        (home / "output" / "run").symlink_to(elsewhere / "run")
+        flag = "output_path"
+        saved["recipe"]["output_path"] = str(home / "output")
+    else:
+        saved["recipe"][flag] = "elsewhere"
+    checkpoint.save(path, saved)
+    files = read_files(tmp_path)
+    monkeypatch.chdir(home)
+    with exits_with(2):
+        train.main(["--resume", "model/run", "--epochs", "3"])
+    assert re.search(rf"for --{flag}, which is far from the run; if you trust it", capsys.readouterr().err)
+    assert read_files(tmp_path) == files
+    train.main(["--resume", "model/run", "--epochs", "3", f"--{flag}", "typed"])
+    assert (elsewhere / "run" / "metrics.csv").read_text() == "mine"
 
 
 def set_to(*keys):
@@ -365,28 +465,40 @@ def set_to(*keys):
 
 
 MOMENT = ("optimizer", "state", 3, "exp_avg")
+
+
+def expanded(saved):
+    """One zero in the shape of `MOMENT`."""
+    return torch.zeros(1).expand(saved["training"]["optimizer"]["state"][3]["exp_avg"].shape)
+
+
 INVALID_STATES = [
     (set_to(*MOMENT, torch.zeros(1)), "other shapes"),  # fused kernels would write beyond its end
-    (set_to(*MOMENT, torch.zeros(1).expand(10**9)), "other shapes"),
-    (set_to(*MOMENT, "text"), "training state"),
+    (lambda saved: set_to(*MOMENT, expanded(saved))(saved), "stored in a way"),
+    (set_to(*MOMENT, "text"), "training.optimizer.state.3.exp_avg is not a tensor"),
     (set_to("optimizer", "state", {0: {}}), "other weights"),
-    (set_to("optimizer", {}), "training state"),
+    (set_to("optimizer", {}), "training.optimizer.state is not there"),
+    (set_to("optimizer", {"together": []}), "training.optimizer.together is not a list of 2"),
     (set_to("step", 10**9), "step 1000000000"),
-    (set_to("step", -3), "step -3"),
-    (set_to("step", torch.inf), "its step"),
-    (set_to("timed_steps", -4), "training state"),
-    (set_to("sums", torch.zeros(())), "its sums"),
-    (set_to("seconds", [1.0, torch.nan]), "its seconds"),
-    (set_to("rows", []), "its rows"),
-    (set_to("rows", [{"a": 1}, {"b": 2}]), "its rows"),
-    (set_to("rows", [1, 2]), "its rows"),
-    (set_to("best", {"val_accuracy": "high"}), "its best row"),
-    (set_to("schedule", {"scale": "high"}), "its schedule"),
-    (set_to("model", {"weights": "none"}), "training state"),
-    (set_to("data", 3), "its data"),
-    (lambda saved: saved["training"].pop("scaler"), "its scaler"),
-    (lambda saved: saved.update(epoch=1), "its rows"),
-    (lambda saved: saved["recipe"].update(seed=[[1], [2]]), "its recipe"),
+    (set_to("step", -3), "training.step"),
+    (set_to("step", torch.inf), "training.step"),
+    (set_to("timed_steps", -4), "training.timed_steps"),
+    (set_to("sums", torch.zeros(())), "training.sums"),
+    (set_to("seconds", [1.0, torch.nan]), r"training.seconds[1]"),
+    (set_to("seconds", [1.0, 10**400]), r"training.seconds[1]"),
+    (set_to("rows", []), "training.rows"),
+    (set_to("rows", [{"a": 1}, {"b": 2}]), "training.rows[0]"),
+    (set_to("rows", 0, "val_loss", 10**400), "training.rows[0].val_loss is not a finite number;"),
+    (set_to("best", {"val_accuracy": "high"}), "training.best"),
+    (set_to("schedule", "scale", "high"), "training.schedule.scale"),
+    (set_to("schedule", "best_loss", 10**400), "training.schedule.best_loss"),
+    (set_to("scaler", {"scale": 1e300}), "training.scaler.scale"),
+    (set_to("average", {"module": {}, "updates": "x"}), "training.average.updates"),
+    (set_to("model", {"weights": "none"}), "training.model.weights"),
+    (set_to("data", 3), "training.data"),
+    (lambda saved: saved["training"].pop("scaler"), "training.scaler is not there"),
+    (lambda saved: saved.update(epoch=1), "training.rows"),
+    (lambda saved: saved["recipe"].update(seed=[[1], [2]]), "recipe.seed"),
 ]
 
 

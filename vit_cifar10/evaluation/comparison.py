@@ -126,12 +126,12 @@ def read_record(run):
             notes.append(f"the last line of {run.metrics_path} is cut off and left out")
         elif not epochs:
             notes.append(f"{run.metrics_path} is empty, so there are no curves")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         notes.append(f"{run.metrics_path} cannot be read ({reason}), so there are no curves")
     try:
         config = run.read_config()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         notes.append(f"{run.config_path} cannot be read, so the number of training images is unknown")
     return epochs, is_cut, config, notes
 

@@ -20,6 +20,8 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import shorten
+from vit_cifar10.runs.schema import LOGITS
+from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write, save_tensors
 
@@ -61,6 +63,8 @@ def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
             logits, averaged = predict_with_flip(network.model, test, batch_size, after_batch=bar.update)
         else:
             logits = predict(network.model, test, batch_size, after_batch=bar.update)
+    if not logits.isfinite().all():
+        raise UserError(f"the logits of {checkpoint_path} are not finite; its weights are damaged, so train it again")
     results = {
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": hash_checkpoint(checkpoint_path),
@@ -111,21 +115,24 @@ def most_confident_mistakes(confidence, is_wrong):
 def load_full_test(folder, network, checkpoint_path, test=None):
     """An earlier full test of this checkpoint, on these images if they are given, or None.
 
-    Only the logits and labels are read from the file. The scores are computed from them again.
+    Only the logits and labels are read from the file, which may be untrusted. The scores are computed from them again.
     """
     try:
-        saved = torch.load(folder / "test_logits.pt", weights_only=True)
-        logits, labels = saved["logits"].float(), saved["labels"].long()
-        is_same = saved["checkpoint_sha256"] == hash_checkpoint(checkpoint_path)
-        fits = logits.shape == (len(labels), len(network.classes)) and logits.isfinite().all()
-        if not (is_same and isinstance(saved["test_sha256"], str) and fits):
-            return None
-        if test and saved["test_sha256"] != hash_images(test):
-            return None
-        same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
-        return FullTest({**same, **report(logits, labels)}, logits, labels)
-    except Exception:  # if anything is wrong with the file of an earlier test, the test is run again
+        saved = load_untrusted(folder / "test_logits.pt")
+        LOGITS.check(saved)
+    except (UserError, ValueError):  # if anything is wrong with the file of an earlier test, the test is run again
         return None
+    logits, labels = saved["logits"].float(), saved["labels"]
+    classes = len(network.classes)
+    has_labels = labels.dtype == torch.int64 and labels.ndim == 1 and len(labels) > 0
+    fits = has_labels and logits.shape == (len(labels), classes) and 0 <= labels.min() <= labels.max() < classes
+    is_same = saved["checkpoint_sha256"] == hash_checkpoint(checkpoint_path)
+    if test and is_same:
+        is_same = saved["test_sha256"] == hash_images(test) and torch.equal(labels, test.labels.cpu())
+    if not (fits and is_same):
+        return None
+    same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
+    return FullTest({**same, **report(logits, labels)}, logits, labels)
 
 
 def hash_checkpoint(path):

@@ -18,7 +18,6 @@ case last.pt is damaged.
 """
 
 import dataclasses
-import pickle
 import sys
 from pathlib import Path
 
@@ -26,7 +25,8 @@ import torch
 
 from model import build_model
 from vit_cifar10.data.dataset import normalize
-from vit_cifar10.runs import untrusted
+from vit_cifar10.runs.schema import CHECKPOINT, Invalid
+from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import save_tensors
 
@@ -68,39 +68,60 @@ def load_last(path):
             raise UserError(f"{error}; {other}") from error
         checkpoint["is_older"] = True
         print(f"warning: {error}; resuming from {previous.name}, which is older", file=sys.stderr)
-    if not isinstance(checkpoint.get("training"), dict):
+    if "training" not in checkpoint:
         raise UserError(f"{path} has no training state; give the run's folder or its {LAST}")
-    untrusted.check_training(path, checkpoint)
     return checkpoint
 
 
 def load(path, name=BEST):
     """Read a checkpoint onto the CPU. `path` is the file, or a run's folder that contains the file `name`.
 
-    Untrusted checkpoints are safe to load: only tensors and plain values are accepted.
+    Untrusted checkpoints are safe to load: only tensors and plain values are accepted, each of its type and range.
 
     Raises:
-        UserError: the file does not exist, is damaged, or is not a checkpoint of this project.
+        UserError: the file does not exist, is damaged, or is not a checkpoint of this project, or its weights do not
+            fit the network that it describes.
     """
     path = Path(path)
     if path.is_dir():
         path = path / name
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train a network with train.py or check the path")
-    untrusted.check_checkpoint_archive(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it is damaged, or contains more than weights and plain values") from error
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
-    if not isinstance(checkpoint, dict) or untrusted.KEYS.keys() - checkpoint.keys():
+    checkpoint = load_untrusted(path)
+    if not isinstance(checkpoint, dict) or CHECKPOINT.required - checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of this project; choose a best.pt that train.py has written")
-    if checkpoint["format"] != FORMAT:
-        raise UserError(f"{path} has format {checkpoint['format']}, but this version reads {FORMAT}; train it again")
-    untrusted.check_keys(path, checkpoint)
-    untrusted.check_values(path, checkpoint)
+    if isinstance(checkpoint["format"], int) and checkpoint["format"] != FORMAT:
+        raise UserError(f"{path} has another format than {FORMAT}, which this version reads; train it again")
+    try:
+        CHECKPOINT.check(checkpoint)
+        check_counts(checkpoint)
+    except Invalid as error:
+        raise UserError(f"{path} is refused: {error}; train it again") from error
+    check_weights(path, checkpoint)
     return checkpoint
+
+
+def check_counts(checkpoint):
+    """Raise `Invalid` if entries of a checkpoint do not fit each other."""
+    if checkpoint["model_config"]["num_classes"] != len(checkpoint["classes"]):
+        raise Invalid("model_config.num_classes", "the number of classes")
+    if "training" in checkpoint:
+        epochs = [row["epoch"] for row in checkpoint["training"]["rows"]]
+        if epochs != list(range(1, checkpoint["epoch"] + 1)):
+            raise Invalid("training.rows", "a list of one row per epoch")
+
+
+def check_weights(path, checkpoint):
+    """Raise `UserError` if a checkpoint's weights do not fit the network that it describes.
+
+    The network is built without memory for its weights. A larger one than the file contains is therefore never built.
+    """
+    try:
+        with torch.device("meta"):
+            build_model(checkpoint["model_config"]).load_state_dict(checkpoint["weights"], assign=True)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise UserError(f"the weights in {path} do not fit the network it describes ({reason})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,18 +162,11 @@ def load_network(path, device):
     """The network in a checkpoint, or in best.pt of a run's folder, in evaluation mode on `device`.
 
     Raises:
-        UserError: `load` fails, or the weights do not fit the network that the checkpoint describes.
+        UserError: `load` fails.
     """
     saved = load(path)
-    weights = saved.pop("weights")
-    try:
-        with torch.device("meta"):  # takes no memory, so a network that does not fit its weights is never built
-            build_model(saved["model_config"]).load_state_dict(weights, assign=True)
-        model = build_model(saved["model_config"])
-        model.load_state_dict(weights)
-    except Exception as error:  # the file describes the network, so anything can be wrong with it
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        raise UserError(f"the weights in {path} do not fit the network it describes ({reason})") from error
+    model = build_model(saved["model_config"])
+    model.load_state_dict(saved.pop("weights"))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     return Network(
         name=folder.resolve().name,

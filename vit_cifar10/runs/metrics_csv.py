@@ -3,7 +3,7 @@
 import csv
 
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.files import atomic_write, read_text
 
 COLUMNS = (
     *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
@@ -20,15 +20,17 @@ def read_metrics(path):
         example by a crash.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, OverflowError: the file cannot be read.
+        OSError, ValueError: the file cannot be read.
     """
-    text = path.read_text()
+    text = read_text(path)
     lines = text.splitlines()
     is_cut = bool(lines) and not text.endswith("\n")
-    rows = csv.DictReader(lines[:-1] if is_cut else lines)
-    epochs = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
-    for metrics in epochs:
-        metrics["epoch"] = int(metrics["epoch"])
+    try:
+        rows = list(csv.DictReader(lines[:-1] if is_cut else lines))
+        epochs = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
+        epochs = [{**metrics, "epoch": int(metrics["epoch"])} for metrics in epochs]
+    except (csv.Error, KeyError, TypeError, OverflowError) as error:
+        raise ValueError("it is not a table of metrics") from error
     return epochs, is_cut
 
 

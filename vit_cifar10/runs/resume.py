@@ -1,9 +1,10 @@
 """The flags of a resumed run: its own, except for those that may change."""
 
+import shlex
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import find_run
+from vit_cifar10.runs.run import find_run, is_near
 from vit_cifar10.utils.errors import UserError
 
 # Flags about where and how a run executes, not about what it computes.
@@ -28,7 +29,7 @@ def resume_flags(parser, args, argv):
     Raises:
         UserError: there is no such run, its flags are not valid, or other flags were typed.
     """
-    default_output = parser.get_default("output_path")
+    defaults = {flag: parser.get_default(flag) for flag in ("data_path", "output_path")}
     run = find_run(args.resume, args.model_path, args.output_path, checkpoint.NAMES)
     path = run.named_checkpoint or run.model_folder
     resumed = checkpoint.load_last(path)
@@ -37,8 +38,14 @@ def resume_flags(parser, args, argv):
         parser.set_defaults(**vars(parser.parse_args(as_typed(own, known=vars(args)))))
     except UserError as error:
         raise UserError(f"the flags in {path} are not valid for a run ({error})") from error
-    set_folders(parser, run.model_folder.resolve(), default_output)
+    far = set_folders(parser, run.model_folder.resolve(), defaults)
     args = parser.parse_args(argv)
+    for flag, place in far.items():
+        if getattr(args, flag) is None:
+            raise UserError(
+                f"{path} names the folder {place} for --{flag}, which is far from the run; if you trust it, add"
+                f" --{flag} {shlex.quote(str(place))}, or else choose another folder"
+            )
     args.resume = str(path)
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
@@ -49,16 +56,27 @@ def resume_flags(parser, args, argv):
     return args, run, resumed
 
 
-def set_folders(parser, folder, default_output):
-    """Set the parser's folders to the ones of the run in `folder`, even if it was started in another working folder."""
-    home = find_home(folder, parser.get_default("model_path"))
-    data_path, output_path = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
-    if data_path.exists():
-        parser.set_defaults(data_path=str(data_path))
-    if not (output_path / folder.name).is_dir():  # the run comes from another machine
-        output_path = default_output
-        parser.set_defaults(log="none")
-    parser.set_defaults(output_path=str(output_path))
+def set_folders(parser, folder, defaults):
+    """Set the parser's folders to the ones of the run in `folder`, even if it was started in another working folder.
+
+    Folders that do not exist are replaced by `defaults`, {flag: path}. Those that are not near the run are set to None,
+    and the user has to type them.
+
+    Returns:
+        The folders that are not near, {flag: path}.
+    """
+    home, far = find_home(folder, parser.get_default("model_path")), {}
+    for flag, default in defaults.items():
+        path = home / parser.get_default(flag)
+        used = path / folder.name if flag == "output_path" else path
+        if not used.is_dir():
+            path = default
+        elif not is_near(used, folder):
+            far[flag], path = path, None
+        parser.set_defaults(**{flag: path and str(path)})
+        if flag == "output_path" and not used.is_dir():  # the run comes from another machine
+            parser.set_defaults(log="none")
+    return far
 
 
 def as_typed(recipe, known):

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import read_metrics
+from vit_cifar10.runs.schema import CONFIG, METRICS
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import read_text
 
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
@@ -68,19 +70,26 @@ class Run:
         return self.output_folder / "history.pt"
 
     def read_metrics(self):
-        """The epochs in metrics.csv and whether its last line was cut off; see `read_metrics`."""
-        return read_metrics(self.metrics_path)
+        """The epochs in metrics.csv and whether its last line was cut off; see `read_metrics`.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or its numbers are out of range.
+        """
+        epochs, is_cut = read_metrics(self.metrics_path)
+        METRICS.check(epochs)
+        return epochs, is_cut
 
     def read_config(self):
         """Read config.json.
 
         Raises:
-            OSError, ValueError, KeyError, TypeError: the file cannot be read, or lacks its image and epoch counts.
+            OSError, ValueError: the file cannot be read, or its entries are of wrong types.
         """
-        config = json.loads(self.config_path.read_text())
-        counts = (config["train_images"], config["flags"]["epochs"])
-        if not all(isinstance(count, int) and count > 0 for count in counts):
-            raise ValueError("its counts are not positive numbers")
+        try:
+            config = json.loads(read_text(self.config_path))
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+        CONFIG.check(config)
         return config
 
 
@@ -115,9 +124,24 @@ def _run_in(folder, output_path, named_checkpoint=None):
     return Run(folder, Path(output_path) / folder.resolve().name, named_checkpoint)
 
 
-def resume_command(model_folder):
-    """The command that continues the run in a folder of checkpoints."""
-    return f"python train.py --resume {shlex.quote(str(model_folder))}"
+def resume_command(model_folder, **folders):
+    """The command that continues the run in a folder of checkpoints.
+
+    `folders` are the run's other folders, {flag: path}. Those that a resume does not follow are part of the command.
+    """
+    command = ["python", "train.py", "--resume", str(model_folder)]
+    for flag, path in folders.items():
+        command += [] if is_near(path, model_folder) else [f"--{flag}", str(path)]
+    return shlex.join(command)
+
+
+def is_near(path, model_folder):
+    """Whether a path is in the current folder, or in the folder that contains the folder of a run's folder.
+
+    A checkpoint may come from a stranger, so other paths in it are not followed unless the user types them.
+    """
+    path = Path(path).resolve()
+    return any(path.is_relative_to(place) for place in (Path.cwd(), Path(model_folder).resolve().parent.parent))
 
 
 def last_trained_run(model_path="./model", output_path="./output"):

@@ -1,168 +1,120 @@
-"""Checks that make untrusted checkpoints safe to load: only tensors and plain values are accepted.
+"""Reading files of tensors that may come from strangers: only tensors and plain values are accepted.
 
-`check_checkpoint_archive` runs before PyTorch reads the file. `check_values` and `check_training` run before anything
-is built from it. Nothing in a file is executed, and loading takes no more memory than the file's own size.
+Nothing in a file is executed, no tensor is larger than its data in the file, and no two tensors share memory. What the
+values mean is checked by runs/schema.py.
 """
 
+import pickle
 import pickletools
-import sys
 import zipfile
 
 import torch
 
-from vit_cifar10.data.dataset import DATASETS
-from vit_cifar10.runs.metrics_csv import COLUMNS, MAY_BE_NONE
 from vit_cifar10.utils.errors import UserError
 
-# The only functions that a checkpoint may call: those that PyTorch needs to rebuild tensors.
+# The only functions that a file may call: those that PyTorch needs to rebuild tensors.
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")  # pickle opcodes
-LARGEST_PICKLE = 20_000_000  # bytes without the tensors; a run of a thousand epochs needs about 1 % of this
-LARGEST_SIZE = 100_000  # largest number in model_config: no network needs more, and the meta device handles it quickly
-LARGEST_DEPTH = 1_000
-KEYS = {
-    "format": int,
-    "model_config": dict,
-    "weights": dict,
-    "classes": list,
-    "mean": list,
-    "std": list,
-    "dataset": str,
-    "epoch": int,
-    "metrics": dict,
-    "recipe": dict,
-}
-TRAINING_KEYS = {
-    "step": int,
-    "sums": torch.Tensor,
-    "seconds": list,
-    "timed_steps": int,
-    "model": dict | None,
-    "optimizer": dict,
-    "schedule": dict,
-    "scaler": dict,
-    "average": dict | None,
-    "data": str,
-    "rows": list,
-    "best": dict | None,
-}
+LARGEST_PICKLE = 30_000_000  # bytes without the tensors; a run of 1,000 epochs needs 200,000
+MOST_OPERATIONS = 4_000_000  # of the pickle, which limits time and memory; a run of 1,000 epochs needs 30,000
 
 
-def check_checkpoint_archive(path):
+def load_untrusted(path):
+    """Read a file that `save_tensors` has written, onto the CPU.
+
+    Raises:
+        UserError: the file is damaged, or contains anything but tensors and plain values.
+    """
+    check_archive(path)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused: it is damaged, or contains more than weights and plain values") from error
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
+    check_tensors(path, value)
+    return value
+
+
+def check_archive(path):
     """Raise `UserError` unless a file is a complete archive as PyTorch writes it, uncompressed."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if is_compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise UserError(f"{path} is refused: it is packed in a way that PyTorch does not write")
+            if not is_plain_archive(path, archive):
+                raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
             damaged = archive.testzip()
             if not damaged:
-                check_checkpoint_pickle(path, archive)
+                check_pickle(path, archive)
     except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
     if damaged:
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
 
 
-def check_checkpoint_pickle(path, archive):
-    """Raise `UserError` if the archive's pickle calls anything but what rebuilds tensors.
+def is_plain_archive(path, archive):
+    """Whether all readers see the same entries in an archive, and unpacking does not make it larger."""
+    entries = archive.infolist()
+    names = [entry.filename.lower() for entry in entries]  # PyTorch ignores case
+    with open(path, "rb") as file:
+        file.seek(archive.start_dir)
+        has_one_directory = is_found_by_all_readers(archive.start_dir, file.read())
+    is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    is_no_larger = sum(entry.file_size for entry in entries) <= path.stat().st_size
+    return has_one_directory and is_stored and is_no_larger and len(set(names)) == len(names)
+
+
+def is_found_by_all_readers(start, directory):
+    """Whether the offsets at an archive's end point to the directory that Python found, bytes at offset `start`.
+
+    PyTorch follows these offsets. Python does not, so both could see different archives in one file.
+    """
+    end64, locator, end = directory[-98:-42], directory[-42:-22], directory[-22:]
+    is_end = end.startswith(b"PK\5\6")
+    if not locator.startswith(b"PK\6\7"):
+        return is_end and int.from_bytes(end[16:20], "little") == start
+    end64_start = start + len(directory) - 98
+    is_located = end64.startswith(b"PK\6\6") and int.from_bytes(locator[8:16], "little") == end64_start
+    return is_end and is_located and int.from_bytes(end64[48:56], "little") == start
+
+
+def check_pickle(path, archive):
+    """Raise `UserError` if the archive's pickle is too large, or calls anything but what rebuilds tensors.
 
     PyTorch's `weights_only` does not execute code either, but it allows calls that allocate unlimited memory.
     """
-    names = [entry.filename.lower() for entry in archive.infolist()]  # PyTorch ignores case
     pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
-    if len(set(names)) < len(names) or len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
-        raise UserError(f"{path} is refused: it is packed in a way that PyTorch does not write")
-    for operation, argument, _ in pickletools.genops(archive.read(pickles[0])):
+    if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
+        raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
+    for count, (operation, argument, _) in enumerate(pickletools.genops(archive.read(pickles[0]))):
         is_allowed = operation.name not in CALLS or (operation.name == "GLOBAL" and argument in GLOBALS)
         if not is_allowed:
             raise UserError(f"{path} is refused: it contains {argument or operation.name}, not only weights and values")
+        if count == MOST_OPERATIONS:
+            raise UserError(f"{path} is refused: it contains more values than any run")
 
 
-def check_keys(path, checkpoint):
-    """Raise `UserError` unless each of a checkpoint's entries has its type."""
-    for key, kind in KEYS.items():
-        if not isinstance(checkpoint[key], kind):
-            raise UserError(f"{path} is damaged: its {key} is not a {kind.__name__}; train it again")
+def check_tensors(path, value):
+    """Raise `UserError` unless each tensor in nested lists, tuples and dicts is plain and has memory of its own.
 
-
-def check_values(path, checkpoint):
-    """Raise `UserError` for values that the program cannot use, or tensors larger than their data in the file."""
-    classes, weights, config = (checkpoint[key] for key in ("classes", "weights", "model_config"))
-    mean, std = checkpoint["mean"], checkpoint["std"]
-    names = [*classes, *(name for key in ("model_config", "weights", "metrics", "recipe") for name in checkpoint[key])]
-    if not all(isinstance(name, str) and name.isprintable() for name in names):
-        refuse(path, "names")
-    if checkpoint["dataset"] not in DATASETS:
-        refuse(path, "data set")
-    if not (len(mean) == len(std) == 3 and all(map(is_number, [*mean, *std]))):
-        refuse(path, "normalization")
-    if not all(is_safe_weight(value) for value in weights.values()):
-        refuse(path, "weights")
-    if not all(is_safe_size(key, value) for key, value in config.items()):
-        refuse(path, "model_config")
-    if config.get("num_classes", len(classes)) != len(classes):
-        refuse(path, "number of classes")
-    if not all(value is None or is_number(value) for value in checkpoint["metrics"].values()):
-        refuse(path, "metrics")
-    if not all(isinstance(value, str | int | float | None) for value in checkpoint["recipe"].values()):
-        refuse(path, "recipe")
-
-
-def check_training(path, checkpoint):
-    """Raise `UserError` if a part of the training state is of the wrong kind.
-
-    `Trainer.resume` checks that the parts fit the network and the optimizer.
+    Otherwise a small file could need a lot of memory, and PyTorch's fused kernels could write out of bounds.
     """
-    training = checkpoint["training"]
-    for key, kind in TRAINING_KEYS.items():
-        if key not in training or not isinstance(training[key], kind):
-            raise UserError(f"the training state in {path} is damaged or of another version: its {key}; train it again")
-    rows, best, sums, seconds = (training[key] for key in ("rows", "best", "sums", "seconds"))
-    epochs = list(range(1, checkpoint["epoch"] + 1))
-    if not (all(map(is_epoch_metrics, rows)) and [row["epoch"] for row in rows] == epochs):
-        refuse(path, "rows")
-    if not (best is None or is_epoch_metrics(best)):  # not always in `rows`: best.pt may be newer than last.pt
-        refuse(path, "best row")
-    if not (sums.shape == (2,) and is_safe_weight(sums)):
-        refuse(path, "sums")
-    if not (len(seconds) == 2 and all(is_number(value) and value >= 0 for value in seconds)):
-        refuse(path, "seconds")
-    if not all(is_number(value) or value == float("inf") for value in training["schedule"].values()):
-        refuse(path, "schedule")
-    if not all(is_number(value) for value in training["scaler"].values()):
-        refuse(path, "scaler")
+    visited, storages, places = set(), set(), [value]
+    while places:
+        place = places.pop()
+        if isinstance(place, torch.Tensor):
+            address = place.untyped_storage().data_ptr()
+            if not is_plain_tensor(place) or address in storages:
+                raise UserError(f"{path} is refused: its tensors are stored in a way that this project does not write")
+            storages |= {address} if place.numel() else set()
+        elif isinstance(place, dict | list | tuple) and id(place) not in visited:  # a list may even contain itself
+            visited.add(id(place))
+            places += place.values() if isinstance(place, dict) else place
 
 
-def refuse(path, what):
-    raise UserError(f"{path} is refused: its {what} cannot be valid; train it again")
-
-
-def is_number(value):
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # false for nan and huge integers too
-
-
-def is_safe_size(key, value):
-    """Whether an entry of model_config is text or a number that is not too large."""
-    largest = LARGEST_DEPTH if key == "depth" else LARGEST_SIZE
-    return isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= largest)
-
-
-def is_safe_weight(value):
-    """Whether a value is a finite tensor that is no larger than its stored data."""
-    return isinstance(value, torch.Tensor) and brings_its_memory(value) and bool(value.isfinite().all())
-
-
-def brings_its_memory(tensor):
-    """Whether a tensor is plain, on the CPU, and no larger than its stored data."""
-    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    return is_plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def is_epoch_metrics(metrics):
-    """Whether a value is a row of metrics.csv: all columns, finite numbers, and None only where it may be."""
-    if not (isinstance(metrics, dict) and metrics.keys() == set(COLUMNS)):
+def is_plain_tensor(tensor):
+    """Whether a tensor is dense, on the CPU, and fills its storage, in the order of its axes or channels last."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
-    return all(is_number(value) or (value is None and key in MAY_BE_NONE) for key, value in metrics.items())
+    is_dense = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
+    return is_dense and tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()

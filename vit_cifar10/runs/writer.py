@@ -17,7 +17,7 @@ import torch
 import torchvision
 
 from vit_cifar10.plots.curves import save_curves
-from vit_cifar10.runs import checkpoint, untrusted
+from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
 from vit_cifar10.runs.resume import LENGTH_FLAGS
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, TEST_FILES, TRAINING_FILES, Run
@@ -25,6 +25,7 @@ from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import (
     atomic_write,
+    is_locked_folder,
     link_or_copy,
     lock_folder,
     make_folder,
@@ -83,6 +84,7 @@ class RunWriter(Run):
         self.tracker = Tracker()
         self.new_folders = []
         self.locks = []
+        self.is_lost = False  # another run has taken the folders
         self.saved_at = time.monotonic()
         self.save_throttled = Throttled(self.save)
         self.draw_throttled = Throttled(self.draw_curves, delay=60.0)
@@ -96,25 +98,66 @@ class RunWriter(Run):
         Raises:
             UserError: the folders cannot be written to, or another run uses them. No new folder is left behind.
         """
-        if self.mode == "unnamed" and any(folder.exists() for folder in self.folders):  # two runs in one second
-            name = f"{self.model_folder.name}-{uuid.uuid4().hex[:6]}"
-            self.model_folder, self.output_folder = (folder.with_name(name) for folder in self.folders)
-        missing = [place for folder in self.folders for place in (folder, *folder.parents) if not place.exists()]
         try:
-            for folder in self.folders:
-                make_folder(folder, new=self.mode in ("new", "unnamed"))
+            self._open_folders()
         except UserError:
-            remove_empty(missing)
-            raise
-        self.locks = [lock_folder(folder) for folder in self.folders]
-        self.new_folders = missing
-        if self.mode == "replace" and set(self.folders) <= set(missing):
+            if self.mode != "unnamed" or not any(folder.exists() for folder in self.folders):
+                raise
+            name = f"{self.model_folder.name}-{uuid.uuid4().hex[:6]}"  # two runs began in the same second
+            self.model_folder, self.output_folder = (folder.with_name(name) for folder in self.folders)
+            self._open_folders()
+        if self.mode == "replace" and set(self.folders) <= set(self.new_folders):
             self.mode = "new"
         if self.mode == "replace":
             self._remove_tracking()
         for folder in self.folders:
             remove_partial(folder, TRAINING_FILES)
         self.saved_at = time.monotonic()
+
+    def _open_folders(self):
+        """Create and lock both folders, or neither of them."""
+        created = []
+        try:
+            for folder in self.folders:
+                created += make_folder(folder, new=self.mode in ("new", "unnamed"))
+                self.locks.append(lock_folder(folder))
+        except UserError:
+            self._release_locks()
+            remove_empty(created)
+            raise
+        self.new_folders = created
+
+    def _release_locks(self):
+        for lock in self.locks:
+            if lock is not None:
+                os.close(lock)
+        self.locks = []
+
+    def hold_folders(self):
+        """Before writing, make sure that the folders are still this run's. Create a folder again if it was removed.
+
+        Raises:
+            UserError: another run has taken the place of this one.
+        """
+        for place, folder in enumerate(self.folders):
+            if is_locked_folder(self.locks[place], folder):
+                continue
+            try:
+                make_folder(folder, new=True)
+                lock = lock_folder(folder)
+            except UserError as error:
+                self.is_lost = True
+                raise UserError(
+                    f"{folder} was removed and now belongs to another run, so this training ends"
+                ) from error
+            os.close(self.locks[place])
+            self.locks[place] = lock
+            print(f"warning: {folder} was removed; it is created again", file=sys.stderr)
+            if folder == self.model_folder:
+                self.best = None  # best.pt is lost; the next epoch replaces it
+            else:
+                self._save_config()
+                write_metrics(self.metrics_path, self.epochs)
 
     def write_config(self, flags, summary):
         """Write config.json: the flags, the trainer's `summary`, versions, commit and machine.
@@ -139,9 +182,9 @@ class RunWriter(Run):
             self._save_config()
 
     def _resumed_config(self, flags):
-        if self.mode == "resume" and self.config_path.exists():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: write it again
-                config = json.loads(self.config_path.read_text())
+        if self.mode == "resume":
+            with contextlib.suppress(OSError, ValueError):  # missing or damaged: write it again
+                config = self.read_config()
                 config["flags"] = {**config["flags"], **{flag: flags[flag] for flag in LENGTH_FLAGS}}
                 return config
         return None
@@ -167,7 +210,7 @@ class RunWriter(Run):
                 replacement = "the last epoch" if is_complete else "the best epoch from now on"
                 print(f"warning: {error}; {replacement} replaces it", file=sys.stderr)
             else:
-                if untrusted.is_epoch_metrics(kept):
+                if kept:
                     self.best = max(self.best, kept, key=lambda metrics: metrics["val_accuracy"] or 0)
         write_metrics(self.metrics_path, self.epochs)
 
@@ -182,6 +225,7 @@ class RunWriter(Run):
 
     def log_epoch(self, trainer, metrics, is_last):
         """Append an epoch to metrics.csv, keep the weights if they are the best, and save the rest when it is due."""
+        self.hold_folders()
         self.remove_replaced()
         self.epochs.append(metrics)
         if len(self.epochs) == 1:
@@ -207,6 +251,7 @@ class RunWriter(Run):
         The earlier last.pt is kept under the name `previous`, unless that is None.
         """
         state = trainer.inference_state(self.epochs[-1] if self.epochs else {})
+        self.hold_folders()
         self.remove_replaced()
         self.write_best()
         training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
@@ -246,16 +291,14 @@ class RunWriter(Run):
     def close(self, failed):
         """Write the best weights if the run ended early, remove folders without content, and release the locks."""
         try:
-            if self.epochs:
+            if self.epochs and self.locks and not self.is_lost:
+                self.hold_folders()
                 self.write_best()
-        finally:
-            self.tracker.close(failed)
-            if failed:
+            if failed and not self.is_lost:
                 self._remove_unused()
-            for lock in self.locks:
-                if lock is not None:
-                    os.close(lock)
-            self.locks = []
+        finally:
+            self._release_locks()
+            self.tracker.close(failed)
 
     def _remove_unused(self):
         """Remove the folders of a new run that ended before it had anything to keep."""

@@ -44,17 +44,21 @@ def load_state(optimizer, saved):
         return
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
-    state = saved["state"]
-    if not state:  # saved before the first step
+    if not saved["state"]:  # saved before the first step
         return
-    if state.keys() != set(range(len(weights))):
+    if saved["state"].keys() != set(range(len(weights))):
         raise ValueError("the optimizer's state belongs to other weights")
+    state = {}
     for index, weight in enumerate(weights):
+        values = saved["state"][index]
         shapes = {name: torch.Size() if name == "step" else weight.shape for name in names}
-        if {name: value.shape for name, value in state[index].items()} != shapes:
+        if {name: value.shape for name, value in values.items()} != shapes:
             raise ValueError("the optimizer's state has other shapes")
-        if not all(value.is_floating_point() and value.isfinite().all() for value in state[index].values()):
-            raise ValueError("the optimizer's state is not finite")
+        # The kernels need the memory layout of the weight.
+        state[index] = {
+            name: value.float() if name == "step" else torch.empty_like(weight).copy_(value)
+            for name, value in values.items()
+        }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -45,10 +45,10 @@ def recorded(trainer, run, signals, resumed=None):
         if run:
             if run.epochs:
                 run.draw_throttled(now=True)
+            folders = {flag: getattr(trainer.args, flag) for flag in ("data_path", "output_path")}
+            command = resume_command(run.model_folder, **folders)
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print(
-                    f"\ninterrupted at step {trainer.step}; resume with: {resume_command(run.model_folder)}", flush=True
-                )
+                print(f"\ninterrupted at step {trainer.step}; resume with: {command}", flush=True)
         sys.exit(128 + stop.signal_number)
     except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
         if error.filename is not None or job.size > 1 or not trainer.step or was_complete:

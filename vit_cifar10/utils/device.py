@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -113,8 +114,11 @@ def device_label(device):
 
 
 def physical_memory():
-    """Bytes of memory in this machine; infinity if the system does not report it."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return math.inf
+    """Bytes of memory in this machine or, if it is less, in this container; infinity if the system does not tell."""
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of Linux's control groups, versions 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+            limits.append(int(Path("/sys/fs/cgroup", file).read_text()))
+    return min(limits)

@@ -1,7 +1,9 @@
 """Files that are written completely or not at all, and folders that one process holds at a time."""
 
 import contextlib
+import errno
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -27,10 +29,11 @@ def atomic_write(path, previous=None):
         UserError: the file cannot be written. The old file is kept and nothing else is left behind.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")  # writers look at the suffix
+    partial = partial_path(path, os.getpid())
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path)
             yield partial
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
@@ -42,6 +45,34 @@ def atomic_write(path, previous=None):
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
+
+
+def partial_path(path, process):
+    """The temporary file that a process, given by its number or a pattern, writes instead of `path`."""
+    return path.with_name(f".{path.stem}.{process}{path.suffix}")  # writers look at the suffix
+
+
+def remove_abandoned(path):
+    """Remove the temporary files that killed processes left while they wrote `path`."""
+    pattern = re.compile(re.escape(partial_path(path, "NUMBER").name).replace("NUMBER", r"(\d+)"))
+    with os.scandir(path.parent) as entries:
+        found = {entry.path: pattern.fullmatch(entry.name) for entry in entries}
+    for file, match in found.items():
+        if match and (int(match[1]) == os.getpid() or not is_running(int(match[1]))):
+            os.unlink(file)
+
+
+def is_running(process):
+    """Whether a process with this number exists; True if the system cannot tell."""
+    if os.name != "posix":  # on Windows, os.kill ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it belongs to another user
+        pass
+    return True
 
 
 def link_or_copy(path, other):
@@ -65,9 +96,9 @@ def _sync_folder(folder):
 
 
 def remove_partial(folder, names):
-    """Remove temporary files that a killed process left while it wrote files with these names."""
-    for name in map(Path, names):
-        for file in folder.glob(f".{name.stem}.*{name.suffix}"):
+    """Remove all temporary files of files with these names. Only the process that holds the folder may do this."""
+    for name in names:
+        for file in folder.glob(partial_path(Path(name), "*").name):
             file.unlink(missing_ok=True)
 
 
@@ -80,27 +111,51 @@ def save_tensors(path, value, previous=None):
         raise UserError(f"cannot write {path}; is the disk full?") from error
 
 
+def read_text(path):
+    """The text in a file.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular file. Reading from a pipe could wait forever.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_text()
+
+
 def make_folder(path, new=False):
     """Create a folder and check that it can be written to. With `new`, it must not exist yet.
 
+    Returns:
+        The folders that did not exist and were created by this process: this one and those that contain it.
+
     Raises:
-        UserError: it cannot be created or written to.
+        UserError: it cannot be created or written to. No new folder is left behind.
     """
+    created = []
     try:
-        path.mkdir(parents=True, exist_ok=not new)
+        for parent in reversed(path.parents):
+            if not parent.is_dir():
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    parent.mkdir()
+                    created.append(parent)
+        if new or not path.is_dir():
+            path.mkdir()
+            created.append(path)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except FileExistsError as error:
-        advice = "already exists; choose another --run_name" if new else "is a file; choose a folder"
-        raise UserError(f"{path} {advice}") from error
     except OSError as error:
+        remove_empty(created)
+        if isinstance(error, FileExistsError):
+            advice = "already exists; choose another --run_name" if new else "is a file; choose a folder"
+            raise UserError(f"{path} {advice}") from error
         raise UserError(f"cannot write to {path} ({error.strerror}); choose a folder you may write to") from error
+    return created
 
 
 def remove_empty(folders):
     """Remove the folders that are empty, deepest first."""
     for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
+        with contextlib.suppress(OSError):  # it is not empty
             folder.rmdir()
 
 
@@ -119,10 +174,18 @@ def lock_folder(folder):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise UserError(
-            f"another training is running in {folder}; wait until it ends or choose another name"
-        ) from error
+        raise UserError(f"{folder} is in use by another training; wait until it ends or choose another name") from error
     except OSError:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def is_locked_folder(lock, folder):
+    """Whether the folder at a path is the one that `lock_folder` has locked, not one that has replaced it."""
+    if lock is None:  # the system cannot tell
+        return True
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(folder))
+    except FileNotFoundError:
+        return False
