@@ -17,11 +17,11 @@ if __name__ == "__main__":
 
     vit_cifar10.end_on_ctrl_c()
 
-import dataclasses
 import statistics
 import sys
 from pathlib import Path
 
+from vit_cifar10.data.images import image_folders
 from vit_cifar10.evaluation.comparison import (
     class_recalls,
     compare_pairs,
@@ -48,16 +48,14 @@ from vit_cifar10.utils.cli import (
     POSITIVE_INT,
     WORKERS,
     ArgumentParser,
-    check_outputs,
     command,
-    image_folders,
     not_empty,
     one_line,
     printable,
 )
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import make_folder
+from vit_cifar10.utils.files import check_outputs, make_folder
 
 TABLES = ("comparison.md", "comparison.csv", "comparison.json")
 PICTURES = {
@@ -137,7 +135,6 @@ def load_runs(args, device):
         except UserError as error:
             errors.append(str(error))
             continue
-        run.network = dataclasses.replace(run.network, name=printable(run.network.name))
         path, same_name = run.checkpoint_path, [other for other in runs if other.name == run.name]
         if any(path.resolve() != other.checkpoint_path.resolve() for other in same_name):
             errors.append(f"{typed} is left out: another run is also named {run.name}; rename its folder")

@@ -20,7 +20,6 @@ if __name__ == "__main__":
     vit_cifar10.end_on_ctrl_c()
 
 import csv
-import dataclasses
 import functools
 import os
 import time
@@ -29,7 +28,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vit_cifar10.data.images import open_image
+from vit_cifar10.data.images import image_folders, open_image
 from vit_cifar10.evaluation.full_test import load_test_images, run_full_test, write_full_test
 from vit_cifar10.explain import explorer, faithfulness
 from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
@@ -43,15 +42,13 @@ from vit_cifar10.utils.cli import (
     POSITIVE_INT,
     WORKERS,
     ArgumentParser,
-    check_outputs,
     command,
-    image_folders,
     not_empty,
     printable,
 )
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import atomic_write, make_folder
+from vit_cifar10.utils.files import atomic_write, check_outputs, make_folder
 
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
@@ -64,7 +61,6 @@ def main(argv=None):
     run, choice = pick_run(args)
     with out_of_memory_advice("lower --batch_size, or use --device cpu"):
         network = load_network(run.checkpoint_path, device)
-        network = dataclasses.replace(network, name=printable(network.name))
         inputs = [path for path in (run.checkpoint_path, args.image_path) if path]
         folders = image_folders(network.saved["dataset"], args.data_path)
         check_outputs(output_files(run, network, args), inputs, folders)

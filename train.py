@@ -25,6 +25,7 @@ import torch
 from model import NETWORKS, build_model, count_parameters
 from vit_cifar10.data import dataset
 from vit_cifar10.data.augment import POLICIES
+from vit_cifar10.data.images import image_folders
 from vit_cifar10.runs.resume import resume_flags
 from vit_cifar10.runs.trackers import PACKAGES, check_package
 from vit_cifar10.runs.writer import open_run
@@ -44,16 +45,14 @@ from vit_cifar10.utils.cli import (
     SIZE,
     WORKERS,
     ArgumentParser,
-    check_outputs,
     command,
-    image_folders,
-    is_same_path,
     not_empty,
     number,
     printable,
 )
 from vit_cifar10.utils.device import DEVICES, PRECISIONS, physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.files import check_outputs, is_same_path
 
 MEMORY_ADVICE = "lower --batch_size, --embed_dim, --n_layers, --image_size, or raise --patch_size"
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two moments

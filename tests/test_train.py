@@ -115,13 +115,14 @@ def test_validation_images_choose_the_best_epoch_and_test_images_never_do(tmp_pa
     run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
     run.begin()
     accuracies = [(0.3, 0.9), (0.6, 0.1), (0.5, 0.95)]  # validation and test accuracy contradict each other
+    speed = {"images_per_second": 1.0, "train_seconds": 1.0, "gpu_memory_gb": None, "seconds": 1.0}
     for epoch, (val, test) in enumerate(accuracies, start=1):
         losses = {"train_loss": 1.0, "val_loss": 1.0, "test_loss": 1.0}
-        metrics = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses}
+        metrics = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses, **speed}
         metrics |= {"val_accuracy": val, "test_accuracy": test}
         run.log_epoch(FakeTrainer(), metrics, is_last=epoch == len(accuracies))
     assert checkpoint.load(tmp_path / "model")["epoch"] == 2
-    assert checkpoint.load(tmp_path / "model", "last.pt")["epoch"] == 3
+    assert torch.load(tmp_path / "model" / "last.pt", weights_only=True)["epoch"] == 3
     assert run.best["epoch"] == 2
 
 

@@ -146,6 +146,14 @@ def list_images(folder, root):
     return by_class
 
 
+def image_folders(dataset, data_path):
+    """The folders with the images of a `folder` data set; none for other data sets."""
+    if dataset != "folder":
+        return []
+    splits = [Path(data_path) / name for name in ("train", "test", "val")]
+    return splits if splits[0].is_dir() else [Path(data_path)]
+
+
 def files_and_labels(by_class):
     """The files of all classes in one list, and a list of their labels. Labels number the classes from 0."""
     files = [file for members in by_class.values() for file in members]

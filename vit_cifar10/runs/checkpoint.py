@@ -27,6 +27,7 @@ from model import build_model
 from vit_cifar10.data.dataset import normalize
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
+from vit_cifar10.utils.cli import one_line, printable
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import save_tensors
 
@@ -67,7 +68,7 @@ def load_last(path):
         except UserError as other:
             raise UserError(f"{error}; {other}") from error
         checkpoint["is_older"] = True
-        print(f"warning: {error}; resuming from {previous.name}, which is older", file=sys.stderr)
+        print(one_line(f"warning: {error}; resuming from {previous.name}, which is older"), file=sys.stderr)
     if "training" not in checkpoint:
         raise UserError(f"{path} has no training state; give the run's folder or its {LAST}")
     return checkpoint
@@ -128,6 +129,7 @@ def check_weights(path, checkpoint):
 class Network:
     """A trained network and everything that is needed to classify an image.
 
+    `name` is the name of the run's folder; characters that cannot be printed are replaced.
     `mean` and `std`, float (3,), are on its device. `saved` is the checkpoint without its weights.
     """
 
@@ -169,7 +171,7 @@ def load_network(path, device):
     model.load_state_dict(saved.pop("weights"))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     return Network(
-        name=folder.resolve().name,
+        name=printable(folder.resolve().name),
         model=model.to(device).eval(),
         device=device,
         classes=saved["classes"],

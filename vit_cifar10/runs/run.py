@@ -10,12 +10,14 @@ metrics, is_cut = run.read_metrics()
 """
 
 import json
+import os
 import shlex
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import read_metrics
 from vit_cifar10.runs.schema import CONFIG, METRICS
+from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import read_text
 
@@ -38,7 +40,8 @@ class Run:
 
     @property
     def name(self):
-        return self.model_folder.resolve().name
+        """The name of the run's folder; characters that cannot be printed are replaced."""
+        return printable(self.model_folder.resolve().name)
 
     @property
     def folders(self):
@@ -106,7 +109,7 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
     if not str(typed):
         raise UserError("the name of the run is empty; give a run's name, its folder, or a checkpoint in it")
     path = Path(typed)
-    is_record = path.is_dir() and path.resolve().parent == Path(output_path).resolve()
+    is_record = path.is_dir() and path.resolve().parent == Path(os.path.realpath(output_path))
     is_name = len(path.parts) == 1 or is_record
     for place in (path, Path(model_path) / path.name) if is_name else (path,):
         if place.is_file():
@@ -140,7 +143,7 @@ def is_near(path, model_folder):
 
     A checkpoint may come from a stranger, so other paths in it are not followed unless the user types them.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))
     return any(path.is_relative_to(place) for place in (Path.cwd(), Path(model_folder).resolve().parent.parent))
 
 

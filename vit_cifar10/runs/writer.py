@@ -22,6 +22,7 @@ from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
 from vit_cifar10.runs.resume import LENGTH_FLAGS
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, TEST_FILES, TRAINING_FILES, Run
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
+from vit_cifar10.utils.cli import one_line
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import (
     atomic_write,
@@ -152,7 +153,7 @@ class RunWriter(Run):
                 ) from error
             os.close(self.locks[place])
             self.locks[place] = lock
-            print(f"warning: {folder} was removed; it is created again", file=sys.stderr)
+            print(one_line(f"warning: {folder} was removed; it is created again"), file=sys.stderr)
             if folder == self.model_folder:
                 self.best = None  # best.pt is lost; the next epoch replaces it
             else:
@@ -208,7 +209,7 @@ class RunWriter(Run):
             except UserError as error:
                 self.best = None
                 replacement = "the last epoch" if is_complete else "the best epoch from now on"
-                print(f"warning: {error}; {replacement} replaces it", file=sys.stderr)
+                print(one_line(f"warning: {error}; {replacement} replaces it"), file=sys.stderr)
             else:
                 if kept:
                     self.best = max(self.best, kept, key=lambda metrics: metrics["val_accuracy"] or 0)
@@ -273,7 +274,7 @@ class RunWriter(Run):
         try:
             save_curves(self.epochs, self.curves_path, self.name)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            print(one_line(f"warning: {error}"), file=sys.stderr)
 
     def remove_replaced(self):
         """Remove the files of the replaced run, now that there is something to keep."""

@@ -10,6 +10,7 @@ with join_job() as job:
 """
 
 import contextlib
+import gc
 import os
 import re
 
@@ -34,6 +35,7 @@ def join_job():
     distributed.init_process_group(backend)
     try:
         yield Job(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
+        distributed.barrier()  # no rank breaks its connections while another one still uses them
     except RuntimeError as error:
         if not is_disconnection(error):
             raise
@@ -44,6 +46,7 @@ def join_job():
     except (UserError, SystemExit):  # all ranks end in the same way
         distributed.destroy_process_group()
         raise
+    gc.collect()  # what is left of the training in reference cycles uses the connections and must not outlive them
     distributed.destroy_process_group()
 
 
@@ -170,6 +173,12 @@ class AsyncMaxAllReduce:
         work, maximum = previous
         work.wait()
         return tuple(maximum.tolist())
+
+    def finish(self):
+        """Wait for the last reduction. A process that exits while it is running may crash."""
+        if self.pending:
+            self.pending[0].wait()
+            self.pending = None
 
 
 class AllReduce(torch.autograd.Function):

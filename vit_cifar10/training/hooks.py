@@ -57,6 +57,10 @@ class StepHooks(Hooks):
             return Action.STOP
         return Action.SAVE if self.run and self.run.is_save_due() else Action.NONE
 
+    def finish(self):
+        """Complete the communication with the other ranks."""
+        self.agree.finish()
+
     def apply(self, action, signal_number):
         """Do what the ranks have agreed on. Raises `Interrupted` to stop, or `UserError` if the loss is not finite."""
         trainer = self.trainer

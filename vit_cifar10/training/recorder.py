@@ -10,8 +10,9 @@ from vit_cifar10.evaluation.full_test import run_full_test, write_full_test
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import TEST_FILES, resume_command
 from vit_cifar10.runs.trackers import open_tracker
-from vit_cifar10.training.hooks import StepHooks
+from vit_cifar10.training.hooks import Hooks, StepHooks
 from vit_cifar10.training.signals import Interrupted
+from vit_cifar10.utils.cli import one_line, printable
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 
 
@@ -35,12 +36,14 @@ def recorded(trainer, run, signals, resumed=None):
         with progress_bar(trainer) as bar:
             trainer.hooks = StepHooks(trainer, run, signals, bar)
             yield Recorder(trainer, run)
+        trainer.hooks.finish()
         if was_complete:
             job.run_on_rank0(lambda: run.finish(trainer))
         if trainer.args.log != "none":
             job.run_on_rank0(lambda: send_pictures(trainer, run))
         failed = False
     except Interrupted as stop:
+        trainer.hooks.finish()
         job.run_on_rank0(lambda: run.save(trainer))
         if run:
             if run.epochs:
@@ -48,7 +51,7 @@ def recorded(trainer, run, signals, resumed=None):
             folders = {flag: getattr(trainer.args, flag) for flag in ("data_path", "output_path")}
             command = resume_command(run.model_folder, **folders)
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print(f"\ninterrupted at step {trainer.step}; resume with: {command}", flush=True)
+                print(f"\ninterrupted at step {trainer.step}; resume with: {printable(command)}", flush=True)
         sys.exit(128 + stop.signal_number)
     except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
         if error.filename is not None or job.size > 1 or not trainer.step or was_complete:
@@ -58,6 +61,7 @@ def recorded(trainer, run, signals, resumed=None):
             sys.exit(128 + signals.received)
         raise
     finally:
+        trainer.hooks = Hooks()  # the earlier hooks refer to the trainer
         if run:
             run.close(failed)
 
@@ -147,7 +151,7 @@ def send_pictures(trainer, run):
         pictures = {file.stem: file for file in files if file.suffix == ".png" and file.exists()}
         run.tracker.finish(pictures, run.epochs[-1]["epoch"])
     except (UserError, OSError) as error:
-        print(f"warning: the final pictures were not sent: {error}", file=sys.stderr)
+        print(one_line(f"warning: the final pictures were not sent: {error}"), file=sys.stderr)
 
 
 def describe_epoch(metrics, epochs, seconds_left):

@@ -111,6 +111,35 @@ def save_tensors(path, value, previous=None):
         raise UserError(f"cannot write {path}; is the disk full?") from error
 
 
+def check_outputs(outputs, inputs, image_folders=()):
+    """Check that no output is one of the files `inputs`, or lies in a folder of images, which it would change.
+
+    A file is recognized under all its names: through links, and in any letter case that the file system accepts.
+
+    Raises:
+        UserError: an output would overwrite an input, or become a part of a data set.
+    """
+    for output in outputs:
+        if any(is_same_path(output, path) for path in inputs):
+            raise UserError(f"{output} would be overwritten, but the command reads it; choose another output file")
+        for folder in image_folders:
+            if is_inside(output, folder):
+                raise UserError(f"{output} would be written among the images in {folder}; choose another folder")
+
+
+def is_same_path(one, other):
+    """Whether two paths lead to the same file or folder, which need not exist."""
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_inside(path, folder):
+    """Whether a path leads to a folder or to a place below it."""
+    real = Path(os.path.realpath(path))
+    return any(is_same_path(place, folder) for place in (real, *real.parents))
+
+
 def read_text(path):
     """The text in a file.
 
