@@ -276,9 +276,7 @@ def classify(network, image, name, label, args):
 
     `name` is the GIF's default file name, without its suffix. `label` describes the image.
     """
-    inputs = network.prepare(image[None])
-    with torch.inference_mode():
-        probabilities = network.model(inputs).softmax(dim=1)[0].cpu()
+    probabilities = network.logits(image[None]).softmax(dim=1)[0].cpu()
     top = probabilities.topk(min(5, len(network.classes)))
     print(label)
     for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
@@ -286,7 +284,7 @@ def classify(network, image, name, label, args):
     if args.no_gif and args.no_image:
         return
     caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
-    pixels = image.permute(1, 2, 0).cpu().numpy()
+    inputs, pixels = network.prepare(image[None]), image.permute(1, 2, 0).cpu().numpy()
     if network.model.has_attention:
         rollout = {"head_fusion": args.head_fusion, "discard_ratio": args.discard_ratio}
         frames, save_still = vit_picture(network, inputs, pixels, probabilities.numpy(), caption, rollout)

@@ -9,6 +9,7 @@ load_weights(tmp_path, "vit")                                     # the weights 
 import contextlib
 import csv
 import os
+import re
 import shutil
 import signal
 import time
@@ -92,6 +93,22 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < limit, f"the condition is still false after {seconds} s"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def memory_within(limit):
+    """Check that at no time this process needs more than `limit` bytes in addition to what it needs now (on Linux)."""
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if clear.exists():
+        clear.write_text("5")  # forget the largest size so far
+        before = peak(status)
+    yield
+    if clear.exists():
+        assert peak(status) - before < limit
+
+
+def peak(status):
+    return 1000 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
 
 
 # Reading what a run wrote

@@ -5,13 +5,14 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from unittest import mock
 
 import pytest
 import torch
-from helpers import SMALL_VIT, folder_flags, run_training
+from helpers import SMALL_VIT, folder_flags, memory_within, run_training
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -273,13 +274,40 @@ def test_a_damaged_record_loses_only_its_own_contents(file, content, warning, co
     assert found["runs"][0]["accuracy"] == before["accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.csv", "epoch\n" + "x" * 200_000 + "\n"),
+        ("metrics.csv", "epoch,test_accuracy\n1,2.0\n"),
+        ("metrics.csv", None),
+        ("config.json", None),
+        ("config.json", "[" * 10**5),
+        ("config.json", '{"flags": {}, "train_images": 1%s}' % ("0" * 400)),
+    ],
+)
+def test_a_record_from_a_stranger_is_checked_before_it_is_used(file, content, copied):
+    path = copied / "output" / "cnn" / file
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)  # reading from it would wait forever
+    else:
+        path.write_text(content)
+    run = comparison.load_trained_run("cnn", copied / "model", copied / "output", torch.device("cpu"))
+    (note,) = run.notes
+    assert f"{file} cannot be read" in note
+    assert len(note) < 1_000
+
+
 def test_logits_of_another_network_are_not_used(copied):
     run_compare(copied, ["cnn"])
     file = copied / "output" / "cnn" / "test_logits.pt"
     saved = torch.load(file, weights_only=True)
-    for wrong in (saved["logits"][:, :3], saved["logits"][:9], saved["logits"] * float("nan")):
-        torch.save({**saved, "logits": wrong}, file)
-        assert run_compare(copied, ["cnn"])[1] == ""
+    large = torch.zeros(1, dtype=torch.half).expand(10**8, 10)
+    for wrong in (saved["logits"][:, :3], saved["logits"][:9], saved["logits"] * float("nan"), large):
+        labels = {"labels": torch.zeros(1, dtype=torch.long).expand(10**8)} if wrong is large else {}
+        torch.save({**saved, **labels, "logits": wrong}, file)
+        with memory_within(400_000_000):
+            assert run_compare(copied, ["cnn"])[1] == ""
         torch.testing.assert_close(torch.load(file, weights_only=True)["logits"], saved["logits"])
 
 

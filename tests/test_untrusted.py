@@ -12,11 +12,10 @@ import re
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import exits_with, signals_in_step, training_flags
+from helpers import exits_with, memory_within, signals_in_step, training_flags
 from PIL import Image
 
 import test as test_command
@@ -144,22 +143,6 @@ def run_with(contents, name, file, stopped, folder):
     return 0
 
 
-@contextlib.contextmanager
-def memory_within(limit):
-    """Check that at no time this process needs more than `limit` bytes in addition to what it needs now (on Linux)."""
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if clear.exists():
-        clear.write_text("5")  # forget the largest size so far
-        before = peak(status)
-    yield
-    if clear.exists():
-        assert peak(status) - before < limit
-
-
-def peak(status):
-    return 1000 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
-
-
 def check_mutations(numbers, stopped, folder, capsys):
     """Change a valid checkpoint at random, once for each number, and check the answer. Returns how many are refused."""
     contents = {
@@ -182,6 +165,7 @@ def check_mutations(numbers, stopped, folder, capsys):
         assert time.monotonic() - start < 20, number
         assert (status, len(errors)) in ((0, 0), (2, 1)), (number, status, printed.err)
         assert not errors or len(errors[0]) < 1_000, number
+        assert not re.search(r"\bnan\b", printed.out), (number, printed.out)
         assert "\x1b[2J" not in printed.out + printed.err, number
         refused += status == 2
         shutil.rmtree(folder / str(number))

@@ -63,8 +63,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
             logits, averaged = predict_with_flip(network.model, test, batch_size, after_batch=bar.update)
         else:
             logits = predict(network.model, test, batch_size, after_batch=bar.update)
-    if not logits.isfinite().all():
-        raise UserError(f"the logits of {checkpoint_path} are not finite; its weights are damaged, so train it again")
+    network.check_logits(logits)
     results = {
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": hash_checkpoint(checkpoint_path),

@@ -149,6 +149,22 @@ class Network:
         """uint8 (..., 3, H, W) -> the normalized input of the network, float, on its device."""
         return normalize(images.to(self.device), self.mean, self.std)
 
+    def logits(self, images):
+        """The logits, float (N, C), of uint8 images (N, 3, H, W).
+
+        Raises:
+            UserError: they are not finite.
+        """
+        with torch.inference_mode():
+            logits = self.model(self.prepare(images))
+        return self.check_logits(logits)
+
+    def check_logits(self, logits):
+        """Return the logits. Raises `UserError` if they are not finite."""
+        if not logits.isfinite().all():
+            raise UserError(f"the logits of {self.name} are not finite; its weights are damaged, so train it again")
+        return logits
+
     def normalized_for(self, split):
         """The split on the network's device, with the mean and std of the network's training images.
 
