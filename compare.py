@@ -50,12 +50,11 @@ from vit_cifar10.utils.cli import (
     ArgumentParser,
     command,
     not_empty,
-    one_line,
-    printable,
 )
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs, make_folder
+from vit_cifar10.utils.text import one_line, printable
 
 TABLES = ("comparison.md", "comparison.csv", "comparison.json")
 PICTURES = {
@@ -143,7 +142,7 @@ def load_runs(args, device):
     for note in [*errors, *(note for run in runs for note in run.notes)]:
         warn(note)
     if not runs:
-        raise UserError("no run is left to compare; give the folders of trained runs, such as model/RUN")
+        raise UserError("none of the given runs can be read; give the folders of trained runs, such as model/RUN")
     if errors and len(runs) == 1:
         raise UserError(f"only {runs[0].name} is left; there is nothing to compare it with")
     return runs, len(errors)

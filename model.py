@@ -166,6 +166,8 @@ class Block(nn.Module):
 
     def __init__(self, dim, num_heads, mlp_ratio, drop, attn_drop, drop_path):
         super().__init__()
+        if int(dim * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {mlp_ratio:g} leaves the MLP without hidden units; raise it")
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, attn_drop, drop)
         self.drop_path1 = DropPath(drop_path)

@@ -44,11 +44,11 @@ from vit_cifar10.utils.cli import (
     ArgumentParser,
     command,
     not_empty,
-    printable,
 )
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import atomic_write, check_outputs, make_folder
+from vit_cifar10.utils.text import printable
 
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
@@ -161,7 +161,7 @@ def pick_run(args):
 
 
 def output_files(run, network, args):
-    """The paths of all files that the command will write."""
+    """The paths of all files that the command may write."""
     if args.mode in ("cifar", "faithfulness"):
         return [run.output_folder / name for name in (TEST_FILES if args.mode == "cifar" else FAITHFULNESS_FILES)]
     names = [Path(args.image_path).stem] if args.mode == "custom" else [index_name(network, i) for i in args.index]

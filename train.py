@@ -36,6 +36,7 @@ from vit_cifar10.training.signals import StopSignals
 from vit_cifar10.training.trainer import Trainer, model_config
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.cli import (
+    ALPHA,
     FRACTION,
     NON_NEGATIVE,
     NON_NEGATIVE_INT,
@@ -48,11 +49,11 @@ from vit_cifar10.utils.cli import (
     command,
     not_empty,
     number,
-    printable,
 )
 from vit_cifar10.utils.device import DEVICES, PRECISIONS, physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs, is_same_path
+from vit_cifar10.utils.text import printable
 
 MEMORY_ADVICE = "lower --batch_size, --embed_dim, --n_layers, --image_size, or raise --patch_size"
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two moments
@@ -195,9 +196,9 @@ def add_augmentation_flags(parser):
         f"default: trivialaugment from {LONG_RUN} epochs on, otherwise basic"
     )
     add("--augment", choices=POLICIES, help=policies)
-    add("--mixup", type=NON_NEGATIVE, default=0.0, help="alpha of Mixup; often 0.8; 0 turns it off")
+    add("--mixup", type=ALPHA, default=0.0, help="alpha of Mixup; often 0.8; 0 turns it off")
     cutmix = "alpha of CutMix; often 1; 0 turns it off; with --mixup, each image draws one of the two"
-    add("--cutmix", type=NON_NEGATIVE, default=0.0, help=cutmix)
+    add("--cutmix", type=ALPHA, default=0.0, help=cutmix)
     add("--mix_prob", type=PROBABILITY, default=1.0, help="probability that --mixup and --cutmix mix an image")
     add("--random_erasing", type=PROBABILITY, default=0.0, help="probability that a rectangle of an image is erased")
 
@@ -210,7 +211,7 @@ def add_run_flags(parser):
     compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
-    add("--seed", type=number(int, at_least=0, at_most=2**31), default=0, help=seed)
+    add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
     add("--run_name", type=not_empty, help="name of the run's folders; default: network, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
     resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
@@ -281,13 +282,13 @@ def check_folders(args, run):
 
 def check_network(args):
     """Raise `UserError` for a network that cannot be built, or that needs more memory than this machine has."""
-    if args.model == "vit" and args.forward_mul * args.embed_dim < 1:
-        raise UserError(f"--forward_mul {args.forward_mul:g} leaves the MLP without hidden units; raise it")
     try:
         with torch.device("meta"):  # takes no memory, and finds sizes that do not fit before any data is read
             model = build_model(model_config(args, num_classes=2))
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"{error} (see --image_size, --patch_size, --embed_dim, --n_attention_heads)") from error
+        raise UserError(
+            f"{error} (see --image_size, --patch_size, --embed_dim, --n_attention_heads, --forward_mul)"
+        ) from error
     parameters = count_parameters(model)
     needed, available = BYTES_PER_PARAMETER * parameters, physical_memory()
     if needed > available:

@@ -108,7 +108,7 @@ def memory_within(limit):
 
 
 def peak(status):
-    return 1000 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
 
 
 # Reading what a run wrote

@@ -1,5 +1,6 @@
 """Tests of checkpoints: they are written completely or not at all, and damaged or malicious ones are refused."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, SMALL_VIT_CONFIG, checkpoint_
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.files import MACHINE, atomic_write, make_folder
 
 
 class Attack:
@@ -174,7 +175,7 @@ def write_torchscript(path):
         (saves_bias("no tensor"), "classifier.4.bias is not a tensor"),
         (saves_config(model="vit", embed_dim=99_999, num_heads=1), "do not fit"),
         (saves_config(model="vit", embed_dim=10_000_000, num_heads=1), "model_config.embed_dim"),
-        (saves_config(model="vit", depth=10**7), "model_config.depth is not a whole number from 0 to 1,000"),
+        (saves_config(model="vit", depth=10**7), "model_config.depth is not a whole number from 1 to 1,000"),
         (saves_config(model="vit", num_heads=2.0), "model_config.num_heads"),
         (saves_config(model="vit", class_token=2), "model_config.class_token is not True or False"),
         (saves_config(model="vit", class_token=False), "needs a class token"),
@@ -183,9 +184,9 @@ def write_torchscript(path):
         (saves_config(img_size=0), "model_config.img_size"),
         (saves_config(in_chans=1), "model_config.in_chans"),
         (saves_config(surprise=1), "model_config.surprise is not an entry"),
-        (saves_config(without=["img_size"]), "model_config.img_size is not there"),
-        (saves_config(without=["num_classes"]), "model_config.num_classes is not there"),
-        (saves(std=[0.2, 0.2]), "std is not a list of 3 to 3"),
+        (saves_config(without=["img_size"]), "model_config.img_size is not in the file"),
+        (saves_config(without=["num_classes"]), "model_config.num_classes is not in the file"),
+        (saves(std=[0.2, 0.2]), "std is not a list of 3 items"),
         (saves(std=[0.2, 0.2, 0]), r"std\[2\] is not a finite number from 1e-06"),
         (saves(mean=[0.5, 0.5, 10**400]), r"mean\[2\]"),
         (saves(mean=[0.5, 0.5, True]), r"mean\[2\]"),
@@ -195,14 +196,14 @@ def write_torchscript(path):
         (saves(classes=["a"]), "num_classes is not the number of classes"),
         (saves(classes=[]), "classes is not a list of 1"),
         (saves(dataset="../../x"), "dataset is not one of"),
-        (saves(metrics={"test_accuracy": "99 %"}), "metrics.epoch is not there"),
-        (saves(metrics={"val_accuracy": 2.0}), "metrics.epoch is not there"),
+        (saves(metrics={"test_accuracy": "99 %"}), "metrics.epoch is not in the file"),
+        (saves(metrics={"val_accuracy": 2.0}), "metrics.epoch is not in the file"),
         (saves(recipe={"num_test_images": "abc"}), "recipe.num_test_images"),
         (saves(recipe={"\x1b": 1}), "a key of recipe"),
         (saves(epoch=10**400), "epoch is not"),
         (lambda path: torch.save(SimpleCNN().state_dict(), path), "not a checkpoint of this project"),
         (lambda path: torch.save([1, 2], path), "not a checkpoint of this project"),
-        (lambda path: torch.save({**checkpoint_contents(), "format": 9}, path), "another format than 1"),
+        (lambda path: torch.save({**checkpoint_contents(), "format": 9}, path), "unknown format"),
         (saves_config(width=4), "do not fit"),
         (saves(model_config={"model": "resnet"}), "model_config.model is not one of"),
         (saves(model_config=None), "model_config is not a dict"),
@@ -234,12 +235,18 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 def test_a_write_removes_what_killed_processes_have_left_but_not_what_others_are_writing(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for name in (f".[a].{dead.pid}.gif", f".[a].{os.getppid()}.gif", f".[a].b.{dead.pid}.gif"):
+    kept = {f".[a].{MACHINE}-{os.getppid()}.partial.gif", f".[a].0-{dead.pid}.partial.gif", f".[a].{dead.pid}.gif"}
+    for name in (*kept, f".[a].{MACHINE}-{dead.pid}.partial.gif"):
         (tmp_path / name).write_text("half")
     with atomic_write(tmp_path / "[a].gif") as partial:
         partial.write_text("whole")
-    left = {file.name for file in tmp_path.iterdir()}
-    assert left == {"[a].gif", f".[a].{os.getppid()}.gif", f".[a].b.{dead.pid}.gif"}
+    assert {file.name for file in tmp_path.iterdir()} == {"[a].gif", *kept}
+
+
+def test_several_processes_can_create_one_folder_at_once(tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        created = list(threads.map(make_folder, [tmp_path / str(number // 8) / "deep" for number in range(400)]))
+    assert sorted(folder for folders in created for folder in folders) == sorted(tmp_path.rglob("*"))
 
 
 def test_a_full_disk_is_reported_in_one_line(tmp_path):

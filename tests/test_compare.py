@@ -282,6 +282,7 @@ def test_a_damaged_record_loses_only_its_own_contents(file, content, warning, co
         ("metrics.csv", None),
         ("config.json", None),
         ("config.json", "[" * 10**5),
+        ("config.json", '{"flags": {}, "train_images": 100}'),
         ("config.json", '{"flags": {}, "train_images": 1%s}' % ("0" * 400)),
     ],
 )

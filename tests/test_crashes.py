@@ -62,7 +62,7 @@ class Faults:
     def hook(self, event, arguments):
         if self.folder and self.is_change(event, arguments):
             path = os.fspath(arguments[0])
-            self.changes.append((event, re.sub(r"^\.(\w+)\.\d+", r"\1", os.path.basename(path))))
+            self.changes.append((event, re.sub(r"^\.(\w+)\..*\.", r"\1.", os.path.basename(path))))
             if len(self.changes) >= self.first:
                 self.fail(event, path)
 
@@ -136,7 +136,7 @@ def second_save(changes):
     """The numbers of the changes at the end of the second epoch: metrics.csv, best.pt, last.pt and history.pt."""
     names = [name for _, name in changes]
     first = names.index("metrics.csv")
-    return range(first + 1, names.index("last.pt", first) + 10)
+    return range(first + 1, names.index("history.pt", first) + 3)
 
 
 def finish(folder):

@@ -390,7 +390,7 @@ def test_images_that_need_more_memory_than_the_machine_has_are_refused(name, tmp
     save_cifar100(tmp_path, monkeypatch)
     save_class_folders(tmp_path)
     monkeypatch.setattr(dataset, "physical_memory", lambda: 10**9)
-    with pytest.raises(UserError, match="but this machine has 1 GB; lower --image_size"):
+    with pytest.raises(UserError, match="but this machine has 1.0 GB; use smaller images"):
         dataset.load(name, tmp_path, image_size=10_000)
 
 
@@ -398,7 +398,7 @@ def test_images_that_just_fit_in_memory_are_loaded(tmp_path, monkeypatch):
     save_class_folders(tmp_path)
     monkeypatch.setattr(dataset, "physical_memory", lambda: 20 * 3 * 16 * 16)
     assert sum(map(len, dataset.load("folder", tmp_path, image_size=16, val_images=2))) == 20
-    with pytest.raises(UserError, match="lower --image_size"):
+    with pytest.raises(UserError, match="use smaller images"):
         dataset.load("folder", tmp_path, image_size=17)
 
 
@@ -464,7 +464,15 @@ def test_a_class_without_readable_test_images_is_reported(tmp_path, capsys):
         file.write_text("not an image")
     splits = dataset.load("folder", tmp_path, image_size=16)
     assert splits.test.labels.tolist() == [0, 0, 0]
-    assert "skipped: 1 of 2 classes in" in capsys.readouterr().err
+    assert "warning: 1 of 2 classes in" in capsys.readouterr().err
+
+
+def test_the_images_of_a_split_may_be_on_another_disk(tmp_path):
+    save_class_folders(tmp_path / "disk")
+    save_class_folders(tmp_path / "data" / "test", count=3)
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "disk")
+    splits = dataset.load("folder", tmp_path / "data", image_size=16, val_images=0)
+    assert (len(splits.train), len(splits.test)) == (20, 6)
 
 
 def save_one_empty_class(root):
@@ -483,12 +491,6 @@ def save_one_image_per_class(root):
         save_class_folders(root / split, classes="abcdefghij", count=1)
 
 
-def save_a_link_to_the_training_images(root):
-    save_class_folders(root.parent / "elsewhere")
-    save_class_folders(root / "test")
-    (root / "train").symlink_to(root.parent / "elsewhere")
-
-
 def save_different_classes(root):
     save_class_folders(root / "train")
     save_class_folders(root / "test", classes=("cat", "cow"))
@@ -500,11 +502,10 @@ def save_different_classes(root):
         (lambda root: None, "0 class folders"),
         (lambda root: save_class_folders(root, classes=("cat",)), "1 class folders"),
         (save_one_empty_class, "class folder .*images.cow has no files; add images to it or remove it"),
-        (save_one_class_without_images, "class cow in .*images has no readable image left to train on"),
-        (save_one_image_per_class, "class a in .*images has no readable image left to train on"),
+        (save_one_class_without_images, "class cow in .*images has no image left to train on"),
+        (save_one_image_per_class, "class a in .*images has no image left to train on"),
         (lambda root: save_class_folders(root, count=2), "only 4 images"),
-        (lambda root: save_class_folders(root, classes=("a\x07", "a\x1b")), r"'a\\x07' and 'a\\x1b' .* printed alike"),
-        (save_a_link_to_the_training_images, "train is a link that leads out"),
+        (lambda root: save_class_folders(root, classes=("a\x07", "a\x1b")), r"'a\\x07' and 'a\\x1b' .* look the same"),
         (save_different_classes, "same class folders"),
         (lambda root: root.rmdir(), "no folder"),
     ],

@@ -1,6 +1,7 @@
 """Tests of what can go wrong: signals, kills, full disks, no memory, missing data, two runs at once, damaged files."""
 
 import concurrent.futures
+import json
 import os
 import random
 import re
@@ -411,7 +412,10 @@ def test_an_older_save_does_not_count_as_a_complete_run(tmp_path, capsys):
         ({"dataset": ["folder"]}, "recipe.dataset"),
     ],
 )
-def test_the_flags_in_an_untrusted_checkpoint_are_checked_like_typed_ones(runs, recipe, reason, tmp_path, capsys):
+def test_the_flags_in_an_untrusted_checkpoint_are_checked_like_typed_ones(
+    runs, recipe, reason, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(runs / "model" / "vit", tmp_path / "model" / "run", ignore=shutil.ignore_patterns("previous.pt"))
     path = tmp_path / "model" / "run" / "last.pt"
     saved = checkpoint.load(path)
@@ -422,33 +426,57 @@ def test_the_flags_in_an_untrusted_checkpoint_are_checked_like_typed_ones(runs, 
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["output_path", "data_path", "a link"])
-def test_folders_in_an_untrusted_checkpoint_are_not_followed_unless_they_are_typed(
-    flag, runs, tmp_path, monkeypatch, capsys
-):
-    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    shutil.copytree(runs / "model" / "vit", home / "model" / "run")
-    (elsewhere / "run").mkdir(parents=True)
-    (elsewhere / "run" / "metrics.csv").write_text("mine")
-    path = home / "model" / "run" / "last.pt"
+@pytest.fixture
+def foreign(runs, tmp_path, monkeypatch):
+    """A stranger's run in home/model/run, with a folder of files elsewhere that it must not touch."""
+    shutil.copytree(runs / "model" / "vit", tmp_path / "home" / "model" / "run")
+    (tmp_path / "elsewhere" / "run").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "run" / "metrics.csv").write_text("mine")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["output_path", "data_path", "a link", "files of other kinds"])
+def test_folders_in_an_untrusted_checkpoint_are_not_followed(kind, foreign):
+    path, elsewhere = foreign / "home" / "model" / "run" / "last.pt", foreign / "elsewhere"
     saved = checkpoint.load(path)
-    saved["recipe"] |= {"model_path": "home/model", "output_path": "output", "data_path": "data"}
-    if flag == "a link":
-        (home / "output").mkdir()
-        (home / "output" / "run").symlink_to(elsewhere / "run")
-        flag = "output_path"
-        saved["recipe"]["output_path"] = str(home / "output")
+    saved["recipe"] |= {"model_path": "home/model", "output_path": "records", "data_path": "data"}
+    if kind == "a link":
+        (foreign / "records").mkdir()
+        (foreign / "records" / "run").symlink_to(elsewhere / "run")
+    elif kind == "files of other kinds":
+        elsewhere = foreign / "home" / "documents"
+        (elsewhere / "run").mkdir(parents=True)
+        (elsewhere / "run" / "letter.txt").write_text("mine")
+        saved["recipe"]["output_path"] = "home/documents"
     else:
-        saved["recipe"][flag] = "elsewhere"
+        saved["recipe"][kind] = "elsewhere"
     checkpoint.save(path, saved)
-    files = read_files(tmp_path)
-    monkeypatch.chdir(home)
+    files = read_files(elsewhere)
+    train.main(["--resume", "model/run", "--epochs", "3"])
+    assert read_files(elsewhere) == files
+    assert (foreign / "home" / "output" / "run" / "metrics.csv").exists()
+
+
+def test_a_run_is_not_resumed_into_the_record_of_another_run(runs, foreign, capsys):
+    shutil.copytree(runs / "output" / "cnn", foreign / "home" / "output" / "run")
+    files = read_files(foreign)
     with exits_with(2):
         train.main(["--resume", "model/run", "--epochs", "3"])
-    assert re.search(rf"for --{flag}, which is far from the run; if you trust it", capsys.readouterr().err)
-    assert read_files(tmp_path) == files
-    train.main(["--resume", "model/run", "--epochs", "3", f"--{flag}", "typed"])
-    assert (elsewhere / "run" / "metrics.csv").read_text() == "mine"
+    assert "output/run contains the record of another run; choose another --output_path" in capsys.readouterr().err
+    assert read_files(foreign) == files
+
+
+def test_a_run_finds_its_own_folders_wherever_they_are(tmp_path, monkeypatch):
+    folders = [f"--{name}_path={tmp_path / name / 'far'}" for name in ("model", "output", "data")]
+    flags = f"--dataset shapes --run_name run --epochs 1 --device cpu --num_train_images 100 {SMALL_VIT}"
+    train.main([*folders, *flags.split()])
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", str(tmp_path / "model" / "far" / "run"), "--epochs", "2"])
+    assert len((tmp_path / "output" / "far" / "run" / "metrics.csv").read_text().splitlines()) == 3
+    config = json.loads((tmp_path / "output" / "far" / "run" / "config.json").read_text())
+    assert config["flags"]["data_path"] == str(tmp_path / "data" / "far")
+    assert not (tmp_path / "output" / "run").exists()
 
 
 def set_to(*keys):
@@ -477,7 +505,7 @@ INVALID_STATES = [
     (lambda saved: set_to(*MOMENT, expanded(saved))(saved), "stored in a way"),
     (set_to(*MOMENT, "text"), "training.optimizer.state.3.exp_avg is not a tensor"),
     (set_to("optimizer", "state", {0: {}}), "other weights"),
-    (set_to("optimizer", {}), "training.optimizer.state is not there"),
+    (set_to("optimizer", {}), "training.optimizer.state is not in the file"),
     (set_to("optimizer", {"together": []}), "training.optimizer.together is not a list of 2"),
     (set_to("step", 10**9), "step 1000000000"),
     (set_to("step", -3), "training.step"),
@@ -496,7 +524,7 @@ INVALID_STATES = [
     (set_to("average", {"module": {}, "updates": "x"}), "training.average.updates"),
     (set_to("model", {"weights": "none"}), "training.model.weights"),
     (set_to("data", 3), "training.data"),
-    (lambda saved: saved["training"].pop("scaler"), "training.scaler is not there"),
+    (lambda saved: saved["training"].pop("scaler"), "training.scaler is not in the file"),
     (lambda saved: saved.update(epoch=1), "training.rows"),
     (lambda saved: saved["recipe"].update(seed=[[1], [2]]), "recipe.seed"),
 ]

@@ -22,9 +22,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from vit_cifar10.data.images import decode_images, files_and_labels, list_images, report_skipped
 from vit_cifar10.data.shapes import SHAPES, draw_shapes
-from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.device import physical_memory
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.text import one_line, printable
 
 # Never change these seeds. They decide which images are held out, selected or drawn, independently of a run's --seed.
 VALIDATION_SEED = 20_210_322
@@ -191,8 +191,8 @@ def _check_classes(train, data_path):
     if not counts.all():
         name = train.classes[int(counts.argmin())]
         raise UserError(
-            f"the class {name} in {data_path} has no readable image left to train on; add images to its folder, or"
-            " remove the folder"
+            f"the class {name} in {data_path} has no image left to train on; add images that can be read to its folder,"
+            " lower --val_images, or remove the folder"
         )
 
 
@@ -201,8 +201,8 @@ def _check_memory(count, image_size):
     needed, available = count * 3 * image_size**2, physical_memory()
     if needed > available:
         raise UserError(
-            f"{count:,} images of {image_size} x {image_size} pixels need {needed // 10**9:,} GB, but this machine has"
-            f" {available // 10**9:,} GB; lower --image_size"
+            f"{count:,} images of {image_size} x {image_size} pixels need {needed / 1e9:,.1f} GB, but this machine has"
+            f" {available / 1e9:,.1f} GB; use smaller images (--image_size)"
         )
 
 
@@ -307,10 +307,8 @@ def _read_folder(data_path, is_train, image_size, num_workers):
     present = set(labels_read)
     missing = [name for label, name in enumerate(classes) if label not in present]
     if missing and not is_train:
-        report_skipped(
-            f"{len(missing)} of {len(classes)} classes in {root} when testing, such as {missing[0]}, because they have"
-            " no readable test image"
-        )
+        warning = f"{len(missing)} of {len(classes)} classes in {root} have no test image that can be read"
+        print(one_line(f"warning: {warning}, for example {missing[0]}"), file=sys.stderr)
     return images[: len(labels_read)], torch.tensor(labels_read), classes
 
 

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.text import printable
 
 FORMATS = (  # common image formats only: Pillow also reads many rare formats, and PostScript, which can run programs
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
@@ -121,25 +121,24 @@ def _to_rgb(image):
 def list_images(folder, root):
     """List the files of each class: {name of a sub-folder of `folder`: sorted paths of the files in it}.
 
-    Folders that cannot be read, broken links, links to folders within a class, and links that lead out of `root` are
-    skipped and reported on standard error. Hidden files and folders are skipped silently. A class may have no files.
+    Folders that cannot be read, broken links, links to folders within a class, and links that lead out of both `folder`
+    and `root` are skipped and reported on standard error. Hidden files and folders are skipped silently. A class may
+    have no files.
 
     Raises:
-        UserError: there is no such folder, it is a link that leads out of `root`, it has fewer than two sub-folders, or
-            the names of two sub-folders look the same when they are printed.
+        UserError: there is no such folder, it has fewer than two sub-folders, or the names of two sub-folders look the
+            same when they are printed.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; set --data_path to a folder with one sub-folder per class")
-    if _leads_out(folder, root):
-        raise UserError(f"{folder} is a link that leads out of {root}; replace it with a copy of its target")
     by_class = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and not os.path.exists(entry):
             report_skipped(f"{entry} is a broken link")
-        elif entry.is_dir() and _may_follow(entry, root):
-            by_class[entry.name] = _list_files(entry, root)
+        elif entry.is_dir() and _may_follow(entry, (root, folder)):
+            by_class[entry.name] = _list_files(entry, (root, folder))
     if len(by_class) < 2:
         raise UserError(f"{folder} has {len(by_class)} class folders, but needs at least 2; add a sub-folder per class")
     _check_printed_names(by_class, folder)
@@ -191,8 +190,8 @@ def report_skipped(reason):
     print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
 
 
-def _list_files(folder, root):
-    """The files in a folder and in all folders below it, sorted."""
+def _list_files(folder, roots):
+    """The files in a folder and in all folders below it, sorted. Links may lead to any place inside one of `roots`."""
     files, folders = [], [folder]
     for parent in folders:  # grows in the loop; recursion could become too deep
         try:
@@ -203,29 +202,25 @@ def _list_files(folder, root):
                     folders.append(entry.path)
                 elif entry.is_symlink() and os.path.isdir(entry.path):
                     report_skipped(f"{entry.path} is a link to a folder")
-                elif _may_follow(entry.path, root):
+                elif _may_follow(entry.path, roots):
                     files.append(entry.path)
         except OSError as error:
             report_skipped(f"{parent} cannot be read ({error.strerror})")
     return sorted(files)
 
 
-def _may_follow(path, root):
+def _may_follow(path, roots):
     """Whether a path is not a link, or is a link that may be followed. Any other link is reported."""
     if not os.path.islink(path):
         return True
-    if _leads_out(path, root):
-        report_skipped(f"{path} is a link that leads out of {root}; replace it with a copy of its target")
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(os.path.realpath(root)) for root in roots):
+        report_skipped(f"{path} is a link that leads out of {roots[0]}; replace it with a copy of its target")
         return False
-    if Path(os.path.realpath(os.path.dirname(path))).is_relative_to(os.path.realpath(path)):
+    if Path(os.path.realpath(os.path.dirname(path))).is_relative_to(target):
         report_skipped(f"{path} is a link to a folder that contains the link")
         return False
     return True
-
-
-def _leads_out(path, root):
-    """Whether a path leaves `root` when links are followed."""
-    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def _check_printed_names(names, folder):
@@ -234,7 +229,9 @@ def _check_printed_names(names, folder):
     for name in names:
         other = printed.setdefault(printable(name), name)
         if other != name:
-            raise UserError(f"the class folders {other!r} and {name!r} in {folder} are printed alike; rename one")
+            raise UserError(
+                f"the class folders {other!r} and {name!r} in {folder} look the same when printed; rename one"
+            )
 
 
 def _decode_or_explain(file, image_size):

@@ -16,12 +16,10 @@ from model import count_flops, count_parameters
 from vit_cifar10.evaluation.full_test import FullTest, load_full_test, run_full_test, write_full_test
 from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.resume import LENGTH_FLAGS, RUNTIME_FLAGS
-from vit_cifar10.runs.run import Run, find_run
+from vit_cifar10.runs.run import LENGTH_FLAGS, RUNTIME_FLAGS, Run, find_run, is_same_run
 
 # Flags that may differ between runs of one recipe with several seeds.
 NOT_IN_RECIPE = {"seed", "run_name", "overwrite", "num_test_images", *RUNTIME_FLAGS}
-MAY_DIFFER = {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}  # flags that may change when a run is resumed
 GROUP_COLUMNS = ("accuracy", "final_accuracy", "weighted_f1", "calibration_error", "train_seconds")
 
 
@@ -109,12 +107,6 @@ def load_trained_run(typed, model_path, output_path, device):
         trained.is_finished = False
         notes.append(f"{trained.name} is unfinished: it has {epochs[-1]['epoch']} of {trained.planned_epochs} epochs")
     return trained
-
-
-def is_same_run(recipe, flags):
-    """Whether a record's flags equal a network's recipe, except for the flags that a resume may change."""
-    ours, theirs = ({key: value for key, value in each.items() if key not in MAY_DIFFER} for each in (recipe, flags))
-    return ours == theirs
 
 
 def read_record(run):

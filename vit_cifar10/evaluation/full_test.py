@@ -63,7 +63,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
             logits, averaged = predict_with_flip(network.model, test, batch_size, after_batch=bar.update)
         else:
             logits = predict(network.model, test, batch_size, after_batch=bar.update)
-    network.check_logits(logits)
+    network.check_finite(logits)
     results = {
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": hash_checkpoint(checkpoint_path),

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from vit_cifar10.plots.style import COLORMAP, GRAY, LINE_COLORS, PERCENT
-from vit_cifar10.utils.cli import printable
+from vit_cifar10.utils.text import printable
 
 
 def percent_of_maximum(values):

@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.colors import PowerNorm
 from matplotlib.lines import Line2D
 
-from vit_cifar10.utils.cli import printable
 from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.text import printable
 
 matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may contain a $
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the picture shows a box instead

@@ -27,9 +27,9 @@ from model import build_model
 from vit_cifar10.data.dataset import normalize
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
-from vit_cifar10.utils.cli import one_line, printable
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import save_tensors
+from vit_cifar10.utils.text import one_line, printable
 
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
@@ -77,7 +77,7 @@ def load_last(path):
 def load(path, name=BEST):
     """Read a checkpoint onto the CPU. `path` is the file, or a run's folder that contains the file `name`.
 
-    Untrusted checkpoints are safe to load: only tensors and plain values are accepted, each of its type and range.
+    Untrusted checkpoints are safe to load: only tensors and plain values of the expected types and ranges are accepted.
 
     Raises:
         UserError: the file does not exist, is damaged, or is not a checkpoint of this project, or its weights do not
@@ -92,7 +92,7 @@ def load(path, name=BEST):
     if not isinstance(checkpoint, dict) or CHECKPOINT.required - checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of this project; choose a best.pt that train.py has written")
     if isinstance(checkpoint["format"], int) and checkpoint["format"] != FORMAT:
-        raise UserError(f"{path} has another format than {FORMAT}, which this version reads; train it again")
+        raise UserError(f"{path} has an unknown format; this version reads format {FORMAT}, so train it again")
     try:
         CHECKPOINT.check(checkpoint)
         check_counts(checkpoint)
@@ -157,13 +157,13 @@ class Network:
         """
         with torch.inference_mode():
             logits = self.model(self.prepare(images))
-        return self.check_logits(logits)
+        self.check_finite(logits)
+        return logits
 
-    def check_logits(self, logits):
-        """Return the logits. Raises `UserError` if they are not finite."""
+    def check_finite(self, logits):
+        """Raise `UserError` if logits of this network are not finite."""
         if not logits.isfinite().all():
             raise UserError(f"the logits of {self.name} are not finite; its weights are damaged, so train it again")
-        return logits
 
     def normalized_for(self, split):
         """The split on the network's device, with the mean and std of the network's training images.

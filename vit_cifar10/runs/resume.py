@@ -1,16 +1,12 @@
 """The flags of a resumed run: its own, except for those that may change."""
 
-import shlex
+import os
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import find_run, is_near
+from vit_cifar10.runs.run import ALL_FILES, RUNTIME_FLAGS, find_run, record_in
 from vit_cifar10.utils.errors import UserError
 
-# Flags about where and how a run executes, not about what it computes.
-RUNTIME_FLAGS = {"resume", "device", "num_workers", "compile", "log", "save_every", "save_minutes"}
-RUNTIME_FLAGS |= {"data_path", "model_path", "output_path"}
-LENGTH_FLAGS = ("epochs", "warmup_epochs")  # flags that set how long a run takes
 MAY_CHANGE = {"epochs", *RUNTIME_FLAGS}
 
 
@@ -38,15 +34,12 @@ def resume_flags(parser, args, argv):
         parser.set_defaults(**vars(parser.parse_args(as_typed(own, known=vars(args)))))
     except UserError as error:
         raise UserError(f"the flags in {path} are not valid for a run ({error})") from error
-    far = set_folders(parser, run.model_folder.resolve(), defaults)
+    set_folders(parser, run.model_folder.resolve(), own, defaults)
     args = parser.parse_args(argv)
-    for flag, place in far.items():
-        if getattr(args, flag) is None:
-            raise UserError(
-                f"{path} names the folder {place} for --{flag}, which is far from the run; if you trust it, add"
-                f" --{flag} {shlex.quote(str(place))}, or else choose another folder"
-            )
     args.resume = str(path)
+    record = Path(args.output_path) / run.model_folder.resolve().name
+    if record_in(record, own) is False:
+        raise UserError(f"{record} contains the record of another run; choose another --output_path")
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
@@ -56,27 +49,34 @@ def resume_flags(parser, args, argv):
     return args, run, resumed
 
 
-def set_folders(parser, folder, defaults):
+def set_folders(parser, folder, recipe, defaults):
     """Set the parser's folders to the ones of the run in `folder`, even if it was started in another working folder.
 
-    Folders that do not exist are replaced by `defaults`, {flag: path}. Those that are not near the run are set to None,
-    and the user has to type them.
-
-    Returns:
-        The folders that are not near, {flag: path}.
+    A stranger can write any paths into a checkpoint. They are followed only if the output folder contains the record of
+    this run, which the run itself has written there, or if it could have been there: an empty folder near the run.
+    Otherwise, the folders are the `defaults`, {flag: path}.
     """
-    home, far = find_home(folder, parser.get_default("model_path")), {}
-    for flag, default in defaults.items():
-        path = home / parser.get_default(flag)
-        used = path / folder.name if flag == "output_path" else path
-        if not used.is_dir():
-            path = default
-        elif not is_near(used, folder):
-            far[flag], path = path, None
-        parser.set_defaults(**{flag: path and str(path)})
-        if flag == "output_path" and not used.is_dir():  # the run comes from another machine
-            parser.set_defaults(log="none")
-    return far
+    home = find_home(folder, parser.get_default("model_path"))
+    data, output = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
+    record = output / folder.name
+    is_own = record_in(record, recipe)
+    if not (is_own or (is_own is None and is_near(record, folder) and has_only_run_files(record))):
+        output = defaults["output_path"]
+        parser.set_defaults(log="none")  # the run comes from another machine
+    if not (is_own or (is_near(data, folder) and data.exists())):
+        data = defaults["data_path"]
+    parser.set_defaults(data_path=str(data), output_path=str(output))
+
+
+def is_near(path, folder):
+    """Whether a path is inside the current folder, or inside the folder that contains model/. `folder` is model/RUN."""
+    path = Path(os.path.realpath(path))
+    return any(path.is_relative_to(place) for place in (Path.cwd(), folder.parent.parent))
+
+
+def has_only_run_files(folder):
+    """Whether a folder exists and contains nothing but files that train.py and test.py write."""
+    return folder.is_dir() and {file.name for file in folder.iterdir()} <= ALL_FILES
 
 
 def as_typed(recipe, known):

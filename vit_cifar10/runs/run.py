@@ -17,14 +17,21 @@ from pathlib import Path
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import read_metrics
 from vit_cifar10.runs.schema import CONFIG, METRICS
-from vit_cifar10.utils.cli import printable
+from vit_cifar10.runs.trackers import TRACKING_FOLDERS
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import read_text
+from vit_cifar10.utils.text import printable
 
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness.png")
+ALL_FILES = {*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES, *TRACKING_FOLDERS}
 SHIPPED_VIT = "vit-layer12-32-cifar10"  # the network that test.py takes if none has been trained
+
+# Flags about where and how a run executes, not about what it computes.
+RUNTIME_FLAGS = {"resume", "device", "num_workers", "compile", "log", "save_every", "save_minutes"}
+RUNTIME_FLAGS |= {"data_path", "model_path", "output_path"}
+LENGTH_FLAGS = ("epochs", "warmup_epochs")  # flags that set how long a run takes
 
 
 class Run:
@@ -79,7 +86,7 @@ class Run:
             OSError, ValueError: the file cannot be read, or its numbers are out of range.
         """
         epochs, is_cut = read_metrics(self.metrics_path)
-        METRICS.check(epochs)
+        METRICS.check(epochs, "rows")
         return epochs, is_cut
 
     def read_config(self):
@@ -109,7 +116,7 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
     if not str(typed):
         raise UserError("the name of the run is empty; give a run's name, its folder, or a checkpoint in it")
     path = Path(typed)
-    is_record = path.is_dir() and path.resolve().parent == Path(os.path.realpath(output_path))
+    is_record = path.is_dir() and os.path.realpath(path.parent) == os.path.realpath(output_path)
     is_name = len(path.parts) == 1 or is_record
     for place in (path, Path(model_path) / path.name) if is_name else (path,):
         if place.is_file():
@@ -127,24 +134,23 @@ def _run_in(folder, output_path, named_checkpoint=None):
     return Run(folder, Path(output_path) / folder.resolve().name, named_checkpoint)
 
 
-def resume_command(model_folder, **folders):
-    """The command that continues the run in a folder of checkpoints.
-
-    `folders` are the run's other folders, {flag: path}. Those that a resume does not follow are part of the command.
-    """
-    command = ["python", "train.py", "--resume", str(model_folder)]
-    for flag, path in folders.items():
-        command += [] if is_near(path, model_folder) else [f"--{flag}", str(path)]
-    return shlex.join(command)
+def resume_command(model_folder):
+    """The command that continues the run in a folder of checkpoints."""
+    return f"python train.py --resume {shlex.quote(str(model_folder))}"
 
 
-def is_near(path, model_folder):
-    """Whether a path is in the current folder, or in the folder that contains the folder of a run's folder.
+def record_in(folder, recipe):
+    """Whether a folder contains the record of the run with this recipe. None if it contains no readable record."""
+    try:
+        return is_same_run(recipe, Run(folder, folder).read_config()["flags"])
+    except (OSError, ValueError):
+        return None
 
-    A checkpoint may come from a stranger, so other paths in it are not followed unless the user types them.
-    """
-    path = Path(os.path.realpath(path))
-    return any(path.is_relative_to(place) for place in (Path.cwd(), Path(model_folder).resolve().parent.parent))
+
+def is_same_run(recipe, flags):
+    """Whether a record's flags equal a network's recipe, except for those that a resume may change or that are new."""
+    compared = recipe.keys() & flags.keys() - {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}
+    return all(recipe[flag] == flags[flag] for flag in compared)
 
 
 def last_trained_run(model_path="./model", output_path="./output"):

@@ -9,7 +9,7 @@ test_logits.pt. All of these files may come from strangers, so they are checked 
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
@@ -20,10 +20,10 @@ from vit_cifar10.utils import limits
 
 
 class Invalid(ValueError):
-    """An entry is of the wrong type or out of range. The message names the entry and says what it should be."""
+    """An entry is missing, of the wrong type or out of range. The message contains its place, `name`."""
 
     def __init__(self, name, expected):
-        super().__init__(f"{name} is not {expected}" if name else f"it is not {expected}")
+        super().__init__(f"{name or 'it'} is not {expected}")
 
 
 # Kinds of entries. `check(value, name)` raises `Invalid` unless the value is of this kind; `name` is its place.
@@ -42,7 +42,7 @@ class Number:
         is_number = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
         is_in_range = is_number and (self.low <= value <= self.high or (self.or_infinite and value == math.inf))
         if not is_in_range:  # nan is in no range
-            bounds = "" if self == Number() else f" from {self.low:,.15g} to {self.high:,.15g}"
+            bounds = "" if self.high == sys.float_info.max else f" from {self.low:,.15g} to {self.high:,.15g}"
             raise Invalid(name, f"a {'whole' if self.whole else 'finite'} number{bounds}")
 
 
@@ -61,7 +61,6 @@ class Text:
             raise Invalid(name, f"printable text of at most {self.longest} characters")
 
 
-@dataclasses.dataclass(frozen=True)
 class Switch:
     """True or False."""
 
@@ -93,7 +92,6 @@ class OrNone:
             self.item.check(value, name)
 
 
-@dataclasses.dataclass(frozen=True)
 class Scalar:
     """The value of a flag: None, a switch, a number or text."""
 
@@ -103,7 +101,6 @@ class Scalar:
             kind.check(value, name)
 
 
-@dataclasses.dataclass(frozen=True)
 class Unused:
     """Anything, because nothing uses it."""
 
@@ -121,7 +118,8 @@ class ListOf:
 
     def check(self, value, name=""):
         if not isinstance(value, list) or not self.shortest <= len(value) <= self.longest:
-            raise Invalid(name, f"a list of {self.shortest:,} to {self.longest:,} items")
+            length = f"{self.shortest:,} to " if self.shortest < self.longest else ""
+            raise Invalid(name, f"a list of {length}{self.longest:,} items")
         for place, item in enumerate(value):
             self.item.check(item, f"{name}[{place}]")
 
@@ -149,7 +147,7 @@ class Record:
     """
 
     fields: dict
-    optional: frozenset = frozenset()
+    optional: Set = frozenset()
     others: Any = None
 
     @property
@@ -164,7 +162,7 @@ class Record:
             if field in value:
                 kind.check(value[field], f"{dot}{field}")
             elif field not in self.optional:
-                raise Invalid(f"{dot}{field}", "there")
+                raise Invalid(f"{dot}{field}", "in the file")
         for key in value.keys() - self.fields.keys():
             Text().check(key, f"a key of {name or 'the file'}")
             if self.others is None:
@@ -185,12 +183,13 @@ class Choice:
 
 
 def whole(low, high=limits.LARGEST_COUNT):
+    """A whole number from `low` to `high`."""
     return Number(low, high, whole=True)
 
 
 # The files
 
-SIZE, POSITIVE, FRACTION = whole(1, limits.LARGEST_SIZE), Number(0, 1e30), Number(0, 1)
+SIZE, NON_NEGATIVE, FRACTION = whole(1, limits.LARGEST_SIZE), Number(0, 1e30), Number(0, 1)
 HASH = Text(longest=64)
 WEIGHTS = DictOf(Tensor())
 
@@ -204,14 +203,14 @@ VIT = Record(
         "global_pool": Text(choices=("token", "avg")),
         "class_token": Switch(),
         "embed_dim": SIZE,
-        "depth": whole(0, limits.LARGEST_DEPTH),
+        "depth": whole(1, limits.LARGEST_DEPTH),
         "num_heads": SIZE,
         "mlp_ratio": Number(0, limits.LARGEST_RATIO),
         "drop_rate": FRACTION,
         "attn_drop_rate": FRACTION,
         "drop_path_rate": FRACTION,
     },
-    optional=frozenset({"in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate"}),
+    optional={"in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate"},
 )
 CNN = Record(
     {
@@ -222,33 +221,32 @@ CNN = Record(
         "width": SIZE,
         "drop_rate": FRACTION,
     },
-    optional=frozenset({"in_chans", "width", "drop_rate"}),
+    optional={"in_chans", "width", "drop_rate"},
 )
 
-ROW = Record(
-    {
-        "epoch": whole(1, limits.LARGEST_EPOCHS),
-        **{
-            column: OrNone(kind) if column in MAY_BE_NONE else kind
-            for column in COLUMNS[1:]
-            for kind in [FRACTION if column.endswith("accuracy") else Number() if "loss" in column else POSITIVE]
-        },
-    }
-)
-METRICS = ListOf(Record(ROW.fields, optional=frozenset(COLUMNS[1:])), longest=limits.LARGEST_EPOCHS)
+
+def metrics_kind(column):
+    """The kind of a column of metrics.csv."""
+    kind = FRACTION if column.endswith("accuracy") else Number() if column.endswith("loss") else NON_NEGATIVE
+    return OrNone(kind) if column in MAY_BE_NONE else kind
+
+
+ROW = Record({"epoch": whole(1, limits.LARGEST_EPOCHS), **{column: metrics_kind(column) for column in COLUMNS[1:]}})
+METRICS = ListOf(Record(ROW.fields, optional=set(COLUMNS[1:])), longest=limits.LARGEST_EPOCHS)
 EPOCH_METRICS = Choice(lambda metrics: ROW if metrics else Record({}))  # before the first epoch, there are none
 
 FLAGS = {
     "epochs": whole(1, limits.LARGEST_EPOCHS),
     "batch_size": whole(1),
-    "seed": whole(0),
-    "warmup_epochs": OrNone(POSITIVE),
+    "seed": whole(0, limits.LARGEST_SEED),
+    "warmup_epochs": OrNone(NON_NEGATIVE),
     "num_train_images": OrNone(whole(1)),
     "num_test_images": OrNone(whole(1)),
     "data_path": Text(longest=5_000, is_path=True),
 }
-RECIPE = Record(FLAGS, optional=frozenset(FLAGS), others=Scalar())
-CONFIG = Record({"flags": RECIPE, "train_images": whole(1)}, others=Unused())
+RECIPE = Record(FLAGS, optional=FLAGS.keys(), others=Scalar())
+RECORDED_FLAGS = Record(FLAGS, optional=FLAGS.keys() - {"epochs"}, others=Scalar())
+CONFIG = Record({"flags": RECORDED_FLAGS, "train_images": whole(1)}, others=Unused())
 
 OPTIMIZER = Record({"state": DictOf(DictOf(Tensor()), key=whole(0)), "param_groups": Unused()})
 OPTIMIZERS = Record({"together": ListOf(OPTIMIZER, shortest=2, longest=2)})
@@ -265,7 +263,7 @@ TRAINING = Record(
     {
         "step": whole(0, limits.LARGEST_STEP),
         "sums": Tensor(shape=(2,)),
-        "seconds": ListOf(POSITIVE, shortest=2, longest=2),
+        "seconds": ListOf(NON_NEGATIVE, shortest=2, longest=2),
         "timed_steps": whole(0, limits.LARGEST_STEP),
         "model": OrNone(WEIGHTS),
         "optimizer": Choice(lambda state: OPTIMIZERS if "together" in state else OPTIMIZER),
@@ -291,6 +289,6 @@ CHECKPOINT = Record(
         "recipe": RECIPE,
         "training": TRAINING,
     },
-    optional=frozenset({"training"}),
+    optional={"training"},
 )
 LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})

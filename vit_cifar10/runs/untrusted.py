@@ -1,7 +1,7 @@
 """Reading files of tensors that may come from strangers: only tensors and plain values are accepted.
 
-Nothing in a file is executed, no tensor is larger than its data in the file, and no two tensors share memory. What the
-values mean is checked by runs/schema.py.
+Nothing in a file is executed, no tensor is larger than its data in the file, and no two tensors share memory.
+runs/schema.py checks the values.
 """
 
 import pickle
@@ -17,7 +17,7 @@ GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")  # pickle opcodes
 LARGEST_PICKLE = 30_000_000  # bytes without the tensors; a run of 1,000 epochs needs 200,000
-MOST_OPERATIONS = 4_000_000  # of the pickle, which limits time and memory; a run of 1,000 epochs needs 30,000
+MOST_OPERATIONS = 4_000_000  # pickle operations; this bounds time and memory. A run of 1,000 epochs needs 30,000
 
 
 def load_untrusted(path):

@@ -19,10 +19,8 @@ import torchvision
 from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
-from vit_cifar10.runs.resume import LENGTH_FLAGS
-from vit_cifar10.runs.run import FAITHFULNESS_FILES, TEST_FILES, TRAINING_FILES, Run
+from vit_cifar10.runs.run import FAITHFULNESS_FILES, LENGTH_FLAGS, TEST_FILES, TRAINING_FILES, Run
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
-from vit_cifar10.utils.cli import one_line
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import (
     atomic_write,
@@ -30,10 +28,12 @@ from vit_cifar10.utils.files import (
     link_or_copy,
     lock_folder,
     make_folder,
+    read_text,
     remove_empty,
     remove_partial,
     save_tensors,
 )
+from vit_cifar10.utils.text import one_line
 
 
 def open_run(args, resumed_run=None):
@@ -122,9 +122,9 @@ class RunWriter(Run):
             for folder in self.folders:
                 created += make_folder(folder, new=self.mode in ("new", "unnamed"))
                 self.locks.append(lock_folder(folder))
-        except UserError:
-            self._release_locks()
+        except (UserError, OSError):
             remove_empty(created)
+            self._release_locks()
             raise
         self.new_folders = created
 
@@ -141,16 +141,15 @@ class RunWriter(Run):
             UserError: another run has taken the place of this one.
         """
         for place, folder in enumerate(self.folders):
-            if is_locked_folder(self.locks[place], folder):
+            if is_locked_folder(self.locks[place], folder) or (folder.is_dir() and self._has_own_config()):
                 continue
             try:
                 make_folder(folder, new=True)
                 lock = lock_folder(folder)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 self.is_lost = True
-                raise UserError(
-                    f"{folder} was removed and now belongs to another run, so this training ends"
-                ) from error
+                reason = "now belongs to another run" if folder.exists() else f"cannot be created again ({error})"
+                raise UserError(f"{folder} was removed and {reason}, so this training ends") from error
             os.close(self.locks[place])
             self.locks[place] = lock
             print(one_line(f"warning: {folder} was removed; it is created again"), file=sys.stderr)
@@ -159,6 +158,13 @@ class RunWriter(Run):
             else:
                 self._save_config()
                 write_metrics(self.metrics_path, self.epochs)
+
+    def _has_own_config(self):
+        """Whether config.json is this run's. Some network file systems show one folder as if it were another."""
+        try:
+            return json.loads(read_text(self.config_path)) == json.loads(json.dumps(self.config))
+        except (OSError, ValueError, RecursionError):
+            return False
 
     def write_config(self, flags, summary):
         """Write config.json: the flags, the trainer's `summary`, versions, commit and machine.
@@ -253,6 +259,8 @@ class RunWriter(Run):
         """
         state = trainer.inference_state(self.epochs[-1] if self.epochs else {})
         self.hold_folders()
+        if self.epochs and self.best is None:  # best.pt is lost
+            self.best, self.best_state = self.epochs[-1], state
         self.remove_replaced()
         self.write_best()
         training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
@@ -295,11 +303,13 @@ class RunWriter(Run):
             if self.epochs and self.locks and not self.is_lost:
                 self.hold_folders()
                 self.write_best()
-            if failed and not self.is_lost:
-                self._remove_unused()
         finally:
-            self._release_locks()
-            self.tracker.close(failed)
+            try:
+                self.tracker.close(failed)
+                if failed and not self.is_lost:
+                    self._remove_unused()
+            finally:
+                self._release_locks()
 
     def _remove_unused(self):
         """Remove the folders of a new run that ended before it had anything to keep."""

@@ -12,8 +12,8 @@ from vit_cifar10.runs.run import TEST_FILES, resume_command
 from vit_cifar10.runs.trackers import open_tracker
 from vit_cifar10.training.hooks import Hooks, StepHooks
 from vit_cifar10.training.signals import Interrupted
-from vit_cifar10.utils.cli import one_line, printable
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.text import one_line, printable
 
 
 @contextlib.contextmanager
@@ -48,8 +48,7 @@ def recorded(trainer, run, signals, resumed=None):
         if run:
             if run.epochs:
                 run.draw_throttled(now=True)
-            folders = {flag: getattr(trainer.args, flag) for flag in ("data_path", "output_path")}
-            command = resume_command(run.model_folder, **folders)
+            command = resume_command(run.model_folder)
             with contextlib.suppress(OSError):  # the terminal may be gone
                 print(f"\ninterrupted at step {trainer.step}; resume with: {printable(command)}", flush=True)
         sys.exit(128 + stop.signal_number)

@@ -16,6 +16,7 @@ import torch
 
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import LocalError, UserError
+from vit_cifar10.utils.text import one_line
 
 
 def command(main):
@@ -59,7 +60,8 @@ def command(main):
 def open_closed_streams():
     """Open the null device as standard input, output or error, for each of them that is closed (as by `2>&-`).
 
-    Otherwise the next file that is opened, such as a checkpoint, would get its descriptor, and the messages.
+    Otherwise the next file that is opened, such as a checkpoint, would get this descriptor, and messages would be
+    written into it.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -71,7 +73,10 @@ def open_closed_streams():
 
 
 def _drop_unwritable_output():
-    """Give up standard output if its reader is gone or its disk is full; otherwise Python would fail at its exit."""
+    """Redirect standard output to the null device if it cannot be written to.
+
+    Otherwise Python would fail when it flushes it at exit.
+    """
     try:
         sys.stdout.flush()
     except OSError:
@@ -87,16 +92,6 @@ def _print_error(main, error):
 def is_rank0():
     """Whether this is the only process, or the first of the processes that torchrun started."""
     return not torch.distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
-
-
-def printable(text):
-    """Make text from any source safe for a terminal or a picture: replace all characters that cannot be printed."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def one_line(message):
-    """A message, such as an exception, as one line that is safe to print."""
-    return printable(" ".join(str(message).split()))
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -158,7 +153,7 @@ def number(kind, at_least=None, above=None, below=None, at_most=None, smallest=N
         elif below is not None and not value < below:
             bound = f"below {below}"
         elif smallest is not None and 0 < value < smallest:
-            bound = f"{'0 or ' if above is None else ''}at least {smallest:g}"
+            bound = f"0 or at least {smallest:g}"
         elif value in (math.inf, -math.inf):  # not math.isinf, which fails on very large integers
             bound = "finite"
         if bound:
@@ -176,13 +171,12 @@ def not_empty(text):
     return text
 
 
-SMALLEST_RATE = 1e-9  # far smaller rates are 0 in float32, and with far smaller alphas the Beta distribution gives nan
-
 POSITIVE_INT = number(int, at_least=1, at_most=limits.LARGEST_COUNT)
 NON_NEGATIVE_INT = number(int, at_least=0, at_most=limits.LARGEST_COUNT)
 SIZE = number(int, at_least=1, at_most=limits.LARGEST_SIZE)
 WORKERS = number(int, at_least=0, at_most=limits.LARGEST_WORKERS)
-POSITIVE = number(float, above=0, at_most=limits.LARGEST_RATE, smallest=SMALLEST_RATE)
-NON_NEGATIVE = number(float, at_least=0, at_most=limits.LARGEST_RATE, smallest=SMALLEST_RATE)
+POSITIVE = number(float, above=0, at_most=limits.LARGEST_RATE)
+NON_NEGATIVE = number(float, at_least=0, at_most=limits.LARGEST_RATE)
+ALPHA = number(float, at_least=0, at_most=limits.LARGEST_RATE, smallest=limits.SMALLEST_ALPHA)
 FRACTION = number(float, at_least=0, below=1)
 PROBABILITY = number(float, at_least=0, at_most=1)

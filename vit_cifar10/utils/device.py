@@ -114,7 +114,7 @@ def device_label(device):
 
 
 def physical_memory():
-    """Bytes of memory in this machine or, if it is less, in this container; infinity if the system does not tell."""
+    """Bytes of memory in this machine or, if it is less, in this container; infinity if neither is reported."""
     limits = [math.inf]
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import os
+import platform
 import re
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # part of the names of temporary files, as are process numbers
 
 
 @contextlib.contextmanager
@@ -29,7 +33,7 @@ def atomic_write(path, previous=None):
         UserError: the file cannot be written. The old file is kept and nothing else is left behind.
     """
     path = Path(path)
-    partial = partial_path(path, os.getpid())
+    partial = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}.partial{path.suffix}")  # writers look at the suffix
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,23 +51,18 @@ def atomic_write(path, previous=None):
         raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
 
 
-def partial_path(path, process):
-    """The temporary file that a process, given by its number or a pattern, writes instead of `path`."""
-    return path.with_name(f".{path.stem}.{process}{path.suffix}")  # writers look at the suffix
-
-
 def remove_abandoned(path):
-    """Remove the temporary files that killed processes left while they wrote `path`."""
-    pattern = re.compile(re.escape(partial_path(path, "NUMBER").name).replace("NUMBER", r"(\d+)"))
-    with os.scandir(path.parent) as entries:
-        found = {entry.path: pattern.fullmatch(entry.name) for entry in entries}
-    for file, match in found.items():
-        if match and (int(match[1]) == os.getpid() or not is_running(int(match[1]))):
-            os.unlink(file)
+    """Remove the temporary files that killed processes of this machine left while they wrote `path`, if possible."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}\.{MACHINE}-(\d+)\.partial{re.escape(path.suffix)}")
+    with contextlib.suppress(OSError):
+        matches = list(filter(None, map(pattern.fullmatch, os.listdir(path.parent))))
+        for match in matches:
+            if int(match[1]) == os.getpid() or not is_running(int(match[1])):
+                path.with_name(match[0]).unlink(missing_ok=True)
 
 
 def is_running(process):
-    """Whether a process with this number exists; True if the system cannot tell."""
+    """Whether a process with this number exists; True on Windows, where this is not checked."""
     if os.name != "posix":  # on Windows, os.kill ends the process
         return True
     try:
@@ -98,15 +97,15 @@ def _sync_folder(folder):
 def remove_partial(folder, names):
     """Remove all temporary files of files with these names. Only the process that holds the folder may do this."""
     for name in names:
-        for file in folder.glob(partial_path(Path(name), "*").name):
+        for file in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
             file.unlink(missing_ok=True)
 
 
 def save_tensors(path, value, previous=None):
     """`torch.save`, completely or not at all; see `atomic_write`. Raises `UserError` if it cannot be written."""
     try:
-        with atomic_write(path, previous) as partial:
-            torch.save(value, partial)
+        with atomic_write(path, previous) as partial, open(partial, "wb") as file:
+            torch.save(value, file)  # given a path, it would store the name of the temporary file
     except RuntimeError as error:  # PyTorch's writer reports a full disk this way
         raise UserError(f"cannot write {path}; is the disk full?") from error
 
@@ -167,9 +166,12 @@ def make_folder(path, new=False):
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     parent.mkdir()
                     created.append(parent)
-        if new or not path.is_dir():
+        try:
             path.mkdir()
             created.append(path)
+        except FileExistsError:
+            if new or not path.is_dir():
+                raise
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
@@ -216,5 +218,5 @@ def is_locked_folder(lock, folder):
         return True
     try:
         return os.path.samestat(os.fstat(lock), os.stat(folder))
-    except FileNotFoundError:
+    except OSError:
         return False

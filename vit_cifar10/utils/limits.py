@@ -1,6 +1,7 @@
 """Bounds of the numbers that flags and checkpoints may contain.
 
-All are far from any useful value. A number beyond them is a mistake, and would only fail later and less clearly.
+No useful value comes near these bounds. A number beyond them is a mistake, and is refused before it fails later with an
+unclear error.
 """
 
 LARGEST_DEPTH = 1_000  # layers
@@ -10,5 +11,7 @@ LARGEST_RATIO = 100  # hidden width of a block's MLP, relative to the width of i
 LARGEST_COUNT = 2**31 - 1  # images and batch sizes
 LARGEST_EPOCHS = 100_000  # a checkpoint with more rows of metrics would be refused as too large
 LARGEST_STEP = 10**15
+LARGEST_SEED = 2**31
 LARGEST_WORKERS = 256  # processes
-SMALLEST_RATE, LARGEST_RATE = 1e-9, 1e6  # learning rates, decays, norms, the alphas of Mixup and CutMix
+LARGEST_RATE = 1e6  # learning rates, decays, norms, the alphas of Mixup and CutMix
+SMALLEST_ALPHA = 1e-9  # with smaller ones, the Beta distribution gives nan
