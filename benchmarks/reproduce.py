@@ -11,12 +11,14 @@ results.csv: the tables in docs/results.md, the short table in README.md, and th
 test checks that they match results.csv.
 """
 
+import contextlib
 import csv
 import dataclasses
 import json
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import Run, is_same_run
 from vit_cifar10.runs.writer import git_commit
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.device import DEVICES, pick_device
@@ -76,6 +79,8 @@ SHIPPED = {  # the runs whose weights are in git, and the recipes that can provi
     "vit-best-32-cifar10": ("vit-best",),
 }
 PATH_FLAGS = ("data_path", "model_path", "output_path", "resume")
+FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+STOPPED = (129, 130, 143)  # exit statuses of train.py after a stop signal
 TRY_FLAGS = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 1000 --num_test_images 500 --num_workers 0")
 
 
@@ -143,15 +148,44 @@ def run(recipe, seed, commit, args):
         UserError: train.py fails.
     """
     name = f"{recipe}-try" if args.try_out else f"{recipe}-seed{seed}"
+    folders = Path(args.model_path) / name, Path(args.output_path) / name
     flags = [f"@{RECIPES / recipe}.txt", "--seed", str(seed), "--run_name", name, "--overwrite"]
-    flags += ["--data_path", args.data_path, "--device", args.device, "--dataset", args.dataset]
-    flags += ["--model_path", args.model_path, "--output_path", args.output_path]
-    if args.try_out:
-        flags += TRY_FLAGS
-    finished = subprocess.run([sys.executable, ROOT / "train.py", *flags], check=False)
-    if finished.returncode:
-        raise UserError(f"{recipe} failed with exit status {finished.returncode}; see the message of train.py above")
-    return collect(recipe, seed, Path(args.model_path) / name, Path(args.output_path) / name, commit)
+    flags += ["--dataset", args.dataset, *(TRY_FLAGS if args.try_out else ())]
+    places = ["--data_path", args.data_path, "--device", args.device, "--output_path", args.output_path]
+    if is_begun(flags, commit, *folders):
+        flags = ["--resume", str(folders[0])]
+    else:
+        flags += ["--model_path", args.model_path]
+    status = train_and_wait([*flags, *places])
+    if status in STOPPED:
+        sys.exit(status)
+    if status:
+        raise UserError(f"{recipe} failed with exit status {status}; see the message of train.py above")
+    return collect(recipe, seed, *folders, commit)
+
+
+def is_begun(flags, commit, model_folder, output_folder):
+    """Whether there is a run with these flags, begun with this commit, that can be resumed."""
+    args, *_ = train.parse(flags)
+    try:
+        recipe = checkpoint.load_last(model_folder)["recipe"]
+        config = Run(model_folder, output_folder).read_config()
+    except (UserError, OSError, ValueError):
+        return False
+    return config.get("git_commit") == commit and is_same_run(recipe, vars(args))
+
+
+def train_and_wait(flags):
+    """Run train.py and return its exit status. Stop signals go to train.py, which saves before it ends."""
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags])
+    handlers = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in FORWARDED}
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):  # the terminal has sent Ctrl-C to train.py, too
+                return process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def collect(recipe, seed, model_folder, output_folder, commit):
@@ -223,7 +257,7 @@ def ship(recipe, name, args):
         shutil.copy(Path(args.output_path) / run_name / file, output_folder)
     config = json.loads((output_folder / "config.json").read_text())
     config |= {"flags": state["recipe"], "machine": config["machine"].split("-")[0]}
-    (output_folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    replace_text(output_folder / "config.json", json.dumps(config, indent=2) + "\n")
     size = (folder / "best.pt").stat().st_size / 1e6
     print(f"{folder}: test accuracy {100 * measured['accuracy']:.2f} %, {size:.1f} MB")
 
@@ -366,11 +400,19 @@ def write_tables(results):
     """Generate the `# measured` lines of the recipes, and the tables in docs/results.md and README.md."""
     for recipe in TABLE_RECIPES:
         path = RECIPES / f"{recipe}.txt"
-        before, _, after = re.split(r"((?:^# measured: .*\n)+)", path.read_text(), flags=re.MULTILINE)
-        path.write_text(f"{before}{measured_lines(recipe, results)}\n{after}")
+        parts = re.split(r"((?:^# measured: .*\n)+)", path.read_text(), flags=re.MULTILINE)
+        if len(parts) != 3:
+            raise UserError(f"{path} has no place for results; add a line that begins with # measured:")
+        replace_text(path, f"{parts[0]}{measured_lines(recipe, results)}\n{parts[2]}")
     for (path, name), block in generated_blocks(results).items():
         before, _, after = split_at_markers(path, name)
-        path.write_text(f"{before}{block}\n{after}")
+        replace_text(path, f"{before}{block}\n{after}")
+
+
+def replace_text(path, text):
+    """Replace a text file, completely or not at all."""
+    with atomic_write(path) as partial:
+        partial.write_text(text)
 
 
 def build_parser():

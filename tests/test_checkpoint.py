@@ -1,5 +1,6 @@
 """Tests of checkpoints: they are written completely or not at all, and damaged or malicious ones are refused."""
 
+import argparse
 import concurrent.futures
 import os
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 import torch
 from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, SMALL_VIT_CONFIG, checkpoint_contents
 
+import train
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.schema import FLAGS
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import MACHINE, atomic_write, make_folder
 
@@ -176,6 +179,8 @@ def write_torchscript(path):
         (saves_config(model="vit", embed_dim=99_999, num_heads=1), "do not fit"),
         (saves_config(model="vit", embed_dim=10_000_000, num_heads=1), "model_config.embed_dim"),
         (saves_config(model="vit", depth=10**7), "model_config.depth is not a whole number from 1 to 1,000"),
+        (saves_config(model="vit", depth=0), "model_config.depth is not a whole number from 1 to 1,000"),
+        (saves_config(model="vit", mlp_ratio=0), "without hidden units"),
         (saves_config(model="vit", num_heads=2.0), "model_config.num_heads"),
         (saves_config(model="vit", class_token=2), "model_config.class_token is not True or False"),
         (saves_config(model="vit", class_token=False), "needs a class token"),
@@ -215,6 +220,16 @@ def test_invalid_checkpoints_are_refused_with_a_reason(write, reason, tmp_path, 
     with pytest.raises(UserError, match=reason):
         checkpoint.load_network(tmp_path, "cpu")
     assert not (tmp_path / "attacked").exists()
+
+
+def test_the_largest_values_of_all_flags_are_valid_in_a_checkpoint():
+    flags = {action.dest: action for action in train.build_parser()._actions}
+    for flag, kind in FLAGS.items():
+        largest = getattr(getattr(kind, "item", kind), "high", None)
+        if largest is not None and flag != "warmup_epochs":
+            assert flags[flag].type(str(largest)) == largest
+            with pytest.raises(argparse.ArgumentTypeError):
+                flags[flag].type(str(largest + 1))
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

@@ -281,6 +281,8 @@ def test_a_damaged_record_loses_only_its_own_contents(file, content, warning, co
         ("metrics.csv", "epoch,test_accuracy\n1,2.0\n"),
         ("metrics.csv", None),
         ("config.json", None),
+        ("metrics.csv", "epoch\n1\n1\n"),
+        ("metrics.csv", "epoch,val_loss\n1,1.7e308\n"),
         ("config.json", "[" * 10**5),
         ("config.json", '{"flags": {}, "train_images": 100}'),
         ("config.json", '{"flags": {}, "train_images": 1%s}' % ("0" * 400)),

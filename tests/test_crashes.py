@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 
@@ -179,6 +180,24 @@ def test_a_run_that_is_killed_at_any_change_of_a_save_ends_with_equal_weights(ch
 
 def test_a_run_whose_disk_is_full_at_any_change_of_a_save_can_be_resumed(changes, tmp_path, whole, capsys):
     check_full_disks(second_save(changes), tmp_path, whole, capsys)
+
+
+def test_a_run_that_is_replaced_is_kept_until_the_new_one_can_be_resumed(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "count")
+    flags = "--overwrite --seed 7 --save_minutes 1000 --save_every 3"
+    with FAULTS.inject(tmp_path / "count"):
+        train_new(tmp_path / "count", "run", flags)
+    for number in range(1, [name for _, name in FAULTS.changes].index("previous.pt") + 2):
+        place = tmp_path / str(number)
+        shutil.copytree(whole, place)
+        with pytest.raises(Killed), FAULTS.inject(place, kill, number):
+            train_new(place, "run", flags)
+        last = checkpoint.load(place / "model" / "run", "last.pt")
+        if last["recipe"]["seed"] == 0:
+            assert_equal_weights(load_weights(whole, "run"), load_weights(place, "run"))
+        else:
+            resume(place)
+            assert checkpoint.load(place / "model" / "run")["recipe"]["seed"] == 7
 
 
 @pytest.mark.soak

@@ -390,7 +390,7 @@ def test_images_that_need_more_memory_than_the_machine_has_are_refused(name, tmp
     save_cifar100(tmp_path, monkeypatch)
     save_class_folders(tmp_path)
     monkeypatch.setattr(dataset, "physical_memory", lambda: 10**9)
-    with pytest.raises(UserError, match="but this machine has 1.0 GB; use smaller images"):
+    with pytest.raises(UserError, match=r"but this machine has 1\.0 GB; use smaller images"):
         dataset.load(name, tmp_path, image_size=10_000)
 
 

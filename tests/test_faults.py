@@ -467,6 +467,15 @@ def test_a_run_is_not_resumed_into_the_record_of_another_run(runs, foreign, caps
     assert read_files(foreign) == files
 
 
+def test_a_resume_from_previous_pt_keeps_it_if_last_pt_is_damaged(tmp_path):
+    run_training(tmp_path, f"--run_name run --epochs 2 {SMALL_VIT} --num_train_images 100 --num_test_images 50")
+    folder = tmp_path / "model" / "run"
+    resume(tmp_path, "--epochs", "3")
+    damage(folder / "last.pt")
+    train.main(["--resume", str(folder / "previous.pt"), "--epochs", "4"])
+    assert [checkpoint.load(folder, name)["epoch"] for name in ("previous.pt", "last.pt")] in ([2, 4], [3, 4])
+
+
 def test_a_run_finds_its_own_folders_wherever_they_are(tmp_path, monkeypatch):
     folders = [f"--{name}_path={tmp_path / name / 'far'}" for name in ("model", "output", "data")]
     flags = f"--dataset shapes --run_name run --epochs 1 --device cpu --num_train_images 100 {SMALL_VIT}"
@@ -516,7 +525,7 @@ INVALID_STATES = [
     (set_to("seconds", [1.0, 10**400]), r"training.seconds[1]"),
     (set_to("rows", []), "training.rows"),
     (set_to("rows", [{"a": 1}, {"b": 2}]), "training.rows[0]"),
-    (set_to("rows", 0, "val_loss", 10**400), "training.rows[0].val_loss is not a finite number;"),
+    (set_to("rows", 0, "val_loss", 10**400), "training.rows[0].val_loss is not a finite number"),
     (set_to("best", {"val_accuracy": "high"}), "training.best"),
     (set_to("schedule", "scale", "high"), "training.schedule.scale"),
     (set_to("schedule", "best_loss", 10**400), "training.schedule.best_loss"),

@@ -121,9 +121,9 @@ def load_full_test(folder, network, checkpoint_path, test=None):
         LOGITS.check(saved)
     except (UserError, ValueError):  # if anything is wrong with the file of an earlier test, the test is run again
         return None
-    logits, labels = saved["logits"].float(), saved["labels"]
+    logits, labels = saved["logits"], saved["labels"]
     classes = len(network.classes)
-    has_labels = labels.dtype == torch.int64 and labels.ndim == 1 and len(labels) > 0
+    has_labels = (logits.dtype, labels.dtype) == (torch.float32, torch.int64) and labels.ndim == 1 and len(labels) > 0
     fits = has_labels and logits.shape == (len(labels), classes) and 0 <= labels.min() <= labels.max() < classes
     is_same = saved["checkpoint_sha256"] == hash_checkpoint(checkpoint_path)
     if test and is_same:

@@ -24,6 +24,8 @@ LAYER_LEGEND = (
 BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "centre": "center (baseline)"}
 FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred"}  # as in explain/faithfulness.py
 
+MOST_HEADS = 40  # more would be too small to see
+
 
 def attention_frames(image, maps, heads, probabilities, classes, caption):
     """Draw how a ViT processes one image, one frame per layer.
@@ -31,7 +33,7 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
     Args:
         image: uint8 (H, W, 3), as the network sees it.
         maps: "attention", "rollout" and "gradient rollout", (depth, grid, grid) each.
-        heads: (depth, heads, grid, grid), the attention of every head.
+        heads: (depth, heads, grid, grid), the attention of every head; the first `MOST_HEADS` are drawn.
         probabilities: (C,), in [0, 1].
         classes: the names of the C classes.
         caption: the line above the panels.
@@ -39,6 +41,7 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
     Returns:
         uint8 (depth, height, 960, 3).
     """
+    heads = heads[:, :MOST_HEADS]
     depth, num_heads = heads.shape[:2]
     side = min(104, 936 // num_heads - 8)
     canvas = Canvas(height=326 + side)

@@ -59,7 +59,7 @@ def load_last(path):
         raise UserError(f"{path.parent} has no {LAST}, so it cannot be resumed; use its {BEST} with test.py")
     try:
         checkpoint = load(path)
-        checkpoint["is_older"] = False
+        checkpoint["is_older"] = path.name == PREVIOUS
     except UserError as error:
         if path.name != LAST or not previous.exists():
             raise
@@ -110,6 +110,9 @@ def check_counts(checkpoint):
         epochs = [row["epoch"] for row in checkpoint["training"]["rows"]]
         if epochs != list(range(1, checkpoint["epoch"] + 1)):
             raise Invalid("training.rows", "a list of one row per epoch")
+        rows = [*checkpoint["training"]["rows"], checkpoint["training"]["best"], checkpoint["metrics"]]
+        if len({row["val_accuracy"] is None for row in rows if row}) > 1:
+            raise Invalid("val_accuracy", "None in either all rows or none")
 
 
 def check_weights(path, checkpoint):

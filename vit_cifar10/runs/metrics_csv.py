@@ -1,7 +1,9 @@
 """metrics.csv: one line of numbers per epoch."""
 
 import csv
+import itertools
 
+from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write, read_text
 
@@ -22,13 +24,17 @@ def read_metrics(path):
     Raises:
         OSError, ValueError: the file cannot be read.
     """
-    text = read_text(path)
+    text = read_text(path, longest=300 * limits.LARGEST_EPOCHS)
     lines = text.splitlines()
+    if len(lines) > 1 + limits.LARGEST_EPOCHS:
+        raise ValueError("it has too many lines")
     is_cut = bool(lines) and not text.endswith("\n")
     try:
         rows = list(csv.DictReader(lines[:-1] if is_cut else lines))
         epochs = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
         epochs = [{**metrics, "epoch": int(metrics["epoch"])} for metrics in epochs]
+        if any(later["epoch"] <= earlier["epoch"] for earlier, later in itertools.pairwise(epochs)):
+            raise ValueError("its epochs are not in order")
     except (csv.Error, KeyError, TypeError, OverflowError) as error:
         raise ValueError("it is not a table of metrics") from error
     return epochs, is_cut

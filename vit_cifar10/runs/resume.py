@@ -43,8 +43,7 @@ def resume_flags(parser, args, argv):
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
-    is_last = not resumed["is_older"] and path.name != checkpoint.PREVIOUS
-    if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and not is_last):
+    if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and resumed["is_older"]):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
     return args, run, resumed
 
@@ -93,5 +92,5 @@ def find_home(folder, model_path):
     home = folder.parent
     for _ in Path(model_path).parts:
         home = home.parent
-    is_home = (home / model_path / folder.name).resolve() == folder
+    is_home = os.path.realpath(home / model_path / folder.name) == str(folder)
     return home if is_home and home != Path.cwd() else Path()

@@ -96,7 +96,7 @@ class Run:
             OSError, ValueError: the file cannot be read, or its entries are of wrong types.
         """
         try:
-            config = json.loads(read_text(self.config_path))
+            config = json.loads(read_text(self.config_path, longest=1_000_000))
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
         CONFIG.check(config)

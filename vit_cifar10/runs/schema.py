@@ -8,6 +8,7 @@ test_logits.pt. All of these files may come from strangers, so they are checked 
 
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable, Set
 from typing import Any
@@ -57,8 +58,17 @@ class Text:
     def check(self, value, name=""):
         if not isinstance(value, str) or (self.choices and value not in self.choices):
             raise Invalid(name, f"one of {', '.join(self.choices)}" if self.choices else "text")
-        if len(value) > self.longest or not (self.is_path or value.isprintable()):
+        is_safe = is_file_name(value) if self.is_path else value.isprintable()
+        if len(value) > self.longest or not is_safe:
             raise Invalid(name, f"printable text of at most {self.longest} characters")
+
+
+def is_file_name(text):
+    """Whether the system accepts the characters of a path."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 class Switch:
@@ -99,6 +109,13 @@ class Scalar:
         if value is not None and not isinstance(value, bool):
             kind = Text(longest=5_000, is_path=True) if isinstance(value, str) else Number()
             kind.check(value, name)
+
+
+class Plain:
+    """The value of a flag, or a dict of such values."""
+
+    def check(self, value, name=""):
+        (DictOf(Scalar()) if isinstance(value, dict) else Scalar()).check(value, name)
 
 
 class Unused:
@@ -227,7 +244,7 @@ CNN = Record(
 
 def metrics_kind(column):
     """The kind of a column of metrics.csv."""
-    kind = FRACTION if column.endswith("accuracy") else Number() if column.endswith("loss") else NON_NEGATIVE
+    kind = FRACTION if column.endswith("accuracy") else Number(-1, 1e30) if column.endswith("loss") else NON_NEGATIVE
     return OrNone(kind) if column in MAY_BE_NONE else kind
 
 
@@ -246,7 +263,9 @@ FLAGS = {
 }
 RECIPE = Record(FLAGS, optional=FLAGS.keys(), others=Scalar())
 RECORDED_FLAGS = Record(FLAGS, optional=FLAGS.keys() - {"epochs"}, others=Scalar())
-CONFIG = Record({"flags": RECORDED_FLAGS, "train_images": whole(1)}, others=Unused())
+CONFIG = Record(
+    {"flags": RECORDED_FLAGS, "train_images": whole(1), "started": Text()}, optional={"started"}, others=Plain()
+)
 
 OPTIMIZER = Record({"state": DictOf(DictOf(Tensor()), key=whole(0)), "param_groups": Unused()})
 OPTIMIZERS = Record({"together": ListOf(OPTIMIZER, shortest=2, longest=2)})

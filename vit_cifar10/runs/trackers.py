@@ -32,6 +32,8 @@ def open_tracker(name, run_name, folder, config, first_epoch):
     """
     if name == "none":
         return Tracker()
+    if (folder / name).is_symlink():  # a stranger's run could contain one
+        raise UserError(f"{folder / name} is a link; remove it, or leave out --log")
     return {"tensorboard": TensorBoard, "wandb": WandB}[name](run_name, folder, config, first_epoch)
 
 
@@ -98,7 +100,7 @@ class WandB(Tracker):
     def __init__(self, run_name, folder, config, first_epoch):
         import wandb
 
-        started = re.sub(r"\D", "", config["started"])
+        started = re.sub(r"\D", "", config.get("started", ""))
         try:
             self.run = wandb.init(
                 project="vit-cifar10",

@@ -4,6 +4,7 @@ Nothing in a file is executed, no tensor is larger than its data in the file, an
 runs/schema.py checks the values.
 """
 
+import os
 import pickle
 import pickletools
 import zipfile
@@ -17,7 +18,9 @@ GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")  # pickle opcodes
 LARGEST_PICKLE = 30_000_000  # bytes without the tensors; a run of 1,000 epochs needs 200,000
-MOST_OPERATIONS = 4_000_000  # pickle operations; this bounds time and memory. A run of 1,000 epochs needs 30,000
+LARGEST_DIRECTORY = 10_000_000  # bytes of the archive's list of entries; a tensor needs about 70
+MOST_TENSORS = 100_000
+MOST_OPERATIONS = 1_600_000  # pickle operations; this bounds time and memory. A run of 1,000 epochs needs 30,000
 
 
 def load_untrusted(path):
@@ -26,6 +29,8 @@ def load_untrusted(path):
     Raises:
         UserError: the file is damaged, or contains anything but tensors and plain values.
     """
+    if not path.is_file():  # reading from a pipe could wait forever
+        raise UserError(f"{path} is not a file")
     check_archive(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
@@ -40,6 +45,11 @@ def load_untrusted(path):
 def check_archive(path):
     """Raise `UserError` unless a file is a complete archive as PyTorch writes it, uncompressed."""
     try:
+        with open(path, "rb") as file:
+            file.seek(-min(22, path.stat().st_size), os.SEEK_END)
+            end = file.read()
+        if end.startswith(b"PK\5\6") and int.from_bytes(end[12:16], "little") > LARGEST_DIRECTORY:
+            raise UserError(f"{path} is refused: it contains more entries than any run")
         with zipfile.ZipFile(path) as archive:
             if not is_plain_archive(path, archive):
                 raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
@@ -86,11 +96,13 @@ def check_pickle(path, archive):
     pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
     if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
         raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
+    tensors = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(archive.read(pickles[0]))):
         is_allowed = operation.name not in CALLS or (operation.name == "GLOBAL" and argument in GLOBALS)
         if not is_allowed:
             raise UserError(f"{path} is refused: it contains {argument or operation.name}, not only weights and values")
-        if count == MOST_OPERATIONS:
+        tensors += operation.name == "BINPERSID"
+        if count > MOST_OPERATIONS or tensors > MOST_TENSORS:
             raise UserError(f"{path} is refused: it contains more values than any run")
 
 

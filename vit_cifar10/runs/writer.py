@@ -19,7 +19,7 @@ import torchvision
 from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
-from vit_cifar10.runs.run import FAITHFULNESS_FILES, LENGTH_FLAGS, TEST_FILES, TRAINING_FILES, Run
+from vit_cifar10.runs.run import FAITHFULNESS_FILES, LENGTH_FLAGS, TEST_FILES, TRAINING_FILES, Run, is_same_run
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import (
@@ -162,7 +162,7 @@ class RunWriter(Run):
     def _has_own_config(self):
         """Whether config.json is this run's. Some network file systems show one folder as if it were another."""
         try:
-            return json.loads(read_text(self.config_path)) == json.loads(json.dumps(self.config))
+            return json.loads(read_text(self.config_path, longest=1_000_000)) == json.loads(json.dumps(self.config))
         except (OSError, ValueError, RecursionError):
             return False
 
@@ -211,14 +211,16 @@ class RunWriter(Run):
         self.epochs, self.best = resumed["training"]["rows"], resumed["training"]["best"]
         if self.best:
             try:
-                kept = checkpoint.load(self.checkpoint_path)["metrics"]
+                kept = checkpoint.load(self.checkpoint_path)
+                if not is_same_run(kept["recipe"], resumed["recipe"]):
+                    raise UserError(f"{self.checkpoint_path} belongs to another run")
             except UserError as error:
                 self.best = None
                 replacement = "the last epoch" if is_complete else "the best epoch from now on"
                 print(one_line(f"warning: {error}; {replacement} replaces it"), file=sys.stderr)
             else:
-                if kept:
-                    self.best = max(self.best, kept, key=lambda metrics: metrics["val_accuracy"] or 0)
+                newer = kept["metrics"] or self.best
+                self.best = max(self.best, newer, key=lambda metrics: metrics["val_accuracy"] or 0)
         write_metrics(self.metrics_path, self.epochs)
 
     def finish(self, trainer):
@@ -233,19 +235,19 @@ class RunWriter(Run):
     def log_epoch(self, trainer, metrics, is_last):
         """Append an epoch to metrics.csv, keep the weights if they are the best, and save the rest when it is due."""
         self.hold_folders()
-        self.remove_replaced()
+        is_first, is_replacing = not self.epochs, self.mode == "replace"
         self.epochs.append(metrics)
-        if len(self.epochs) == 1:
+        if is_first and not is_replacing:
             write_metrics(self.metrics_path, self.epochs)
-        else:
+        elif not is_first:
             append_metrics(self.metrics_path, metrics)
         accuracy = metrics["val_accuracy"]
         if accuracy is None or self.best is None or accuracy > self.best["val_accuracy"]:
             self.best, self.best_state = metrics, trainer.inference_state(metrics)
         self.tracker.log(metrics)
         is_due = is_last or self.is_save_due() or (self.save_every and metrics["epoch"] % self.save_every == 0)
-        if is_due or not self.save_every:
-            self.save_throttled(trainer, now=is_due)
+        if is_due or is_replacing or not self.save_every:
+            self.save_throttled(trainer, now=is_due or is_replacing)
         self.draw_throttled(now=is_last)
 
     def is_save_due(self):
@@ -261,10 +263,15 @@ class RunWriter(Run):
         self.hold_folders()
         if self.epochs and self.best is None:  # best.pt is lost
             self.best, self.best_state = self.epochs[-1], state
-        self.remove_replaced()
-        self.write_best()
         training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
-        checkpoint.save(self.last_path, {**state, "training": training}, previous)
+        if self.mode == "replace":  # the new last.pt first: at no time is there nothing to resume
+            self._save_config()
+            checkpoint.save(self.last_path, {**state, "training": training})
+            self.write_best()
+            self._remove_replaced()
+        else:
+            self.write_best()
+            checkpoint.save(self.last_path, {**state, "training": training}, previous)
         self._write_history()
         self.saved_at = time.monotonic()
 
@@ -284,14 +291,15 @@ class RunWriter(Run):
         except UserError as error:
             print(one_line(f"warning: {error}"), file=sys.stderr)
 
-    def remove_replaced(self):
-        """Remove the files of the replaced run, now that there is something to keep."""
-        if self.mode == "replace":
-            for folder in self.folders:
-                for file in (*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES):
+    def _remove_replaced(self):
+        """Remove the files that are left of the replaced run, now that the new one has been saved."""
+        kept = {self.last_path, self.config_path} | ({self.checkpoint_path} if self.best else set())
+        for folder in self.folders:
+            for file in (*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES):
+                if folder / file not in kept:
                     (folder / file).unlink(missing_ok=True)
-            self.mode = "new"
-            self._save_config()
+        write_metrics(self.metrics_path, self.epochs)
+        self.mode = "new"
 
     def _remove_tracking(self):
         for folder in TRACKING_FOLDERS:

@@ -72,6 +72,10 @@ class CombinedOptimizer:
     def param_groups(self):
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    @property
+    def state(self):
+        return {weight: state for optimizer in self.optimizers for weight, state in optimizer.state.items()}
+
     def step(self):
         for optimizer in self.optimizers:
             optimizer.step()

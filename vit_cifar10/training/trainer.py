@@ -318,7 +318,14 @@ class Trainer:
         }
 
     def training_state(self):
-        """What an exact resume needs in addition to `inference_state`. Within an epoch, call `rebalance_sums` first."""
+        """What an exact resume needs in addition to `inference_state`. Within an epoch, call `rebalance_sums` first.
+
+        Raises:
+            UserError: the state is not finite.
+        """
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        if not all(value.isfinite().all() for value in [self.sums, *moments]):
+            self.check_loss(math.nan)
         return {
             "step": self.step,
             "sums": self.sums * self.job.size,

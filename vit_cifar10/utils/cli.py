@@ -86,7 +86,7 @@ def _drop_unwritable_output():
 def _print_error(main, error):
     script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
     with contextlib.suppress(OSError):  # nobody reads standard error anymore
-        print(f"{script}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{script}: error: {one_line(error)[:2_000]}", file=sys.stderr)
 
 
 def is_rank0():

@@ -98,7 +98,8 @@ def remove_partial(folder, names):
     """Remove all temporary files of files with these names. Only the process that holds the folder may do this."""
     for name in names:
         for file in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
-            file.unlink(missing_ok=True)
+            if file.is_file():
+                file.unlink(missing_ok=True)
 
 
 def save_tensors(path, value, previous=None):
@@ -139,14 +140,16 @@ def is_inside(path, folder):
     return any(is_same_path(place, folder) for place in (real, *real.parents))
 
 
-def read_text(path):
-    """The text in a file.
+def read_text(path, longest):
+    """The text in a file of at most `longest` bytes.
 
     Raises:
-        OSError: there is no such file, or it is not a regular file. Reading from a pipe could wait forever.
+        OSError: there is no such file, it is too long, or it is not a regular file. Reading from a pipe could wait
+            forever.
+        ValueError: it is not text.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if path.exists() and not (path.is_file() and path.stat().st_size <= longest):
+        raise OSError(errno.EINVAL, "not a regular file, or too long", str(path))
     return path.read_text()
 
 
