@@ -33,7 +33,6 @@ from vit_cifar10.evaluation.full_test import load_test_images, run_full_test, wr
 from vit_cifar10.explain import explorer, faithfulness
 from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
 from vit_cifar10.plots import explanations, gif
-from vit_cifar10.plots.style import shorten
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, find_run, last_trained_run, record_in
 from vit_cifar10.utils.cli import (
@@ -48,7 +47,7 @@ from vit_cifar10.utils.cli import (
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import atomic_write, check_outputs, make_folder
-from vit_cifar10.utils.text import printable
+from vit_cifar10.utils.text import printable, shorten
 
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, run_training
+from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, one_thread, run_training
 
 from vit_cifar10.data import dataset
 from vit_cifar10.plots import gif
@@ -54,10 +54,8 @@ def quick(monkeypatch):
     """Draw the images of the shapes only once and no curves, and use one thread, so that tiny runs take 0.1 s."""
     monkeypatch.setattr(dataset, "draw_shapes", DRAW_SHAPES)
     monkeypatch.setattr(writer, "save_curves", lambda epochs, path, name: save_tensors(path, {}))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from helpers import (
     assert_equal_weights,
     exits_with,
     load_weights,
+    one_thread,
     read_metrics,
     signals_in_step,
     training_flags,
@@ -120,7 +121,8 @@ def check_equal(folder, whole):
 def whole(tmp_path_factory):
     """The folder of a run without faults."""
     folder = tmp_path_factory.mktemp("whole")
-    train_new(folder, "run")
+    with one_thread():
+        train_new(folder, "run")
     return folder
 
 

@@ -23,6 +23,7 @@ from helpers import (
     exits_with,
     has_saved,
     load_weights,
+    one_thread,
     read_metrics,
     run_training,
     training_flags,
@@ -84,7 +85,8 @@ def kill_and_resume(folder, flags, kills, seed):
 
 def check_kills(tmp_path, flags, kills, seed):
     """Check that a run that is killed ends like one that is not. Returns the kills in the middle of a write."""
-    run_training(tmp_path, f"--run_name whole {flags}")
+    with one_thread():
+        run_training(tmp_path, f"--run_name whole {flags}")
     torn = kill_and_resume(tmp_path, flags, kills, seed)
     for name in ("best.pt", "last.pt"):
         assert_equal_weights(load_weights(tmp_path, "whole", name), load_weights(tmp_path, "run", name))
@@ -101,22 +103,11 @@ def resume(folder, *flags):
     train.main(["--resume", str(folder / "model" / "run"), *flags])
 
 
-@pytest.fixture
-def one_thread():
-    """Use one thread, as the background processes do: the number of threads changes how sums are rounded."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_8_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
     check_kills(tmp_path, LONG, kills=8, seed=0)
 
 
 @pytest.mark.soak
-@pytest.mark.usefixtures("one_thread")
 def test_soak_of_200_kills(tmp_path, capsys):
     torn = check_kills(tmp_path, f"{LONG} --epochs 90", kills=200, seed=1)
     with capsys.disabled():

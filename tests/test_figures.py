@@ -12,7 +12,8 @@ from matplotlib.text import Text
 from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
-from vit_cifar10.plots.style import save_figure, shorten
+from vit_cifar10.plots.style import save_figure
+from vit_cifar10.utils.text import shorten
 
 RUNS = [f"vit-layer6-32-cifar10-20261120-1830{index:02}-with-more" for index in range(12)]
 RUNS[1] = "run \x1b[2J\udcff"  # a folder's name may hold any bytes

@@ -111,16 +111,20 @@ class FakeTrainer:
         return {}
 
 
+def epoch_metrics(epoch, val_accuracy, test_accuracy):
+    """A row of metrics.csv."""
+    losses = {"train_loss": 1.0, "val_loss": 1.0, "test_loss": 1.0}
+    accuracies = {"train_accuracy": 0.5, "val_accuracy": val_accuracy, "test_accuracy": test_accuracy}
+    speed = {"images_per_second": 1.0, "train_seconds": 1.0, "gpu_memory_gb": None, "seconds": 1.0}
+    return {"epoch": epoch, "learning_rate": 1.0, **losses, **accuracies, **speed}
+
+
 def test_validation_images_choose_the_best_epoch_and_test_images_never_do(tmp_path):
     run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
     run.begin()
     accuracies = [(0.3, 0.9), (0.6, 0.1), (0.5, 0.95)]  # validation and test accuracy contradict each other
-    speed = {"images_per_second": 1.0, "train_seconds": 1.0, "gpu_memory_gb": None, "seconds": 1.0}
     for epoch, (val, test) in enumerate(accuracies, start=1):
-        losses = {"train_loss": 1.0, "val_loss": 1.0, "test_loss": 1.0}
-        metrics = {"epoch": epoch, "learning_rate": 1.0, "train_accuracy": 0.5, **losses, **speed}
-        metrics |= {"val_accuracy": val, "test_accuracy": test}
-        run.log_epoch(FakeTrainer(), metrics, is_last=epoch == len(accuracies))
+        run.log_epoch(FakeTrainer(), epoch_metrics(epoch, val, test), is_last=epoch == len(accuracies))
     assert checkpoint.load(tmp_path / "model")["epoch"] == 2
     assert torch.load(tmp_path / "model" / "last.pt", weights_only=True)["epoch"] == 3
     assert run.best["epoch"] == 2
@@ -178,8 +182,10 @@ def test_replacing_a_run_leaves_nothing_of_the_old_one(tmp_path):
     before = set(tmp_path.rglob("*"))
     run.begin()
     assert set(tmp_path.rglob("*")) == before  # the old files stay until there are new ones
-    run.remove_replaced()
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt", "config.json"}
+    run.log_epoch(FakeTrainer(), epoch_metrics(1, 0.5, 0.5), is_last=False)
+    written = {"config.json", "metrics.csv", "history.pt", "best.pt", "last.pt"}
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"mine.txt", *written}
+    assert checkpoint.load(tmp_path / "model")["epoch"] == 1
 
 
 def test_a_run_cannot_be_resumed_on_other_images(splits):

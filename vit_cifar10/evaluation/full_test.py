@@ -19,11 +19,11 @@ from tqdm import tqdm
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
-from vit_cifar10.plots.style import shorten
 from vit_cifar10.runs.schema import LOGITS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write, save_tensors
+from vit_cifar10.utils.text import shorten
 
 MISTAKES = 25
 

@@ -14,8 +14,8 @@ from vit_cifar10.plots.style import (
     line_styles,
     save_figure,
     set_title,
-    shorten,
 )
+from vit_cifar10.utils.text import shorten
 
 
 def save_confusion_matrix(matrix, classes, path, title=""):

@@ -25,15 +25,6 @@ COLORMAP = "viridis"
 PERCENT = PowerNorm(0.5, vmin=0, vmax=100)  # a square root, so that small percentages remain distinguishable
 
 
-def shorten(name, longest=40):
-    """Shorten a name to at most `longest` characters plus an ellipsis, which replaces the middle of longer names.
-
-    Characters that cannot be drawn are replaced.
-    """
-    name = printable(name)
-    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-(longest // 2) :]}"
-
-
 def set_title(figure, title):
     """Set the title of a whole figure, wrapped to the figure's width."""
     figure.suptitle(textwrap.fill(printable(title), int(9 * figure.get_figwidth())))

@@ -16,7 +16,7 @@ import torch
 
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import LocalError, UserError
-from vit_cifar10.utils.text import one_line
+from vit_cifar10.utils.text import one_line, shorten
 
 
 def command(main):
@@ -86,7 +86,7 @@ def _drop_unwritable_output():
 def _print_error(main, error):
     script = main.__globals__["__file__"].replace("\\", "/").rsplit("/", 1)[-1]
     with contextlib.suppress(OSError):  # nobody reads standard error anymore
-        print(f"{script}: error: {one_line(error)[:2_000]}", file=sys.stderr)
+        print(f"{script}: error: {shorten(one_line(error), longest=1_000)}", file=sys.stderr)
 
 
 def is_rank0():

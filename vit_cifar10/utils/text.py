@@ -9,3 +9,12 @@ def printable(text):
 def one_line(message):
     """A message, such as an exception, as one line that is safe to print."""
     return printable(" ".join(str(message).split()))
+
+
+def shorten(text, longest=40):
+    """Shorten text to at most `longest` characters plus an ellipsis, which replaces the middle of longer text.
+
+    Characters that cannot be printed are replaced.
+    """
+    text = printable(text)
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2) :]}"
