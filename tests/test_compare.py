@@ -312,6 +312,10 @@ def test_logits_of_another_network_are_not_used(copied):
         with memory_within(400_000_000):
             assert run_compare(copied, ["cnn"])[1] == ""
         torch.testing.assert_close(torch.load(file, weights_only=True)["logits"], saved["logits"])
+    file.unlink()
+    os.mkfifo(file)  # reading from it would wait forever
+    run = comparison.load_trained_run("cnn", copied / "model", copied / "output", torch.device("cpu"))
+    assert full_test.load_full_test(file.parent, run.network, run.checkpoint_path) is None
 
 
 def test_the_record_of_another_run_with_the_same_name_is_not_used(copied):

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
-from vit_cifar10.plots.explanations import save_disagreements
+from vit_cifar10.plots.explanations import attention_frames, save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import save_figure
 from vit_cifar10.utils.text import shorten
@@ -108,3 +108,12 @@ def test_pictures_of_a_comparison(runs, drawn):
     shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * min(runs, 4)
     panels = [(f"{'a' * 30} is right, {'b' * 30} is wrong", shown)] * 2
     assert_legible(drawn(save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))
+
+
+def test_a_network_with_more_heads_than_fit_is_drawn():
+    random = np.random.RandomState(0)
+    maps = {name: random.rand(1, 4, 4) for name in ("attention", "rollout", "gradient rollout")}
+    image, heads = np.zeros((32, 32, 3), dtype=np.uint8), random.rand(1, 200, 4, 4)
+    frames = attention_frames(image, maps, heads, np.array([0.9, 0.1]), ["a", "b"], "caption")
+    assert frames.shape[0] == 1
+    assert frames.shape[2] == 960

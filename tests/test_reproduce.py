@@ -1,10 +1,15 @@
 """The recipes run, and all tables of results agree with results.csv."""
 
+import json
+import os
 import re
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import training_flags, wait_for
 
 import reproduce
 import train
@@ -139,3 +144,38 @@ def test_the_weights_of_a_better_recipe_are_not_replaced():
     assert reproduce.shipped_name("vit-laptop", [result("deit-ti")]) is None
     assert reproduce.shipped_name("deit-ti", [result("vit-laptop")]) == "vit-layer12-32-cifar10"
     assert reproduce.shipped_name("vit-fast", []) is None
+
+
+def test_a_stop_signal_goes_to_the_training_which_may_save(tmp_path, monkeypatch):
+    script = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    pathlib.Path("saved").touch()
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+    (tmp_path / "train.py").write_text(script)
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def stop():
+        wait_for((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert reproduce.train_and_wait([]) == 143
+    stopper.join()
+    assert (tmp_path / "saved").exists()
+
+
+def test_only_a_run_with_the_same_flags_and_commit_is_resumed(runs):
+    folders = runs / "model" / "cnn", runs / "output" / "cnn"
+    flags = training_flags(runs, "--num_train_images 600 --run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
+    commit = json.loads((folders[1] / "config.json").read_text())["git_commit"]
+    assert reproduce.is_begun(flags, commit, *folders)
+    assert not reproduce.is_begun(flags, "another commit", *folders)
+    assert not reproduce.is_begun([*flags, "--seed", "1"], commit, *folders)
+    assert not reproduce.is_begun(flags, commit, runs / "model" / "none", runs / "output" / "none")
