@@ -6,7 +6,8 @@
     python benchmarks/reproduce.py cnn-12ep --try                   # one epoch on few images; records no result
     python benchmarks/reproduce.py --tables                         # only generate the tables again
 
-Each run is `python train.py @recipes/NAME.txt --seed SEED`, as a user would start it. Three things are generated from
+Each run is `python train.py @recipes/NAME.txt --seed SEED`, as a user would start it. If it is interrupted, the same
+command resumes it, as long as the recipe and the commit are the same. Three things are generated from
 results.csv: the tables in docs/results.md, the short table in README.md, and the `# measured` lines of the recipes. A
 test checks that they match results.csv.
 """
