@@ -2,9 +2,11 @@
 
 import argparse
 import concurrent.futures
+import itertools
 import os
 import subprocess
 import sys
+import threading
 import warnings
 import zipfile
 
@@ -230,6 +232,24 @@ def test_the_largest_values_of_all_flags_are_valid_in_a_checkpoint():
             assert flags[flag].type(str(largest)) == largest
             with pytest.raises(argparse.ArgumentTypeError):
                 flags[flag].type(str(largest + 1))
+
+
+def test_a_checkpoint_can_be_read_while_it_is_replaced(tmp_path):
+    path, stop = tmp_path / "best.pt", threading.Event()
+    contents = [checkpoint_contents(), checkpoint_contents(classes=["a much longer name than before"] * 3)]
+    checkpoint.save(path, contents[0])
+
+    def replace():
+        for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.count()):
+            checkpoint.save(path, contents[number % 2])
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        threads.submit(replace)
+        try:
+            for _ in range(30):
+                checkpoint.load(path)
+        finally:
+            stop.set()
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

@@ -31,9 +31,13 @@ def load_untrusted(path):
     """
     if not path.is_file():  # reading from a pipe could wait forever
         raise UserError(f"{path} is not a file")
-    check_archive(path)
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # opened once: the file that is checked is the one that is loaded
+            check_archive(path, file)
+            file.seek(0)
+            value = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is damaged, or contains more than weights and plain values") from error
     except Exception as error:  # a damaged file fails in many ways
@@ -42,35 +46,30 @@ def load_untrusted(path):
     return value
 
 
-def check_archive(path):
-    """Raise `UserError` unless a file is a complete archive as PyTorch writes it, uncompressed."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(-min(22, path.stat().st_size), os.SEEK_END)
-            end = file.read()
-        if end.startswith(b"PK\5\6") and int.from_bytes(end[12:16], "little") > LARGEST_DIRECTORY:
-            raise UserError(f"{path} is refused: it contains more entries than any run")
-        with zipfile.ZipFile(path) as archive:
-            if not is_plain_archive(path, archive):
-                raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
-            damaged = archive.testzip()
-            if not damaged:
-                check_pickle(path, archive)
-    except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
-    if damaged:
-        raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
+def check_archive(path, file):
+    """Raise `UserError` unless an open file is a complete archive as PyTorch writes it, uncompressed."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(-min(22, size), os.SEEK_END)
+    end = file.read()
+    if end.startswith(b"PK\5\6") and int.from_bytes(end[12:16], "little") > LARGEST_DIRECTORY:
+        raise UserError(f"{path} is refused: it contains more entries than any run")
+    with zipfile.ZipFile(file) as archive:
+        if not is_plain_archive(archive, file, size):
+            raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
+        damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
+        check_pickle(path, archive)
 
 
-def is_plain_archive(path, archive):
-    """Whether all readers see the same entries in an archive, and unpacking does not make it larger."""
+def is_plain_archive(archive, file, size):
+    """Whether all readers see the same entries in an archive, and unpacking does not make it larger than `size`."""
     entries = archive.infolist()
     names = [entry.filename.lower() for entry in entries]  # PyTorch ignores case
-    with open(path, "rb") as file:
-        file.seek(archive.start_dir)
-        has_one_directory = is_found_by_all_readers(archive.start_dir, file.read())
+    file.seek(archive.start_dir)
+    has_one_directory = is_found_by_all_readers(archive.start_dir, file.read())
     is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    is_no_larger = sum(entry.file_size for entry in entries) <= path.stat().st_size
+    is_no_larger = sum(entry.file_size for entry in entries) <= size
     return has_one_directory and is_stored and is_no_larger and len(set(names)) == len(names)
 
 
