@@ -43,13 +43,7 @@ from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy
 from vit_cifar10.runs.run import TEST_FILES
-from vit_cifar10.utils.cli import (
-    POSITIVE_INT,
-    WORKERS,
-    ArgumentParser,
-    command,
-    not_empty,
-)
+from vit_cifar10.utils.cli import POSITIVE_INT, WORKERS, ArgumentParser, command, not_empty
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs, make_folder

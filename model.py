@@ -166,13 +166,14 @@ class Block(nn.Module):
 
     def __init__(self, dim, num_heads, mlp_ratio, drop, attn_drop, drop_path):
         super().__init__()
-        if int(dim * mlp_ratio) < 1:
+        hidden_dim = int(dim * mlp_ratio)
+        if hidden_dim < 1:
             raise ValueError(f"mlp_ratio {mlp_ratio:g} leaves the MLP without hidden units; raise it")
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, attn_drop, drop)
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = Mlp(dim, hidden_dim, drop)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x):

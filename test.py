@@ -34,16 +34,8 @@ from vit_cifar10.explain import explorer, faithfulness
 from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
 from vit_cifar10.plots import explanations, gif
 from vit_cifar10.runs.checkpoint import load_network
-from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, find_run, last_trained_run, record_in
-from vit_cifar10.utils.cli import (
-    FRACTION,
-    NON_NEGATIVE_INT,
-    POSITIVE_INT,
-    WORKERS,
-    ArgumentParser,
-    command,
-    not_empty,
-)
+from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
+from vit_cifar10.utils.cli import FRACTION, NON_NEGATIVE_INT, POSITIVE_INT, WORKERS, ArgumentParser, command, not_empty
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import atomic_write, check_outputs, make_folder
@@ -63,8 +55,8 @@ def main(argv=None):
         inputs = [path for path in (run.checkpoint_path, args.image_path) if path]
         folders = image_folders(network.saved["dataset"], args.data_path)
         check_outputs(output_files(run, network, args), inputs, folders)
-        if args.mode in ("cifar", "faithfulness") and record_in(run.output_folder, network.saved["recipe"]) is False:
-            raise UserError(f"{run.output_folder} contains the record of another run; choose another --output_path")
+        if args.mode in ("cifar", "faithfulness"):
+            check_record(run.output_folder, network.saved["recipe"])
         print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
         if has_rollout_flags(args) and not network.model.has_attention:
             raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")

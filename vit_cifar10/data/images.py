@@ -28,7 +28,7 @@ import torch
 from PIL import Image, ImageOps
 
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.text import printable
+from vit_cifar10.utils.text import one_line, printable
 
 FORMATS = (  # common image formats only: Pillow also reads many rare formats, and PostScript, which can run programs
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
@@ -187,7 +187,7 @@ def decode_images(files, image_size, num_workers):
 @functools.cache  # reports everything once, although training and test images are listed separately
 def report_skipped(reason):
     """Report on standard error, in one line, what is skipped and why."""
-    print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
+    print(f"skipped: {one_line(reason)}", file=sys.stderr)
 
 
 def _list_files(folder, roots):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import ALL_FILES, RUNTIME_FLAGS, find_run, record_in
+from vit_cifar10.runs.run import ALL_FILES, RUNTIME_FLAGS, check_record, find_run, record_in
 from vit_cifar10.utils.errors import UserError
 
 MAY_CHANGE = {"epochs", *RUNTIME_FLAGS}
@@ -37,9 +37,7 @@ def resume_flags(parser, args, argv):
     set_folders(parser, run.model_folder.resolve(), own, defaults)
     args = parser.parse_args(argv)
     args.resume = str(path)
-    record = Path(args.output_path) / run.model_folder.resolve().name
-    if record_in(record, own) is False:
-        raise UserError(f"{record} contains the record of another run; choose another --output_path")
+    check_record(Path(args.output_path) / run.model_folder.resolve().name, own)
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")

@@ -147,6 +147,12 @@ def record_in(folder, recipe):
         return None
 
 
+def check_record(folder, recipe):
+    """Raise `UserError` if a folder contains the record of another run than the one with this recipe."""
+    if record_in(folder, recipe) is False:
+        raise UserError(f"{folder} contains the record of another run; choose another --output_path")
+
+
 def is_same_run(recipe, flags):
     """Whether a record's flags equal a network's recipe, except for those that a resume may change or that are new."""
     compared = recipe.keys() & flags.keys() - {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}

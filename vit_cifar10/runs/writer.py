@@ -28,7 +28,6 @@ from vit_cifar10.utils.files import (
     link_or_copy,
     lock_folder,
     make_folder,
-    read_text,
     remove_empty,
     remove_partial,
     save_tensors,
@@ -162,8 +161,8 @@ class RunWriter(Run):
     def _has_own_config(self):
         """Whether config.json is this run's. Some network file systems show one folder as if it were another."""
         try:
-            return json.loads(read_text(self.config_path, longest=1_000_000)) == json.loads(json.dumps(self.config))
-        except (OSError, ValueError, RecursionError):
+            return self.read_config() == json.loads(json.dumps(self.config))
+        except (OSError, ValueError):
             return False
 
     def write_config(self, flags, summary):
