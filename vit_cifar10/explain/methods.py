@@ -10,6 +10,9 @@ Attention rollout:  Abnar and Zuidema, 2020, https://arxiv.org/abs/2005.00928
 Gradient rollout:   Chefer et al., 2021, https://arxiv.org/abs/2103.15679
 Grad-CAM:           Selvaraju et al., 2017, https://arxiv.org/abs/1610.02391
 
+Two signed methods are in propagation.py, one that needs hundreds of forward passes in masks.py, and the table of all
+methods in maps.py.
+
 `images` are normalized floats (B, 3, H, W) on any device. `targets`, int64 (B,), are the classes to explain; the
 default is the predicted classes. Maps are float32 and not scaled, regardless of the training precision. No function
 changes the network: its mode and gradients stay the same, and no hook remains.
@@ -100,9 +103,9 @@ def gradient_rollout(model, images, targets=None):
 
 def gradient_rollout_by_layer(model, images, targets=None):
     """`gradient_rollout` from the input up to every layer: (depth, B, grid, grid)."""
-    with _differentiable(model, images) as inputs:
+    with differentiable(model, images) as inputs:
         logits, attentions = model.forward_with_attention(inputs)
-        gradients = torch.autograd.grad(_target_logits(logits, targets), attentions)
+        gradients = torch.autograd.grad(target_logits(logits, targets), attentions)
         identity = torch.eye(attentions[0].shape[-1], device=images.device)
         relevance, by_layer = identity, []
         for weights, gradient in zip(attentions, gradients, strict=True):
@@ -111,26 +114,30 @@ def gradient_rollout_by_layer(model, images, targets=None):
     return torch.stack(by_layer)
 
 
-def grad_cam(model, images, targets=None, layer=None):
+def grad_cam(model, images, targets=None, layer=None, relu=True):
     """Grad-CAM: the sum of a layer's channels, each weighted by how much it raises the target's logit.
 
     Args:
         layer: the module whose output is explained, (B, C, h, w) or tokens (B, N, C). The default is the network's
             `grad_cam_layer`: the last ReLU of the CNN (before BatchNorm, a zero would have no meaning), or the first
             norm of the last block of the ViT.
+        relu: whether to set negative values to 0, as in the paper.
 
     Returns:
-        (B, h, w), at least 0, and 0 everywhere if no channel is evidence for the class. The ViT's class token is left
-        out.
+        (B, h, w), with `relu` at least 0, and 0 everywhere if no channel is evidence for the class. The ViT's class
+        token is left out.
+
+    Raises:
+        ValueError: the logit does not depend on the patches that `layer` returns. With a class token, this is the case
+            after the last attention: what follows changes the class token only.
     """
-    if layer is None:
-        layer = model.grad_cam_layer
+    given, layer = layer, layer or model.grad_cam_layer
     outputs = []
     hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
-        with _differentiable(model, images) as inputs:
+        with differentiable(model, images) as inputs:
             logits = model(inputs)
-            (gradient,) = torch.autograd.grad(_target_logits(logits, targets), outputs)
+            (gradient,) = torch.autograd.grad(target_logits(logits, targets), outputs)
     finally:
         hook.remove()
     activation = outputs[0].detach()
@@ -140,7 +147,10 @@ def grad_cam(model, images, targets=None, layer=None):
             tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (side, side))
             for tokens in (activation, gradient)
         )
-    return (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1).relu()
+    if given and not gradient.any():
+        raise ValueError("no gradient reaches the patches at this layer, so Grad-CAM would be 0; choose an earlier one")
+    cam = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1)
+    return cam.relu() if relu else cam
 
 
 def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
@@ -162,7 +172,7 @@ def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
 
 
 @contextlib.contextmanager
-def _differentiable(model, images):
+def differentiable(model, images):
     """Yield a float32 copy of the images that requires gradients, with the network in evaluation mode.
 
     Gradients are computed in float32 even under `torch.inference_mode`, `torch.no_grad` or autocast.
@@ -172,7 +182,7 @@ def _differentiable(model, images):
         yield images.detach().clone().float().requires_grad_()
 
 
-def _target_logits(logits, targets):
+def target_logits(logits, targets):
     """The sum of the images' target logits. Images do not interact, so each one gets the gradient of its own logit."""
     # the copy is needed because autograd refuses tensors created in inference mode
     targets = logits.argmax(dim=1) if targets is None else targets.to(logits.device).clone()

@@ -1,0 +1,140 @@
+"""Signed relevance from one changed backward pass: AttnLRP for a ViT, DeepLIFT for a CNN.
+
+    attn_lrp(model, images, targets)      # (B, grid, grid): what speaks for (> 0) and against (< 0) a class, in a ViT
+    deep_lift(model, images, targets)     # the same for a CNN
+
+AttnLRP:   Achtibat et al., 2024, https://arxiv.org/abs/2402.05602
+DeepLIFT:  Shrikumar et al., 2017, https://arxiv.org/abs/1704.02685
+
+The gradient of a deep network is noisy, because its nonlinear parts have steep slopes. Both methods replace these
+slopes, and then take gradient × input like any saliency method. The network's own forward pass runs inside `rules`,
+where some of its modules compute the same values in a form that has the wanted gradient.
+"""
+
+import contextlib
+import functools
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model import Attention
+from vit_cifar10.explain.methods import differentiable, target_logits
+
+
+def attn_lrp(model, images, targets=None):
+    """AttnLRP of a ViT: how much each patch adds to the target's logit.
+
+    A linear layer divides the relevance of its output in proportion to what each input contributed (the rule LRP-0).
+    Layer normalization is linear if its standard deviation is a constant. A GELU passes all relevance on to its input,
+    and a product of two matrices half of it to each. Only the softmax keeps its gradient.
+
+    The relevance of all patches adds up to the logit, except for the part of the biases, positions and class token, and
+    of the softmax, which is not linear either.
+
+    Args:
+        images: normalized floats (B, 3, H, W).
+        targets: int64 (B,), the classes to explain; the default is the predicted classes.
+
+    Returns:
+        (B, grid, grid), positive where a patch speaks for the class and negative where it speaks against the class.
+    """
+    with differentiable(model, images) as inputs, rules(model, ATTN_LRP):
+        (gradient,) = torch.autograd.grad(target_logits(model(inputs), targets), inputs)
+    return sum_over_patches(gradient * inputs.detach(), model.grid_size)
+
+
+def deep_lift(model, images, targets=None):
+    """DeepLIFT (the rescale rule) of a CNN: how much each cell adds to the target's logit, compared to a gray image.
+
+    The network also classifies an image in the data set's mean color. A ReLU passes relevance on by the slope between
+    its two outputs, not by its derivative. The relevance of all cells adds up to the difference of the two logits. The
+    rule for max pooling, which keeps this sum, is that of the packages SHAP and Captum.
+
+    Returns:
+        (B, grid, grid) as in `attn_lrp`. A cell has 4 x 4 pixels.
+    """
+    with differentiable(model, images) as inputs, rules(model, DEEP_LIFT):
+        logits = model(torch.cat([inputs, torch.zeros_like(inputs)]))  # the mean color is 0 in normalized images
+        (gradient,) = torch.autograd.grad(target_logits(logits[: len(images)], targets), inputs)
+    return sum_over_patches(gradient * inputs.detach(), model.grid_size)
+
+
+@contextlib.contextmanager
+def rules(model, table):
+    """Replace the forward pass of some modules. `table` is {module type: function of the module and its input}."""
+    replaced = [(module, table[type(module)]) for module in model.modules() if type(module) in table]
+    for module, rule in replaced:
+        module.forward = functools.partial(rule, module)
+    try:
+        yield
+    finally:
+        for module, _ in replaced:
+            del module.forward
+
+
+def sum_over_patches(relevance, grid):
+    """Relevance of each value of an image (B, 3, H, W) -> relevance of each patch (B, grid, grid)."""
+    side = relevance.shape[-1] // grid
+    return F.avg_pool2d(relevance.sum(dim=1, keepdim=True), side)[:, 0] * side**2
+
+
+# AttnLRP
+
+
+def layer_norm(module, x):
+    std = (x.var(dim=-1, unbiased=False, keepdim=True) + module.eps).sqrt().detach()
+    return (x - x.mean(dim=-1, keepdim=True)) / std * module.weight + module.bias
+
+
+def gelu(_module, x):
+    slope = torch.where(x == 0, 0.5, F.gelu(x) / x).detach()
+    return x * slope
+
+
+def attention(module, x):
+    query, key, value = module.project(x)
+    weights = half_gradient(query @ key.transpose(-2, -1) * module.scale).softmax(dim=-1)  # (B, heads, N, N)
+    return module.merge(half_gradient(weights @ value))
+
+
+def half_gradient(x):
+    return x / 2 + (x / 2).detach()
+
+
+# DeepLIFT: each batch holds the images first, and then one reference for each image
+
+
+def relu(_module, x):
+    image, reference = x.chunk(2)
+    output, reference_output = image.relu(), reference.relu()
+    difference = image - reference
+    slope = torch.where(difference == 0, (image > 0).to(x.dtype), (output - reference_output) / difference).detach()
+    return torch.cat([reference_output + difference * slope, reference_output])
+
+
+def max_pool(module, x):
+    """Max pooling: a rising maximum is due to the image's largest value, a falling one to the reference's largest."""
+    (output, reference_output), places = _pool(module, x)
+    image, reference = x.chunk(2)
+    larger = torch.maximum(output, reference_output)
+    changed = reference_output
+    for place, change in zip(places, (larger - reference_output, output - larger), strict=True):
+        difference = _take(image, place) - _take(reference, place)
+        slope = torch.where(difference == 0, 0.0, change / difference).detach()
+        changed = changed + difference * slope
+    return torch.cat([changed, reference_output])
+
+
+def _pool(module, x):
+    """The largest values of all windows, and their places, for the images and for the references."""
+    values, places = F.max_pool2d(x, module.kernel_size, return_indices=True)
+    return values.chunk(2), places.chunk(2)
+
+
+def _take(x, places):
+    return x.flatten(2).gather(2, places.flatten(2)).view_as(places)
+
+
+ATTN_LRP = {nn.LayerNorm: layer_norm, nn.GELU: gelu, Attention: attention}
+DEEP_LIFT = {nn.ReLU: relu, nn.MaxPool2d: max_pool}
