@@ -16,7 +16,9 @@ from PIL import Image
 from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.explain import explorer
+from vit_cifar10.explain.maps import best_method
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 from vit_cifar10.runs import checkpoint
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -70,6 +72,16 @@ def pages(runs):
         entries = [explorer.explain_image(network, test.images[i], f"image {i}", "a label") for i in (5, 10, 13)]
         explorer.write_page(runs / f"{name}.html", network, entries)
     return {name: (runs / f"{name}.html", network, test.images) for name, network in networks.items()}
+
+
+def small_network(config):
+    """An untrained ViT whose class scores differ."""
+    sizes = {"model": "vit", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10, **config}
+    classes = [f"class {i}" for i in range(sizes["num_classes"])]
+    model = build_model(sizes)
+    torch.nn.init.normal_(model.head.weight)
+    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder"}
+    return checkpoint.Network("net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved)
 
 
 def evaluate(page, expression):
@@ -128,8 +140,11 @@ def check_readout(text, row, column, grid):
         torch.testing.assert_close(fractions, values.topk(3).values, rtol=0, atol=6e-4)
 
 
-def check_colors(page, canvas, values):
-    """Check, with the overlay at 100 %, that each patch has the viridis color of the square root of its value."""
+def check_colors(page, canvas, values, is_signed=False):
+    """Check, with the overlay at 100 %, that each patch has the color of its value.
+
+    The color is viridis of the square root of the value or, if values are signed, blue to red with white at 0.
+    """
     import matplotlib
 
     side = round(len(values) ** 0.5)
@@ -144,7 +159,10 @@ def check_colors(page, canvas, values):
         }""",
         [canvas, side],
     )
-    expected = 255 * matplotlib.colormaps["viridis"]((values / values.max()).sqrt().numpy())[:, :3]
+    palette = matplotlib.colormaps["RdBu_r" if is_signed else "viridis"]
+    values = values.double()
+    fractions = values / values.abs().max() / 2 + 0.5 if is_signed else (values / values.max()).sqrt()
+    expected = 255 * palette((255 * fractions).round().int().numpy())[:, :3]
     np.testing.assert_allclose(pixels, expected, atol=3)
 
 
@@ -157,7 +175,7 @@ def test_the_other_maps_match_explain_for_every_class_and_layer(pages, visit):
     many = inputs.expand(10, -1, -1, -1)
     maps = attention_maps(network.model, inputs)
     rollouts, gradients = rollout_by_layer(maps)[:, 0], gradient_rollout_by_layer(network.model, many, classes)
-    cams = grad_cam(network.model, many, classes)
+    cams, evidence = grad_cam(network.model, many, classes), attn_lrp(network.model, many, classes)
     for target in (0, 7):
         for layer in (1, 3):
             page.evaluate(f"explorer.change({{target: {target}, layer: {layer}}})")
@@ -165,19 +183,75 @@ def test_the_other_maps_match_explain_for_every_class_and_layer(pages, visit):
                 ("rollout", rollouts[layer - 1]),
                 ("gradientRollout", gradients[layer - 1, target]),
                 ("gradCam", cams[target]),
+                ("evidence", evidence[target]),
             ):
                 page.evaluate(f"explorer.change({{method: '{method}'}})")
                 values = evaluate(page, "explorer.mainMap().values")
                 torch.testing.assert_close(values, expected.flatten(), **CLOSE)
 
 
-def test_the_maps_of_a_cnn_match_grad_cam(pages, visit):
+def test_the_maps_of_a_cnn_match_deep_lift_and_grad_cam(pages, visit):
     path, network, images = pages["cnn"]
     page = visit(path)
-    cams = grad_cam(network.model, network.prepare(images[5:6]).expand(10, -1, -1, -1), torch.arange(10))
-    for target in range(10):
-        page.evaluate(f"explorer.change({{target: {target}}})")
-        torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), cams[target].flatten(), **CLOSE)
+    assert page.locator("#methods [aria-checked=true]").inner_text() == "DeepLIFT"
+    assert page.locator("#methods button").all_inner_texts() == ["DeepLIFT", "Grad-CAM", "Removal"]
+    many = network.prepare(images[5:6]).expand(10, -1, -1, -1)
+    for method, explain in (("evidence", deep_lift), ("gradCam", grad_cam)):
+        expected = explain(network.model, many, torch.arange(10))
+        for target in range(10):
+            page.evaluate(f"explorer.change({{method: '{method}', target: {target}}})")
+            torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), expected[target].flatten(), **CLOSE)
+
+
+@pytest.mark.parametrize(("name", "method"), [("vit", "AttnLRP"), ("cnn", "DeepLIFT")])
+def test_red_patches_count_for_the_selected_class_and_blue_ones_against_it(name, method, pages, visit):
+    path, network, images = pages[name]
+    page = visit(path)
+    model, inputs = network.model, network.prepare(images[5:6])
+    maps = best_method(model).for_classes(model, inputs, torch.arange(10)[None])[0].flatten(1)
+    target = torch.minimum(maps.amax(1), -maps.amin(1)).argmax().item()  # the class with most of both signs
+    page.locator(f"#classes [data-class='{target}']").click()  # the open map of the ViT is the same for every class
+    page.locator("#strength").fill("100")
+    wait_until_drawn(page)
+    values, class_name = evaluate(page, "explorer.mainMap().values"), network.classes[target]
+    torch.testing.assert_close(values, maps[target], **CLOSE)
+    assert page.locator("#main-title").inner_text() == f"{method}: for (red) and against (blue) “{class_name}”"
+    check_colors(page, "main-canvas", values, is_signed=True)
+    with torch.inference_mode():
+        score = model(inputs)[0, target].item()
+    number, largest = r"([+−]?[\d.e-]+)", values.abs().max().item()
+    together = rf"All patches together: {number}\. The score of “{class_name}” is {number}\. Select a patch .*"
+    sum_shown, score_shown = re.fullmatch(together, read(page)).groups()
+    check_number(sum_shown, values.sum().item())
+    check_number(f"+{score_shown}" if score > 0 else score_shown, score)
+    for end, word, expected in (("least", "against", -largest), ("most", "for", largest)):
+        check_number(page.locator(f"#main-{end}").inner_text().removeprefix(f"{word}: "), expected)
+    for patch in (values.argmin().item(), values.argmax().item()):
+        page.locator("#patches button").nth(patch).hover()
+        wait_until_drawn(page)
+        place = f"Row {patch // model.grid_size + 1}, column {patch % model.grid_size + 1}"
+        check_number(
+            re.fullmatch(rf"{place}: {number} of the score of “{class_name}”\.", read(page))[1], values[patch].item()
+        )
+
+
+def check_number(text, value):
+    """Check a signed number with two decimals or, if it is small, two significant digits."""
+    assert text[0] == ("−" if value < 0 else "+")
+    tolerance = 0.05 * abs(value) if abs(value) < 0.0995 else 0.005
+    assert float(text.replace("−", "-")) == pytest.approx(value, rel=0, abs=tolerance + 1e-5)
+
+
+def test_a_map_without_any_evidence_says_so(visit, tmp_path):
+    network = small_network({"depth": 1})
+    torch.nn.init.zeros_(network.model.head.weight)
+    entry = explorer.explain_image(network, dataset.draw_shapes(1, 32, seed=0)[0][0], "image", "")
+    explorer.write_page(tmp_path / "page.html", network, [entry])
+    page = visit(tmp_path / "page.html")
+    page.locator("#classes button").first.click()
+    wait_until_drawn(page)
+    assert re.fullmatch(r"AttnLRP for “class \d”: all values are 0", page.locator("#main-title").inner_text())
+    assert read(page).startswith("All patches together: 0.00. ")
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
@@ -232,10 +306,11 @@ def test_everything_works_from_the_keyboard(pages, visit):
     assert (state()["token"], state()["removed"]) == (8, [8])  # it stops at the edge
     assert page.locator("#patches button").nth(8).get_attribute("aria-label").endswith(", removed")
     page.locator("#methods button").first.focus()
-    page.keyboard.press("ArrowRight")
-    wait_until_drawn(page)
-    assert state()["method"] == "rollout"
-    assert page.locator("#methods [aria-checked=true]").inner_text() == "Rollout"
+    for method, button in (("evidence", "AttnLRP"), ("rollout", "Rollout")):
+        page.keyboard.press("ArrowRight")
+        wait_until_drawn(page)
+        assert state()["method"] == method
+        assert page.locator("#methods [aria-checked=true]").inner_text() == button
     for name, value in (("Layer", "1 of 3"), ("Overlay", "60 %")):
         slider = page.get_by_role("slider", name=name)
         assert slider.get_attribute("aria-valuetext") == value
@@ -279,17 +354,24 @@ def test_it_fits_a_phone_and_responds_to_touch(name, pages, visit):
     assert page.evaluate("[explorer.state.token, explorer.state.removed.size]") == [5, 1]
 
 
-def test_the_view_is_saved_as_a_picture(pages, visit, tmp_path):
+@pytest.mark.parametrize(("method", "palette"), [("attention", "viridis"), ("evidence", "RdBu_r")])
+def test_the_view_is_saved_as_a_picture(method, palette, pages, visit, tmp_path):
+    import matplotlib
+
     page = visit(pages["vit"][0])
+    page.evaluate(f"explorer.change({{method: '{method}'}})")
+    wait_until_drawn(page)
     with page.expect_download() as download:
         page.locator("#export").click()
-    assert download.value.suggested_filename == "image-5-attention.png"
+    assert download.value.suggested_filename == f"image-5-{method}.png"
     download.value.save_as(tmp_path / "view.png")
     picture = np.asarray(Image.open(tmp_path / "view.png").convert("RGB")).astype(int)
     board = page.evaluate("document.getElementById('main-canvas').toDataURL().split(',')[1]")
     board = np.asarray(Image.open(io.BytesIO(base64.b64decode(board))).convert("RGB")).astype(int)
     top, left, side = 98, 24, len(board)  # 3.8 lines of 26 pixels; the margin
     assert abs(picture[top + 1 : top + side, left : left + side] - board[:-1]).mean() < 3
+    ends = picture[top + side + 12, [left, left + side - 1]]  # of the color scale
+    np.testing.assert_allclose(ends, 255 * matplotlib.colormaps[palette]([0.0, 1.0])[:, :3], atol=3)
     background = picture[2, 2]
     title, readout, classes = np.s_[8:36, 24:300], np.s_[-40:-15, 24:500], np.s_[98:300, -270:-24]
     for part in (title, readout, classes):
@@ -340,7 +422,7 @@ def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
     explorer.write_page(
         tmp_path / "page.html", network, [explorer.explain_image(network, image, "image", "") for image in images]
     )
-    assert os.path.getsize(tmp_path / "page.html") < 2_000_000
+    assert os.path.getsize(tmp_path / "page.html") < 1_500_000
 
 
 @pytest.mark.parametrize(
@@ -353,19 +435,13 @@ def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
     ],
 )
 def test_networks_of_other_shapes_have_pages(config, visit, tmp_path):
-    sizes = {"model": "vit", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10, **config}
-    classes = [f"class {i}" for i in range(sizes["num_classes"])]
-    model = build_model(sizes)
-    torch.nn.init.normal_(model.head.weight)
-    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder"}
-    network = checkpoint.Network(
-        "net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved
-    )
+    network = small_network(config)
+    model, num_classes = network.model, len(network.classes)
     images, _ = dataset.draw_shapes(1, 32, seed=0)
     entry = explorer.explain_image(network, images[0], "image", "")
     explorer.write_page(tmp_path / "page.html", network, [entry])
     page = visit(tmp_path / "page.html")
-    for method in ("attention", "rollout", "gradientRollout", "gradCam", "removal"):
+    for method in ("attention", "evidence", "rollout", "gradientRollout", "gradCam", "removal"):
         for token in ("'class'" if model.num_prefix_tokens else "'all'", "'all'", "0"):
             page.evaluate(f"explorer.change({{method: '{method}', token: {token}}})")
             wait_until_drawn(page)
@@ -374,8 +450,8 @@ def test_networks_of_other_shapes_have_pages(config, visit, tmp_path):
     page.evaluate("explorer.change({method: 'attention', token: 'all', head: 0})")
     expected = maps[model.num_prefix_tokens :, model.num_prefix_tokens :].mean(0)
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), expected, **CLOSE)
-    assert page.locator("#rest").is_visible() == (sizes["num_classes"] > 20)
-    if sizes["num_classes"] > 20:
+    assert page.locator("#rest").is_visible() == (num_classes > 20)
+    if num_classes > 20:
         assert "10 most probable of 31" in page.locator("#rest").inner_text()
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vit_cifar10.explain.faithfulness import remove_each_patch
+from vit_cifar10.explain.maps import best_method
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.files import atomic_write
@@ -40,7 +41,8 @@ def explain_image(network, image, name, label):
     inputs = network.prepare(image[None])
     model, grid = network.model, network.model.grid_size
     with torch.inference_mode():
-        probabilities = model(inputs).softmax(dim=1)[0]
+        scores = model(inputs)[0]
+    probabilities = scores.softmax(dim=0)
     num_classes = len(network.classes)
     count = num_classes if num_classes <= MAX_CLASSES else TOP_CLASSES
     explained = probabilities.topk(count).indices
@@ -49,9 +51,11 @@ def explain_image(network, image, name, label):
         "name": name,
         "label": label,
         "pixels": encode(image.permute(1, 2, 0).cpu().numpy(), "u1"),
+        "scores": encode(scores),  # logits
         "probabilities": encode(probabilities),
         "explained": explained.tolist(),
         "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
+        "evidence": encode_grids(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
         "gradCam": encode_grids(grad_cam(model, repeated, explained)),  # (explained, h * w)
     }
     if model.has_attention:
@@ -84,6 +88,7 @@ def describe(network):
         "network": f"{printable(network.name)}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
         "classes": network.classes,
         "isVit": is_vit,
+        "evidenceMethod": best_method(model).name,
         "imageSize": network.image_size,
         "grid": model.grid_size,
         "layers": len(model.blocks) if is_vit else 0,

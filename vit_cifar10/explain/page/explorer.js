@@ -16,30 +16,41 @@ const differences = palette(data.differences);
 
 const output = data.pool === "avg" ? "the mean of the patches" : "the class token";
 
+const sumOfEvidence = data.isVit
+  ? "this score, except for a part that belongs to no patch: "
+    + `biases, positions${prefix ? ", class token" : ""} and softmax`
+  : "the difference between this score and the score of an image in the mean color of the data set";
+
 const METHODS = {
   attention: {
     name: "Attention", vit: true, layers: true, heads: true,
     meaning: "How strongly the selected token attends to every patch in one layer, and how strongly every patch "
-      + "attends to it: in one head, or as the mean or maximum over all heads. Attention shows where a layer looks, "
-      + "not what decides.",
+      + "attends to it: in one head, or as the mean or maximum over all heads. Attention shows where a layer looks; "
+      + "it does not show what raises or lowers the score.",
+  },
+  evidence: {
+    name: data.evidenceMethod, classes: true, signed: true,
+    meaning: "The score (logit) of the selected class, divided among the patches: red patches count for the class, "
+      + `blue patches against it. The values of all patches add up to ${sumOfEvidence}.`,
   },
   rollout: {
     name: "Rollout", vit: true, layers: true,
     meaning: "The attention of all layers up to this one, multiplied together, with the residual connections counted "
-      + `half: how much of each patch has reached ${output}. It is the same for every class.`,
+      + `half: an estimate of how much of each patch has reached ${output}. It is the same for every class.`,
   },
   gradientRollout: {
     name: "Gradient rollout", vit: true, layers: true, classes: true,
     meaning: "The attention of all layers up to this one, counted only where more of it would raise the score of the "
-      + "selected class: the evidence for that class so far.",
+      + "selected class: what this method counts as evidence for the class so far.",
   },
   gradCam: {
     name: "Grad-CAM", classes: true,
     meaning: `The ${data.isVit ? "input of the last block" : "output of the last ReLU"}, with each channel `
-      + "weighted by how much it raises the score of the selected class: the evidence for that class.",
+      + "weighted by how much it raises the score of the selected class: what this method counts as evidence for the "
+      + "class.",
   },
   removal: {
-    name: "Removal", classes: true,
+    name: "Removal", classes: true, signed: true,
     meaning: "A measurement: each patch alone was replaced by the mean color of the data set, and the image was "
       + "classified again. Removing a red patch lowers the probability of the selected class; removing a blue patch "
       + "raises it.",
@@ -49,8 +60,10 @@ const METHODS = {
 const images = data.images.map((image) => ({
   ...image,
   pixels: bytes(image.pixels),
+  scores: floats(image.scores),
   probabilities: floats(image.probabilities),
   removal: floats(image.removal),
+  evidence: grids(image.evidence),
   gradCam: grids(image.gradCam),
   attention: image.attention && new Uint16Array(bytes(image.attention).buffer),
   rollout: image.rollout && grids(image.rollout),
@@ -60,7 +73,7 @@ const images = data.images.map((image) => ({
 
 const state = {
   image: 0,
-  method: data.isVit ? "attention" : "gradCam",
+  method: data.isVit ? "attention" : "evidence",
   layer: data.layers, // from 1
   head: MEAN,
   strength: 60,
@@ -159,6 +172,7 @@ function mainMap() {
   const explained = image.explained.indexOf(state.target);
   switch (state.method) {
     case "attention": return attentionOf(state.token, true);
+    case "evidence": return slice(image.evidence, explained);
     case "rollout": return slice(image.rollout, state.layer - 1);
     case "gradientRollout": return slice(image.gradientRollout, explained * data.layers + state.layer - 1);
     case "gradCam": return slice(image.gradCam, explained);
@@ -175,6 +189,17 @@ function points(change) {
   const size = Math.abs(100 * change).toFixed(2);
   const sign = size === "0.00" ? "" : change > 0 ? "+" : "−";
   return `${sign}${size} points`;
+}
+
+/** A part of a score, with its sign and at least two significant digits. */
+function contribution(value) {
+  const size = Math.abs(value), sign = value < 0 ? "−" : value > 0 ? "+" : "";
+  return sign + (size > 0 && size < 0.0995 ? size.toPrecision(2) : size.toFixed(2));
+}
+
+/** The selected class as text. */
+function targetName() {
+  return `“${data.classes[state.target]}”`;
 }
 
 function patchName(patch) {
@@ -197,8 +222,18 @@ function valueName(map, patch) {
   }
   const value = map.values[patch];
   if (state.method === "removal") return `${data.classes[state.target]} ${points(-value)}`;
+  if (state.method === "evidence") return `${contribution(value)} of the score of ${targetName()}`;
   const maximum = Math.max(...map.values);
-  return maximum > 0 ? `${Math.round((100 * value) / maximum)} % of the maximum` : "no evidence";
+  return maximum > 0 ? `${Math.round((100 * value) / maximum)} % of the maximum` : "0";
+}
+
+function mainTitle(map) {
+  const { name, classes } = METHODS[state.method];
+  if (state.method === "attention") return `Attention from ${tokenName(state.token)}`;
+  const isEmpty = !map.values.some((value) => value > 0 || (state.method === "evidence" && value < 0));
+  const nothing = state.method === "removal" ? "no single removal lowers it" : "all values are 0";
+  if (state.method === "evidence" && !isEmpty) return `${name}: for (red) and against (blue) ${targetName()}`;
+  return `${name}${classes ? ` for ${targetName()}` : ""}${isEmpty ? `: ${nothing}` : ""}`;
 }
 
 /** A description of the boards. */
@@ -212,6 +247,11 @@ function readout(map, to) {
     if (map.classToken !== null) sentences.push(`Attention to the class token: ${percent(map.classToken)}.`);
     if (to) sentences.push(`It receives most attention from ${strongest(to)}.`);
   } else if (patch === null) {
+    if (state.method === "evidence") {
+      const sum = map.values.reduce((total, value) => total + value, 0);
+      const score = contribution(images[state.image].scores[state.target]).replace("+", "");
+      sentences.push(`All patches together: ${contribution(sum)}. The score of ${targetName()} is ${score}.`);
+    }
     sentences.push("Select a patch to read its value.");
   } else {
     sentences.push(`${capital(patchName(patch))}: ${valueName(map, patch)}.`);
@@ -258,6 +298,15 @@ function picture(pixels, isGray = false) {
   return canvas;
 }
 
+/**
+ * The opacity of a signed value. Colors near 0 are white and would hide the image, so these values are more transparent
+ * than large ones. At 100 %, all values are opaque.
+ */
+function signedOpacity(value, maximum, opacity) {
+  const fraction = maximum > 0 ? Math.abs(value) / maximum : 0;
+  return opacity ** (0.5 + 3 * (1 - Math.sqrt(fraction)));
+}
+
 /** The color of a value. Colors follow the square root, as in the GIFs, or are linear if values can be negative. */
 function color(value, maximum, isSigned) {
   const fraction = maximum > 0 ? Math.min(1, Math.max(isSigned ? -1 : 0, value / maximum)) : 0;
@@ -266,10 +315,13 @@ function color(value, maximum, isSigned) {
 
 const overlay = document.createElement("canvas");
 
-function paintMap(canvas, map, maximum, isSigned = false) {
+function paintMap(canvas, map, maximum, isSigned = false, opacity = 1) {
   if (canvas.width !== map.side) canvas.width = canvas.height = map.side;
   const content = new ImageData(map.side, map.side), cells = new Uint32Array(content.data.buffer);
-  map.values.forEach((value, cell) => { cells[cell] = color(value, maximum, isSigned); });
+  map.values.forEach((value, cell) => {
+    const alpha = isSigned ? signedOpacity(value, maximum, opacity) : opacity;
+    cells[cell] = (color(value, maximum, isSigned) & 0xffffff) | (Math.round(255 * alpha) << 24);
+  });
   canvas.getContext("2d").putImageData(content, 0, 0);
 }
 
@@ -281,8 +333,8 @@ function drawBoard(canvas, map, maximum, isSigned = false) {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   const opacity = state.strength / 100;
-  paintMap(overlay, map, maximum, isSigned);
-  for (const [layer, alpha] of [[image.picture, 1], [image.gray, Math.min(1, 2 * opacity)], [overlay, opacity]]) {
+  paintMap(overlay, map, maximum, isSigned, opacity);
+  for (const [layer, alpha] of [[image.picture, 1], [image.gray, Math.min(1, 2 * opacity)], [overlay, 1]]) {
     context.globalAlpha = alpha;
     context.drawImage(layer, 0, 0, size, size);
   }
@@ -554,22 +606,21 @@ function draw() {
 }
 
 function drawMaps(method) {
-  const map = mainMap(), isAttention = state.method === "attention", isSigned = state.method === "removal";
+  const map = mainMap(), isAttention = state.method === "attention", isSigned = Boolean(method.signed);
   const to = isAttention && state.token !== ALL_PATCHES ? attentionOf(state.token, false) : null;
   const largest = (values) => values.reduce((max, value) => Math.max(max, isSigned ? Math.abs(value) : value), 0);
   const maximum = largest(map.values);
   byId("main").parentElement.classList.toggle("single", !to);
   byId("other").hidden = !to;
-  const isEmpty = !map.values.some((value) => value > 0);
-  const nothing = { gradientRollout: "no evidence", gradCam: "no evidence", removal: "no single removal lowers it" };
-  const forClass = method.classes ? ` for “${data.classes[state.target]}”` : "";
-  byId("main-title").textContent = isAttention
-    ? `Attention from ${tokenName(state.token)}`
-    : `${method.name}${forClass}${isEmpty ? `: ${nothing[state.method]}` : ""}`;
+  byId("main-title").textContent = mainTitle(map);
   drawBoard(byId("main-canvas"), map, maximum, isSigned);
   drawScale(byId("main-scale"), isSigned);
-  byId("main-least").textContent = isSigned ? points(maximum) : "0";
-  byId("main-most").textContent = { attention: percent(maximum), removal: points(-maximum) }[state.method] ?? "maximum";
+  const ends = {
+    attention: ["0", percent(maximum)],
+    evidence: [`against: ${contribution(-maximum)}`, `for: ${contribution(maximum)}`],
+    removal: [points(maximum), points(-maximum)],
+  };
+  [byId("main-least").textContent, byId("main-most").textContent] = ends[state.method] ?? ["0", "maximum"];
   if (to) {
     byId("other-title").textContent = `Attention to ${tokenName(state.token)}`;
     drawBoard(byId("other-canvas"), to, largest(to.values));
@@ -598,8 +649,8 @@ function drawClasses(image) {
     list.replaceChildren();
     image.explained.forEach(() => {
       const choice = button(list, "", () => {
-        const isSameForAll = data.isVit && !METHODS[state.method].classes; // then show one that is not
-        choose({ target: Number(choice.dataset.class), method: isSameForAll ? "gradientRollout" : state.method });
+        const isSameForAll = !METHODS[state.method].classes; // then show one that is not
+        choose({ target: Number(choice.dataset.class), method: isSameForAll ? "evidence" : state.method });
       });
       for (const className of ["bar", "before", "", ""]) {
         choice.append(Object.assign(document.createElement("span"), { className }));
@@ -626,7 +677,7 @@ function drawClasses(image) {
   byId("answers-title").textContent = isMeasured ? `Probabilities without ${patchName(only)}` : "Class probabilities";
   byId("restore").hidden = state.removed.size === 0;
   byId("removal-note").textContent = {
-    0: "Select a class to see the evidence for it. Click a patch to remove it.",
+    0: "Select a class to explain it. Click a patch to remove it.",
     1: "Measured with this patch replaced by the mean color of the data set.",
   }[state.removed.size] ?? `Only single removals were measured. The effect of removing these ${state.removed.size} `
     + "patches together is unknown, so the bars show the whole image.";
