@@ -38,7 +38,7 @@ from vit_cifar10.evaluation.comparison import (
 )
 from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.evaluation.tables import report, write_report, write_tables
-from vit_cifar10.explain.methods import grad_cam, gradient_rollout
+from vit_cifar10.explain.maps import best_method
 from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy
@@ -206,8 +206,7 @@ def draw(folder, runs, test_images):
     if pair and all(test_images[images_key(run)] for run in pair):
         panels = disagreement_panels(pair, [test_images[images_key(run)] for run in pair])
         if any(images for _, images in panels):
-            methods = ["gradient rollout" if run.network.model.has_attention else "Grad-CAM" for run in pair]
-            names = [f"{shorten(run.name, 22)}\n{method}" for run, method in zip(pair, methods, strict=True)]
+            names = [f"{shorten(run.name, 22)}\n{best_method(run.network.model).name}" for run in pair]
             save_disagreements(panels, names, folder / "disagreements.png")
             yield "disagreements.png"
 
@@ -222,13 +221,14 @@ def disagreement_panels(pair, splits):
 
 
 def explain_image(index, pair, splits):
-    """A test image, its label, and for both networks what supports the class they predict: [(map, caption), ...]."""
+    """A test image, its label, and for both networks what speaks for the class they predict: [(map, caption), ...]."""
     maps = []
     for run, split in zip(pair, splits, strict=True):
         model = run.network.model
         inputs = run.network.prepare(split.images[index : index + 1])
-        relevance = (gradient_rollout if model.has_attention else grad_cam)(model, inputs)[0].cpu().numpy()
         probabilities = run.tested.logits[index].softmax(dim=0)
+        predicted = probabilities.argmax()[None].to(run.network.device)
+        relevance = best_method(model).explain(model, inputs, predicted)[0].cpu().numpy()
         name = shorten(run.network.classes[probabilities.argmax()], 16)
         maps.append((relevance, f"{name} {100 * probabilities.max():.0f} %"))
     image = splits[0].images[index].permute(1, 2, 0).cpu().numpy()

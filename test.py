@@ -4,14 +4,15 @@
     python test.py --mode cifar-single --index 5                 # classify test image 5, with an attention GIF
     python test.py --mode custom --image_path img.png            # the same for any image file
     python test.py --mode custom --image_path img.png --html img.html    # and a page to explore the prediction
+    python test.py --mode custom --image_path img.png --method attention rollout    # other maps in the GIF
     python test.py --mode faithfulness --num_images 500          # how far the explanations can be trusted
 
 --model_path is a run's name, its folder, or a checkpoint; the architecture comes from the checkpoint. Without this
 flag, the run that was trained last is tested or, if there is none, the ViT that comes with the project.
 
 The full test writes its numbers and pictures to output/RUN/. cifar-single and custom write a GIF and a still to
-attention_map_gif/: for a ViT, attention layer by layer; for a CNN, Grad-CAM for its most probable classes. They also
-open a window if there is a display.
+attention_map_gif/: for a ViT, attention layer by layer and AttnLRP; for a CNN, DeepLIFT for its most probable classes.
+--method chooses other maps. Both modes also open a window if there is a display.
 """
 
 if __name__ == "__main__":
@@ -19,26 +20,34 @@ if __name__ == "__main__":
 
     vit_cifar10.end_on_ctrl_c()
 
-import csv
-import functools
 import os
-import time
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
 from vit_cifar10.data.images import image_folders, open_image
+from vit_cifar10.evaluation.faithfulness_test import run_faithfulness_test, write_faithfulness_test
 from vit_cifar10.evaluation.full_test import load_test_images, run_full_test, write_full_test
 from vit_cifar10.explain import explorer, faithfulness
-from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers, grad_cam
-from vit_cifar10.plots import explanations, gif
+from vit_cifar10.explain.maps import METHODS, best_method, masks_method, methods_for
+from vit_cifar10.explain.masks import SAMPLES
+from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers
+from vit_cifar10.plots import gif
+from vit_cifar10.plots.explanations import MapRow, attention_frames, class_frames, save_relevance_grid
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
-from vit_cifar10.utils.cli import FRACTION, NON_NEGATIVE_INT, POSITIVE_INT, WORKERS, ArgumentParser, command, not_empty
+from vit_cifar10.utils.cli import (
+    FRACTION,
+    NON_NEGATIVE_INT,
+    POSITIVE_INT,
+    WORKERS,
+    ArgumentParser,
+    command,
+    not_empty,
+    number,
+)
 from vit_cifar10.utils.device import DEVICES, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import atomic_write, check_outputs, make_folder
+from vit_cifar10.utils.files import check_outputs, make_folder
+from vit_cifar10.utils.limits import LARGEST_SAMPLES
 from vit_cifar10.utils.text import printable, shorten
 
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
@@ -58,8 +67,8 @@ def main(argv=None):
         if args.mode in ("cifar", "faithfulness"):
             check_record(run.output_folder, network.saved["recipe"])
         print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
-        if has_rollout_flags(args) and not network.model.has_attention:
-            raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
+        if args.mode in SINGLE_MODES:
+            check_methods(args, network.model)
         MODES[args.mode](run, network, args)
 
 
@@ -89,6 +98,13 @@ def build_parser():
         help="file for the GIF; the still is the .png next to it; default: attention_map_gif/IMAGE.gif",
     )
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
+    methods = (
+        "maps in the GIF; default: attention and attn-lrp for a ViT, deep-lift for a CNN; "
+        "masks classifies hundreds of changed images, and is slow"
+    )
+    add("--method", choices=METHODS, nargs="+", help=methods)
+    masks = f"masks: number of random masks per image (default {SAMPLES}); faithfulness: measure masks, too"
+    add("--samples", type=number(int, at_least=2, at_most=LARGEST_SAMPLES), help=masks)
     fusion = "GIF: how rollout combines the heads of a layer"
     add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
@@ -120,12 +136,38 @@ def check_flags(args):
         raise UserError("--mode custom needs --image_path, the image file to classify")
     if args.html is not None:
         check_html(args)
-    if has_rollout_flags(args) and (args.mode not in ("cifar-single", "custom") or (args.no_gif and args.no_image)):
+    draws = args.mode in SINGLE_MODES and not (args.no_gif and args.no_image)
+    if has_rollout_flags(args) and not draws:
         raise UserError("--head_fusion and --discard_ratio change only GIFs; add --mode cifar-single or --mode custom")
+    if args.method and not draws:
+        raise UserError("--method chooses the maps in a GIF; add --mode cifar-single or --mode custom")
+    if args.samples and args.mode != "faithfulness" and "masks" not in (args.method or ()):
+        raise UserError("--samples is the number of random masks; add --method masks, or --mode faithfulness")
 
 
 def has_rollout_flags(args):
     return args.head_fusion != "mean" or args.discard_ratio > 0
+
+
+def check_methods(args, model):
+    """Raise `UserError` if the network cannot be explained as the flags ask."""
+    if has_rollout_flags(args) and not model.has_attention:
+        raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
+    if has_rollout_flags(args) and args.method and "rollout" not in args.method:
+        raise UserError("--head_fusion and --discard_ratio change only rollout; add rollout to --method")
+    unfit = [flag for flag in args.method or () if flag not in methods_for(model)]
+    if unfit:
+        raise UserError(f"--method {unfit[0]} does not fit this network; choose from {', '.join(methods_for(model))}")
+
+
+def pick_methods(args, model):
+    """The methods whose maps the GIF shows: those of --method, or the best fast one, for a ViT next to attention."""
+    if args.method:
+        methods = [METHODS[flag] for flag in dict.fromkeys(args.method)]
+    else:
+        methods = [METHODS["attention"]] * model.has_attention + [best_method(model)]
+        methods += [METHODS["rollout"]] * has_rollout_flags(args)
+    return [masks_method(args.samples or SAMPLES) if method.name == "masks" else method for method in methods]
 
 
 def check_html(args):
@@ -133,7 +175,7 @@ def check_html(args):
     path = Path(args.html)
     if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
         raise UserError(f"--html {args.html!r} is not an HTML file; choose a file name that ends in .html")
-    if args.mode not in ("cifar-single", "custom"):
+    if args.mode not in SINGLE_MODES:
         raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -277,12 +319,7 @@ def classify(network, image, name, label, args):
     if args.no_gif and args.no_image:
         return
     caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
-    inputs, pixels = network.prepare(image[None]), image.permute(1, 2, 0).cpu().numpy()
-    if network.model.has_attention:
-        rollout = {"head_fusion": args.head_fusion, "discard_ratio": args.discard_ratio}
-        frames, save_still = vit_picture(network, inputs, pixels, probabilities.numpy(), caption, rollout)
-    else:
-        frames, save_still = cnn_picture(network, inputs, pixels, probabilities.numpy(), caption, top.indices)
+    frames, save_still = draw_maps(network, image, probabilities, top.indices, caption, args)
     if not args.no_gif:
         path = gif_path(name, args)
         gif.save_gif(frames, path)
@@ -292,81 +329,95 @@ def classify(network, image, name, label, args):
         gif.show(frames[-1], caption)
 
 
-def vit_picture(network, inputs, pixels, probabilities, caption, rollout):
-    """The GIF's frames for an image through a ViT, one per layer, and a function that saves a still of them.
+def draw_maps(network, image, probabilities, top, caption, args):
+    """The GIF's frames for an image, uint8 (3, H, W), and a function that saves a still of its maps.
 
-    `rollout` holds the options of `attention_rollout`.
+    The frames of a ViT are its layers; those of a CNN are its most probable classes `top`, the most probable one last.
     """
-    if rollout["head_fusion"] != "mean":
-        caption += f"   ·   rollout: {rollout['head_fusion']} over heads"
-    if rollout["discard_ratio"]:
-        caption += f"   ·   rollout: smallest {100 * rollout['discard_ratio']:g} % dropped"
-    maps, heads = explain_layers(network.model, inputs, **rollout)
-    frames = explanations.attention_frames(pixels, maps, heads, probabilities, network.classes, caption)
-    maps[f"gradient rollout\n{network.classes[probabilities.argmax()]}"] = maps.pop("gradient rollout")
-    layers = [f"layer {layer + 1}" for layer in range(len(heads))]
-    return frames, lambda path: explanations.save_relevance_grid(path, pixels, maps, layers, caption)
-
-
-def cnn_picture(network, inputs, pixels, probabilities, caption, top):
-    """The same as `vit_picture` for a CNN: Grad-CAM for its most probable classes, the most probable one last."""
-    targets = top.flip(0).to(network.device)
-    maps = grad_cam(network.model, inputs.expand(len(targets), -1, -1, -1), targets).cpu().numpy()
-    chosen = targets.tolist()
-    frames = explanations.class_frames(pixels, maps, chosen, probabilities, network.classes, caption)
-    names, rows = [network.classes[index] for index in chosen], {"Grad-CAM": maps[::-1]}
-    return frames, lambda path: explanations.save_relevance_grid(path, pixels, rows, names[::-1], caption)
+    if args.head_fusion != "mean":
+        caption += f"   ·   rollout: {args.head_fusion} over heads"
+    if args.discard_ratio:
+        caption += f"   ·   rollout: smallest {100 * args.discard_ratio:g} % dropped"
+    inputs, pixels = network.prepare(image[None]), image.permute(1, 2, 0).cpu().numpy()
+    by_layer, heads = {}, None
+    if network.model.has_attention:
+        by_layer, heads = explain_layers(network.model, inputs, args.head_fusion, args.discard_ratio)
+    rows = []
+    for method in pick_methods(args, network.model):
+        if method.name in by_layer:
+            titles = [f"layer {layer + 1}" for layer in range(len(heads))]
+            rows.append(MapRow(method.name, by_layer[method.name], titles, is_by_layer=True))
+        else:
+            maps = method.for_classes(network.model, inputs, top[None].to(network.device))[0].cpu().numpy()
+            titles = [network.classes[index] for index in top]
+            rows.append(MapRow(method.name, maps, titles, is_signed=method.is_signed))
+    shown = probabilities.numpy(), network.classes, caption
+    frames = (
+        class_frames(pixels, rows, top.tolist(), *shown)
+        if heads is None
+        else attention_frames(pixels, rows, heads, *shown)
+    )
+    return frames, lambda path: save_relevance_grid(path, pixels, rows, caption)
 
 
 def faithfulness_test(run, network, args):
-    """Measure how far each explanation can be trusted; print it and write faithfulness.csv and .png."""
+    """Measure how far each explanation can be trusted; print it, and write tables and a picture to output/RUN/."""
     images = load_test_images(network, args.data_path, args.num_images, args.num_workers)
     test = network.normalized_for(images)
-    start = time.perf_counter()
-    progress = functools.partial(tqdm, desc="removing patches", disable=None)
-    curves = faithfulness.measure_removal(network.model, test, progress=progress)
-    subset = test.subset(torch.arange(min(200, len(test))))
-    correlations = faithfulness.measure_randomization(network.model, network.saved["model_config"], subset)
-    rows = faithfulness.summarize(curves)
-    print_faithfulness(rows, correlations, len(test), time.perf_counter() - start)
-    table, picture = (run.output_folder / f"faithfulness.{kind}" for kind in ("csv", "png"))
-    with atomic_write(table) as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    explanations.save_faithfulness(
-        picture,
-        faithfulness.FRACTIONS,
-        {key: values.mean(axis=0) for key, values in curves.items()},
-        correlations,
-        [name for name, _ in network.model.parts_from_head_to_input()],
-        f"{network.name}: how far to trust its explanations, {len(test)} test images",
-    )
-    print(printable(f"wrote {table} and {picture}"))
+    make_folder(run.output_folder)
+    path = run.output_folder / "faithfulness.pt"
+    print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
+    tested = run_faithfulness_test(network, run.checkpoint_path, test, run.output_folder, args.samples)
+    if tested.continued:
+        print(f"{tested.continued} of the images had been measured before")
+    print_faithfulness(*write_faithfulness_test(tested, network, run.output_folder), tested.methods)
+    print(printable(f"wrote {', '.join(FAITHFULNESS_FILES)} to {run.output_folder}"))
 
 
-def print_faithfulness(rows, correlations, images, seconds):
-    """Print the areas with their intervals, one line per method, and the correlations after randomization."""
-    cells = {(row["method"], row["fill"], row["kind"]): row for row in rows}
-    columns = list(dict.fromkeys((row["fill"], row["kind"]) for row in rows))
-    print(f"\nmean probability of the predicted class along the curve, in %, with 95 % intervals ({images} images)")
-    print("deletion: lower is better; insertion: higher is better\n")
-    print(" " * 18 + "".join(f"{f'{kind}, {fill}':<22}" for fill, kind in columns) + "randomized")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        line = f"{method:<18}"
-        for column in columns:
-            row = cells[(method, *column)]
-            area, low, high = (100 * row[key] for key in ("area", "low", "high"))
-            line += f"{f'{area:5.1f} [{low:.1f}, {high:.1f}]':<22}"
-        print(line + (f"{correlations[method][-1]:+.2f}" if method in correlations else ""))
-    class_blind = [method for method in correlations if method in faithfulness.CLASS_BLIND]
-    print("\nrandomized: rank correlation with the map of a network whose weights are all random; near 0 is good")
+def print_faithfulness(areas, by_method, methods):
+    """Print the rows of both tables: areas and paired gains, one line per method, and what else was measured."""
+    cells = {(row["method"], row["fill"], row["kind"]): row for row in areas}
+    names, fills = (list(dict.fromkeys(row[key] for row in areas)) for key in ("method", "fill"))
+    reference = areas[0]["reference"]
+    for kind, better in (("deletion", "lower"), ("insertion", "higher")):
+        print(f"\n{kind}: mean probability of the predicted class along the curve, in %; {better} is better")
+        print(f"in brackets: 95 % interval of the gain over {reference}, image by image; above 0 is better\n")
+        print(" " * 20 + "".join(f"{fill:<22}" for fill in fills))
+        for name in names:
+            print(f"{name:<20}" + "".join(f"{format_area(cells[name, fill, kind]):<22}" for fill in fills).rstrip())
+    print("\n* not better than the best baseline, which does not depend on the network")
+    columns = {"class_sensitivity": "class sensitivity", "randomized": "randomized", "agreement": "agrees with masks"}
+    print(f"\n{'':<20}{'ms':>6}    " + "".join(f"{title:<22}" for title in columns.values()).rstrip())
+    for row in by_method:
+        values = "".join(f"{format_interval(row, key):<22}" for key in columns)
+        print(f"{row['method']:<20}{row['milliseconds']:>6.1f}    {values}".rstrip())
+    print("\nms: time for one class of one image")
+    print("class sensitivity: how much more the map of the runner-up raises the runner-up than the other map does")
+    print("randomized: rank correlation with the maps of networks whose weights are all random; near 0 is good")
+    if "masks" in methods:
+        print("agrees with masks: rank correlation with the maps of masks")
+    class_blind = " and ".join(name for name, method in methods.items() if method.is_class_blind)
     if class_blind:
-        names = " and ".join(class_blind)
-        print(f"{names} ignore the class: they show where the network looks, not what its prediction depends on")
-    print(f"measured in {seconds:.0f} s\n")
+        print(f"{class_blind} are the same for every class: they show where the network looks")
 
 
+def format_area(row):
+    """An area in %, with the interval of its gain over the reference, and a star unless it beats all baselines."""
+    star = "" if row["method"] in faithfulness.BASELINES or row["gain_over_baseline_low"] > 0 else "*"
+    text = f"{100 * row['area']:5.1f}{star}"
+    if row["method"] == row["reference"]:
+        return text
+    return f"{text} [{100 * row['gain_low']:+.1f}, {100 * row['gain_high']:+.1f}]"
+
+
+def format_interval(row, key):
+    """A mean with its interval, or nothing if it was not measured."""
+    if row[key] is None:
+        return ""
+    return f"{row[key]:+.2f} [{row[f'{key}_low']:+.2f}, {row[f'{key}_high']:+.2f}]"
+
+
+SINGLE_MODES = ("cifar-single", "custom")
 MODES = {
     "cifar": full_test,
     "cifar-single": single_test,

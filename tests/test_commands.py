@@ -35,6 +35,9 @@ import compare
 import test as test_command
 import train
 from vit_cifar10.data import dataset
+from vit_cifar10.evaluation import faithfulness_test
+from vit_cifar10.explain import faithfulness
+from vit_cifar10.explain.maps import methods_for
 from vit_cifar10.runs import checkpoint, writer
 from vit_cifar10.training import trainer
 from vit_cifar10.utils import cli
@@ -242,7 +245,8 @@ def test_printed_scores_match_the_written_ones_and_include_mirror_images(runs, m
 
 
 def test_one_test_image_gives_class_probabilities_and_a_frame_per_layer(runs, monkeypatch, capsys):
-    run_test(runs, "--model_path model/vit --mode cifar-single --index 5", monkeypatch)
+    methods = "--method attention rollout gradient-rollout"
+    run_test(runs, f"--model_path model/vit --mode cifar-single --index 5 {methods}", monkeypatch)
     printed = capsys.readouterr().out
     assert "true class: ring" in printed
     assert len(re.findall(r"^ *[\d.]+ %  \w", printed, re.MULTILINE)) == 5
@@ -255,6 +259,28 @@ def test_one_test_image_gives_class_probabilities_and_a_frame_per_layer(runs, mo
         maps = [frame[58:234, left : left + 176] for frame in frames]
         assert all(abs(one - other).mean() > 0.1 for one, other in itertools.pairwise(maps))
     assert gif.info["duration"] == 2500
+
+
+def test_the_gif_shows_attention_and_the_patches_for_and_against_the_class(runs, monkeypatch):
+    run_test(runs, "--model_path model/vit --mode cifar-single --index 7", monkeypatch)
+    gif = Image.open(runs / "attention_map_gif" / "shapes-index-7.gif")
+    frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(gif)]
+    for left, changes in ((256, True), (512, False)):  # attention changes with the layer, AttnLRP covers all layers
+        maps = [frame[58:290, left : left + 232] for frame in frames]
+        assert all((abs(one - other).mean() > 0.1) == changes for one, other in itertools.pairwise(maps))
+    red_minus_blue = maps[0][..., 0] - maps[0][..., 2]
+    assert red_minus_blue.min() < -20
+    assert red_minus_blue.max() > 20
+
+
+@pytest.mark.parametrize(("run", "frames"), [("vit", 3), ("cnn", 5)])
+def test_every_method_can_be_drawn(run, frames, runs, tmp_path, monkeypatch):
+    model = checkpoint.load_network(runs / "model" / run, torch.device("cpu")).model
+    methods = methods_for(model)
+    flags = f"--gif_path {tmp_path}/all.gif --method {' '.join(methods)} --samples 20"
+    run_test(runs, f"--model_path model/{run} --mode cifar-single --index 5 {flags}", monkeypatch)
+    assert Image.open(tmp_path / "all.gif").n_frames == frames
+    assert Image.open(tmp_path / "all.png").height > 170 * len(methods)
 
 
 @pytest.mark.parametrize(("run", "frames"), [("vit", 3), ("cnn", 5)])
@@ -278,17 +304,61 @@ def test_gif_and_window_can_be_left_out(runs, monkeypatch, capsys):
     assert sorted(runs.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("run", "methods"), [("vit", 4), ("cnn", 1)])
+@pytest.mark.parametrize(("run", "methods"), [("vit", 7), ("cnn", 4)])
 def test_faithfulness_is_measured_and_recorded(runs, run, methods, monkeypatch, capsys):
-    run_test(runs, f"--model_path model/{run} --mode faithfulness --num_images 10", monkeypatch)
-    with open(runs / "output" / run / "faithfulness.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == (methods + 3) * 4
-    assert all(float(row["low"]) <= float(row["area"]) <= float(row["high"]) for row in rows)
+    flags = f"--model_path model/{run} --mode faithfulness --num_images 10 --samples 20"
+    run_test(runs, flags, monkeypatch)
+    rows, by_method = (read_table(runs / "output" / run / f"faithfulness{end}.csv") for end in ("", "_methods"))
+    assert len(rows) == (methods + 3) * 6
+    assert len(by_method) == methods
     printed = capsys.readouterr().out
     for row in rows:
-        assert f"{100 * float(row['area']):5.1f} [{100 * float(row['low']):.1f}, " in printed
+        for key in ("area", "gain", "gain_over_baseline"):
+            assert float(row[f"{key}_low"]) <= float(row[key]) <= float(row[f"{key}_high"])
+        gain = f" [{100 * float(row['gain_low']):+.1f}, {100 * float(row['gain_high']):+.1f}]"
+        is_reference = row["method"] == row["reference"]
+        assert re.search(rf"{100 * float(row['area']):5.1f}\*?{'' if is_reference else re.escape(gain)}", printed)
+    assert all(float(row["milliseconds"]) > 0 for row in by_method)
     assert Image.open(runs / "output" / run / "faithfulness.png").width > 1000
+    run_test(runs, flags, monkeypatch)
+    assert "10 of the images had been measured before" in capsys.readouterr().out
+
+
+def read_table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_faithfulness_test_that_was_stopped_continues(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(faithfulness_test, "BATCH", 4)
+    monkeypatch.setattr(faithfulness_test, "RANDOMIZED", 4)
+    monkeypatch.setattr(faithfulness_test, "save_faithfulness", lambda *_: None)
+    flags = "--model_path model/vit --mode faithfulness --num_images 10"
+    run_test(runs, f"{flags} --output_path {tmp_path}/whole", monkeypatch)
+    whole, folder = tmp_path / "whole" / "vit", tmp_path / "stopped" / "vit"
+    measure = faithfulness.measure_batch
+
+    def stop_after_the_first_batch(*arguments, seed, **options):
+        if seed:
+            raise KeyboardInterrupt
+        return measure(*arguments, seed=seed, **options)
+
+    with monkeypatch.context() as patch, exits_with(130):
+        patch.setattr(faithfulness, "measure_batch", stop_after_the_first_batch)
+        run_test(runs, f"{flags} --output_path {tmp_path}/stopped", monkeypatch)
+    assert [path.name for path in folder.iterdir()] == ["faithfulness.pt"]
+    saved = torch.load(folder / "faithfulness.pt")
+    for changes, continues in (
+        ({}, True),
+        ({"curves": saved["curves"][:3].clone()}, False),  # it has fewer rows than the rest
+        ({"checkpoint_sha256": "0" * 64}, False),
+        ({"curves": "text"}, False),
+    ):
+        torch.save({**saved, **changes}, folder / "faithfulness.pt")
+        capsys.readouterr()
+        run_test(runs, f"{flags} --output_path {tmp_path}/stopped", monkeypatch)
+        assert ("4 of the images had been measured before" in capsys.readouterr().out) == continues
+        assert (whole / "faithfulness.csv").read_text() == (folder / "faithfulness.csv").read_text()
 
 
 def test_an_image_may_have_any_valid_file_name(runs, monkeypatch, capsys):
@@ -331,7 +401,8 @@ def test_head_fusion_and_discard_ratio_change_the_rollout_and_are_in_the_caption
     panels = {}
     for flags in ("", "--head_fusion max", "--discard_ratio 0.5"):
         gif = tmp_path / f"{len(panels)}.gif"
-        run_test(runs, f"--model_path vit --mode cifar-single --index 5 --gif_path {gif} {flags}", monkeypatch)
+        flags_of_run = f"--method attention rollout gradient-rollout --gif_path {gif} {flags}"
+        run_test(runs, f"--model_path vit --mode cifar-single --index 5 {flags_of_run}", monkeypatch)
         frame = np.asarray(Image.open(gif).convert("RGB")).astype(int)
         panels[flags] = frame[:40], frame[58:234, 200:376], frame[58:234, 388:564]
     caption, attention, rollout = panels.pop("")
@@ -414,6 +485,14 @@ MISTAKES = [
     ("test", "--mode other", "invalid choice: 'other'"),
     ("test", "--image_path {cat}", "--image_path needs --mode custom"),
     ("test", "--mode cifar --head_fusion max", "--head_fusion and --discard_ratio change only GIFs"),
+    ("test", "--mode faithfulness --method masks", "--method chooses the maps in a GIF"),
+    ("test", "--mode cifar-single --samples 100", "add --method masks"),
+    ("test", "--mode cifar-single --method deep-lift --model_path {runs}/model/vit", "choose from attention, rollout"),
+    (
+        "test",
+        "--mode cifar-single --method attention --head_fusion max --model_path {runs}/model/vit",
+        "add rollout to --method",
+    ),
     (
         "test",
         "--model_path {runs}/model/cnn --mode cifar-single --discard_ratio 0.5",

@@ -1,5 +1,8 @@
 """Every method against plain loops in float64, against timm's network with the same weights, or against `grad-cam`."""
 
+import copy
+import itertools
+
 import numpy as np
 import pytest
 import timm
@@ -7,8 +10,12 @@ import torch
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from sklearn.linear_model import Ridge
 
+import planted
 from model import build_model
+from vit_cifar10.explain.maps import METHODS, methods_for
+from vit_cifar10.explain.masks import RIDGE, mask_maps
 from vit_cifar10.explain.methods import (
     attention_maps,
     attention_rollout,
@@ -16,6 +23,7 @@ from vit_cifar10.explain.methods import (
     grad_cam,
     gradient_rollout,
 )
+from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 
 # global_pool, and the number of class tokens
 POOLS = [("token", 1), ("avg", 1), ("avg", 0)]
@@ -74,8 +82,8 @@ def test_attention_to_patches_takes_the_row_of_the_output_token():
 
 
 def random_model(kind, **changes):
-    arguments = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, **changes} if kind == "vit" else {}
-    model = build_model({"model": kind, "num_classes": 5, **arguments})
+    sizes = {"patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2} if kind == "vit" else {}
+    model = build_model({"model": kind, "num_classes": 5, **sizes, **changes})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -156,40 +164,6 @@ def test_grad_cam_matches_the_grad_cam_package(kind):
     np.testing.assert_allclose(enlarged, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "explain"),
-    [("vit", attention_maps), ("vit", gradient_rollout), ("vit", grad_cam), ("cnn", grad_cam)],
-)
-def test_explaining_does_not_change_the_network(kind, explain):
-    model = random_model(kind).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.inference_mode():
-        images = torch.randn(2, 3, 32, 32)
-        targets = [] if explain is attention_maps else [torch.tensor([3, 1])]
-        first = explain(model, images, *targets)
-    assert torch.equal(first, explain(model, images, *targets))
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(not module._forward_hooks for module in model.modules())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def explain_in_every_way(model, images):
-    maps = attention_maps(model, images)
-    return [maps, attention_rollout(maps), gradient_rollout(model, images), grad_cam(model, images)]
-
-
-def test_explanations_are_float32_also_under_autocast():
-    model, images = random_model("vit"), torch.randn(2, 3, 32, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = explain_in_every_way(model, images)
-    outside = explain_in_every_way(model, images)
-    for one, other in zip(inside, outside, strict=True):
-        assert one.dtype == torch.float32
-        assert torch.equal(one, other)
-
-
 def test_attention_maps_match_timms_network():
     model = random_model("vit")
     image = torch.randn(1, 3, 32, 32)
@@ -199,47 +173,244 @@ def test_attention_maps_match_timms_network():
     np.testing.assert_allclose(maps[:, 0].numpy(), theirs, atol=1e-5)
 
 
-# A case with a known answer
+# Relevance propagation, against its rules written out in float64
 
 
-def planted_images(count):
-    """Images of 8 x 8 patches in faint colors, except a bright one, whose color is the class.
+def divide(relevance, contributions, total):
+    """The rule LRP-0: relevance of a sum is divided in proportion to its terms."""
+    return relevance * contributions / total
 
-    Returns the images, their labels, and the index of the bright patch in each.
+
+class SlowAttnLrp:
+    """AttnLRP of a ViT for one image, rule by rule, in float64, without autograd.
+
+    `absorbed` is the relevance that biases, positions and the class token receive, and that the softmax loses.
     """
-    position, image = torch.randint(0, 16, (count,)), torch.arange(count)
-    colors = torch.randint(0, 3, (count, 16))
-    strength = torch.full((count, 16, 1), 0.5)
-    strength[image, position] = 1.5
-    patches = (torch.nn.functional.one_hot(colors, 3) * strength).transpose(1, 2).view(count, 3, 4, 4)
-    enlarged = patches.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    return enlarged + 0.3 * torch.randn(count, 3, 32, 32), colors[image, position], position
+
+    def __init__(self, model, image):
+        self.model, self.image, self.absorbed = copy.deepcopy(model).double(), image.double(), 0.0
+
+    def linear(self, layer, x, relevance):
+        output = x @ layer.weight.T + layer.bias
+        self.absorbed += divide(relevance, layer.bias, output).sum()
+        return x * ((relevance / output) @ layer.weight)
+
+    def norm(self, layer, x, relevance):
+        std = (x.var(-1, unbiased=False, keepdim=True) + layer.eps).sqrt()
+        output = (x - x.mean(-1, keepdim=True)) / std * layer.weight + layer.bias
+        self.absorbed += divide(relevance, layer.bias, output).sum()
+        slope = relevance / output * layer.weight / std
+        return x * (slope - slope.mean(-1, keepdim=True))
+
+    def matmul(self, one, other, relevance):
+        """Half of the relevance of a product of two matrices for each of them."""
+        ratio = relevance / (one @ other) / 2
+        return one * (ratio @ other.transpose(-2, -1)), other * (one.transpose(-2, -1) @ ratio)
+
+    def attention(self, layer, x, relevance):
+        query, key, value = layer.project(x)
+        scores = query @ key.transpose(-2, -1) * layer.scale
+        weights = scores.softmax(-1)
+        merged = (weights @ value).transpose(1, 2).flatten(2)
+        of_heads = self.linear(layer.proj, merged, relevance).unflatten(2, (layer.num_heads, -1)).transpose(1, 2)
+        of_weights, of_value = self.matmul(weights, value, of_heads)
+        of_scores = scores * (of_weights - weights * of_weights.sum(-1, keepdim=True))
+        self.absorbed += of_weights.sum() - of_scores.sum()
+        of_query, of_key = self.matmul(query, key.transpose(-2, -1) * layer.scale, of_scores)
+        joined = torch.stack([of_query, of_key.transpose(-2, -1), of_value]).permute(1, 3, 0, 2, 4).flatten(2)
+        return self.linear(layer.qkv, x, joined)
+
+    def block(self, block, x, relevance):
+        mixed = block.attn(block.norm1(x))
+        middle = x + mixed
+        normed = block.norm2(middle)
+        hidden = block.mlp.fc1(normed)
+        branch = block.mlp.fc2(block.mlp.act(hidden))
+        of_branch, of_middle = (divide(relevance, part, middle + branch) for part in (branch, middle))
+        of_hidden = self.linear(block.mlp.fc2, block.mlp.act(hidden), of_branch)  # the GELU passes it on
+        of_middle = of_middle + self.norm(block.norm2, middle, self.linear(block.mlp.fc1, normed, of_hidden))
+        of_mixed, of_x = (divide(of_middle, part, middle) for part in (mixed, x))
+        return of_x + self.norm(block.norm1, x, self.attention(block.attn, block.norm1(x), of_mixed))
+
+    @torch.no_grad()
+    def explain(self, target):
+        model, prefix = self.model, self.model.num_prefix_tokens
+        states = [model.embed(self.image[None])]
+        for block in model.blocks:
+            states.append(block(states[-1]))
+        last = model.norm(states[-1])
+        pools = model.global_pool == "avg"
+        pooled = last[:, prefix:].mean(1) if pools else last[:, 0]
+        head = model.fc_norm(pooled)
+        relevance = torch.zeros(1, model.head.out_features).double()
+        relevance[0, target] = self.logit = model.head(head)[0, target]
+        relevance = self.linear(model.head, head, relevance)
+        if pools:
+            relevance = self.norm(model.fc_norm, pooled, relevance)
+            of_tokens = torch.zeros_like(last)
+            of_tokens[:, prefix:] = divide(relevance[:, None], last[:, prefix:] / last[:, prefix:].shape[1], pooled)
+        else:
+            of_last = torch.zeros_like(last)
+            of_last[:, 0] = relevance
+            of_tokens = self.norm(model.norm, states[-1], of_last)
+        for block, x in reversed(list(zip(model.blocks, states, strict=False))):
+            of_tokens = self.block(block, x, of_tokens)
+        return self.patches(states[0], of_tokens)
+
+    def patches(self, tokens, relevance):
+        prefix, layer = self.model.num_prefix_tokens, self.model.patch_embed.proj
+        self.absorbed += relevance[:, :prefix].sum()
+        tokens, relevance = tokens[:, prefix:], relevance[:, prefix:]
+        self.absorbed += divide(relevance, self.model.pos_embed[:, prefix:] + layer.bias, tokens).sum()
+        pixels = torch.nn.functional.unfold(self.image[None], 8, stride=8).transpose(1, 2)  # (1, 16, 3 * 8 * 8)
+        return (pixels * ((relevance / tokens) @ layer.weight.flatten(1))).sum(2).view(4, 4)
 
 
-def train_on_planted(model, steps):
-    """Train each logit separately to rise for its class. With a softmax, other logits could carry the evidence."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(steps):
-        images, labels, _ = planted_images(64)
-        targets = torch.nn.functional.one_hot(labels, 3).float()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
+@pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
+def test_attn_lrp_matches_its_rules_and_conserves_relevance(global_pool, prefix):
+    model = random_model("vit", global_pool=global_pool, class_token=prefix == 1)
+    images, targets = torch.randn(3, 3, 32, 32), torch.tensor([1, 4, 0])
+    ours = attn_lrp(model, images, targets)
+    for image in range(3):
+        slow = SlowAttnLrp(model, images[image])
+        expected = slow.explain(targets[image])
+        assert expected.min() < 0 < expected.max()
+        np.testing.assert_allclose(ours[image].numpy(), expected.numpy(), atol=1e-5 * expected.abs().max().item())
+        assert (expected.sum() + slow.absorbed).item() == pytest.approx(slow.logit.item(), rel=1e-9)
+    torch.testing.assert_close(attn_lrp(model, images), attn_lrp(model, images, model(images).argmax(1)))
 
 
-def fraction_found(relevance, positions):
-    return (relevance.flatten(1).argmax(dim=1) == positions).float().mean().item()
+def slow_deep_lift(model, image, target):
+    """DeepLIFT's multipliers, module by module in float64, for one image and a reference of zeros."""
+    modules = [*model.features[0], *model.features[1], *model.features[2], *model.features[3], *model.classifier]
+    states = [torch.stack([image, torch.zeros_like(image)]).double()]
+    for module in modules:
+        states.append(copy.deepcopy(module).double()(states[-1]))
+    slope = torch.zeros(1, states[-1].shape[1]).double()
+    slope[0, target] = 1
+    for module, x, y in reversed(list(zip(modules, states, states[1:], strict=False))):
+        kind = type(module).__name__
+        if kind == "Linear":
+            slope = slope @ module.weight.double()
+        elif kind == "Flatten":
+            slope = slope.view(1, *x.shape[1:])
+        elif kind == "Conv2d":
+            slope = torch.nn.functional.conv_transpose2d(slope, module.weight.double(), padding=1)
+        elif kind == "BatchNorm2d":
+            slope = slope * (module.weight / (module.running_var + module.eps).sqrt()).double()[:, None, None]
+        elif kind == "ReLU":
+            change = x[0] - x[1]
+            slope = slope * torch.where(change == 0, 0.0, (y[0] - y[1]) / change)
+        elif kind == "MaxPool2d":
+            slope = slow_max_pool(slope, x, y)
+    return (slope[0] * image.double()).sum(0), y_difference(states[-1], target)
 
 
-def test_gradient_rollout_finds_the_decisive_patch(monkeypatch):
-    sizes = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
-    model = train_on_planted(build_model({"model": "vit", "num_classes": 3, **sizes}), steps=200)
-    images, labels, positions = planted_images(400)
-    assert (model(images).argmax(1) == labels).float().mean() > 0.98
-    assert fraction_found(gradient_rollout(model, images), positions) >= 0.95
+def y_difference(logits, target):
+    return (logits[0] - logits[1])[target].item()
 
-    grad = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs: grad(outputs, inputs)[::-1])
-    assert fraction_found(gradient_rollout(model, images), positions) < 0.95  # with the gradients of the wrong layers
+
+def slow_max_pool(slope, x, y):
+    result = torch.zeros_like(x[:1])
+    for channel, row, column in itertools.product(*map(range, y.shape[1:])):
+        window = x[:, channel, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(2, 4)
+        (new, old), top = y[:, channel, row, column], max(y[0, channel, row, column], y[1, channel, row, column])
+        for place, change in ((window[0].argmax(), top - old), (window[1].argmax(), new - top)):
+            if change != 0:
+                at = (0, channel, 2 * row + place // 2, 2 * column + place % 2)
+                result[at] += slope[0, channel, row, column] * change / (window[0] - window[1])[place]
+    return result
+
+
+def test_deep_lift_matches_its_rules_and_explains_the_whole_difference_to_the_reference():
+    model = random_model("cnn", width=4)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
+    ours = deep_lift(model, images, targets)
+    for image in range(2):
+        expected, difference = slow_deep_lift(model, images[image], targets[image])
+        cells = expected.unflatten(0, (8, 4)).unflatten(2, (8, 4)).sum(dim=(1, 3))
+        np.testing.assert_allclose(ours[image].numpy(), cells.detach().numpy(), atol=1e-5 * cells.abs().max().item())
+        assert ours[image].sum().item() == pytest.approx(difference, rel=1e-4, abs=1e-5)
+
+
+# Random masks
+
+
+@pytest.mark.parametrize("kind", ["vit", "cnn"])
+def test_masks_match_a_ridge_regression_of_scikit_learn(kind):
+    model = random_model(kind)
+    grid, images = model.grid_size, torch.randn(2, 3, 32, 32)
+    ours = mask_maps(model, images, samples=101)
+    generator = torch.Generator().manual_seed(0)
+    half = (torch.rand(51, grid * grid, generator=generator) < 0.5).float()
+    masks = torch.cat([half, 1 - half])[:101]
+    for image in range(2):
+        changed = torch.stack([images[image] * enlarge(mask.view(grid, grid)) for mask in masks])
+        with torch.no_grad():
+            logits = model(changed)
+        expected = Ridge(alpha=RIDGE * 101).fit(masks.double().numpy(), logits.double().numpy()).coef_
+        np.testing.assert_allclose(ours[image].flatten(1).numpy(), expected, atol=1e-4 * abs(expected).max())
+
+
+def enlarge(mask):
+    side = 32 // len(mask)
+    return mask.repeat_interleave(side, dim=0).repeat_interleave(side, dim=1)
+
+
+# All methods
+
+
+def every_method():
+    return [(kind, flag) for kind in ("vit", "cnn") for flag in methods_for(random_model(kind))]
+
+
+@pytest.mark.parametrize(("kind", "flag"), every_method())
+def test_explaining_does_not_change_the_network_and_is_float32_also_under_autocast(kind, flag):
+    method, model = METHODS[flag], random_model(kind)
+    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([3, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        first = method.explain(model, images, targets)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert torch.equal(first, method.explain(model, images, targets))
+    assert first.dtype == torch.float32
+    assert (first.min() < 0) == method.is_signed
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all("forward" not in vars(module) and not module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    classes = torch.tensor([[3, 0], [1, 2]])
+    both = method.for_classes(model, images, classes)
+    torch.testing.assert_close(both[:, 0], first, atol=1e-5, rtol=1e-3)
+    assert torch.equal(both[:, 0], both[:, 1]) == method.is_class_blind
+
+
+@pytest.mark.parametrize("layer", ["norm2", "mlp", None])
+def test_grad_cam_refuses_a_layer_that_the_logit_does_not_reach(layer):
+    model = random_model("vit")
+    last = model.blocks[-1]
+    images = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="choose an earlier one"):
+        grad_cam(model, images, layer=getattr(last, layer) if layer else last)
+    assert grad_cam(model, images, layer=model.blocks[0].norm2).max() > 0
+    pooled = random_model("vit", global_pool="avg")
+    assert grad_cam(pooled, images, layer=pooled.blocks[-1].norm2, relu=False).any()
+
+
+@pytest.mark.parametrize(
+    ("network", "steps", "least"),
+    [
+        ("ViT, class token", 200, {"gradient rollout": 0.95, "AttnLRP": 0.99}),
+        ("ViT, mean of patches", 200, {"AttnLRP": 0.99}),
+        ("CNN", 100, {"DeepLIFT": 0.99}),
+    ],
+)
+def test_the_best_methods_find_planted_evidence(network, steps, least):
+    accuracy, found = planted.measure(planted.NETWORKS[network], seed=0, steps=steps, leave_out=("masks",))
+    assert accuracy > 0.98
+    for method, fraction in least.items():
+        assert found[method] >= fraction, method

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy import stats
 from torch import nn
 
 from model import build_model
 from vit_cifar10.data.dataset import Split, normalize
-from vit_cifar10.explain import faithfulness
-from vit_cifar10.explain.faithfulness import BASELINES, FILLS, FRACTIONS
+from vit_cifar10.explain import faithfulness, removal
+from vit_cifar10.explain.removal import BASELINES, FILLS, FRACTIONS, RemovalTest
 
 
 def random_split(count=12):
@@ -25,28 +26,62 @@ def random_model(config):
     return model.eval()
 
 
-class OnePatch(nn.Module):
-    """Class 1 if the patch in row 2, column 3 of an 8 x 8 grid is bright, else class 0."""
+class TwoPatches(nn.Module):
+    """Two classes, each with the mean brightness of one patch of a 4 x 4 grid as logit: the second and the fourth."""
+
+    grid_size = 4
 
     def forward(self, images):
-        brightness = 20 * images[:, :, 8:12, 12:16].mean(dim=(1, 2, 3))
-        return torch.stack([-brightness, brightness], dim=1)
+        return 20 * torch.stack([images[:, :, :8, 8:16].mean((1, 2, 3)), images[:, :, :8, 24:].mean((1, 2, 3))], dim=1)
+
+
+def mark(place, count=2):
+    """Maps (count, 4, 4) that are 1 at one patch, and 0 elsewhere."""
+    return nn.functional.one_hot(torch.full((count,), place), 16).view(-1, 4, 4).float()
+
+
+def two_bright_patches():
+    """Images on which TwoPatches predicts class 0, with class 1 as the runner-up."""
+    inputs = torch.zeros(2, 3, 32, 32)
+    inputs[:, :, :8, 8:16], inputs[:, :, :8, 24:] = 1.0, 0.9
+    return inputs
 
 
 def test_removing_by_rank_finds_the_decisive_patch():
-    inputs = torch.full((2, 3, 32, 32), 0.5)
-    targets = torch.tensor([1, 1])
-    relevance = torch.zeros(2, 8, 8)
-    relevance[0, 2, 3], relevance[1, 2, 3] = 1, -1  # the best map, and the worst
-    ranks = faithfulness.patch_ranks(relevance, torch.Generator().manual_seed(0))
-    assert (ranks[0, 2, 3], ranks[1, 2, 3]) == (0, 63)
-    empty = torch.zeros_like(inputs)
-    deletion = faithfulness.removal_curve(OnePatch(), inputs, targets, ranks, empty, "deletion")
-    insertion = faithfulness.removal_curve(OnePatch(), inputs, targets, ranks, empty, "insertion")
-    torch.testing.assert_close(deletion[0], torch.full((4,), 0.5))
-    torch.testing.assert_close(insertion[0], torch.ones(4))
-    torch.testing.assert_close(deletion[1], torch.ones(4))
-    torch.testing.assert_close(insertion[1], torch.full((4,), 0.5))
+    inputs, generator = two_bright_patches(), torch.Generator().manual_seed(0)
+    test = RemovalTest(TwoPatches(), inputs, torch.zeros(2, dtype=torch.int64), generator)
+    best, worst = (faithfulness.patch_ranks(sign * mark(1), generator) for sign in (1, -1))
+    assert (best[0, 0, 1], worst[0, 0, 1]) == (0, 15)
+    both, only_other = torch.tensor([2.0, 0]).softmax(0)[0].item(), torch.tensor([0, 18.0]).softmax(0)[0].item()
+    deletion = test.curve(best, "mean", "deletion")[0]
+    assert deletion[:2].tolist() == pytest.approx([both, only_other])
+    late = test.curve(worst, "mean", "deletion")[0, -2:].tolist()  # the patch is removed last
+    assert late[0] >= both - 1e-6
+    assert late[1] == pytest.approx(0.5)
+    insertion = test.curve(best, "mean", "insertion")[0]
+    assert insertion[:2].tolist() == pytest.approx([0.5, 1.0], abs=1e-3)
+    assert insertion[-1] == pytest.approx(both)
+
+
+def test_class_sensitivity_rewards_maps_of_the_right_class():
+    inputs = two_bright_patches()
+    runner_up = torch.ones(2, dtype=torch.int64)
+    maps = {"right": torch.stack([mark(1), mark(3)], 1), "blind": torch.stack([mark(1), mark(1)], 1)}
+    curves = faithfulness.measure_runner_up(TwoPatches(), inputs, runner_up, maps, torch.Generator().manual_seed(0))
+    own, other = faithfulness.areas(curves.numpy())[0, 0]
+    assert own > 0.5 > other
+    assert abs(np.diff(faithfulness.areas(curves.numpy())[:, 1])).max() < 0.2
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.95])
+def test_road_matches_the_grad_cam_package(fraction):
+    images = torch.randn(3, 3, 32, 32).cumsum(2) / 3
+    removed = (torch.rand(3, 1, 8, 8) < fraction).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    ours = removal.impute(images, removed, tolerance=1e-5)
+    for image in range(3):
+        expected = NoisyLinearImputer(noise=0)(images[image], (~removed[image, 0]).float())
+        torch.testing.assert_close(ours[image], expected, atol=2e-3, rtol=0)
+    assert not removal.impute(images, torch.ones_like(removed)).any()
 
 
 def test_ranks_are_a_permutation_ordered_by_relevance_with_random_ties():
@@ -66,41 +101,66 @@ def test_ranks_are_a_permutation_ordered_by_relevance_with_random_ties():
 
 @pytest.mark.parametrize("kind", ["vit", "cnn"])
 def test_curves_and_areas_match_plain_loops(kind):
-    sizes = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2} if kind == "vit" else {}
-    model = random_model({"model": kind, **sizes})
-    split = random_split()
-    curves = faithfulness.measure_removal(model, split, batch_size=5)
-    methods = {"vit": ("attention", "rollout", "gradient rollout", "Grad-CAM"), "cnn": ("Grad-CAM",)}[kind]
-    assert {key[0] for key in curves} == {*methods, *BASELINES}
+    sizes = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2} if kind == "vit" else {"width": 8}
+    config = {"model": kind, **sizes}
+    model = random_model(config)
+    split = random_split(6)
     inputs = normalize(split.images, split.mean, split.std)
+    methods = faithfulness.measured_methods(model, samples=20)
+    measured = faithfulness.measure_batch(model, config, methods, inputs, seed=3, randomize=False)
+    assert {name: tuple(values.shape[1:]) for name, values in measured.items()} == faithfulness.row_shapes(
+        model, methods
+    )
+    rows = {(row["method"], row["fill"], row["kind"]): row for row in faithfulness.area_rows(measured, methods)}
+    place = faithfulness.measured_maps(methods).index("edges")
     with torch.no_grad():
-        probabilities = model(inputs).softmax(1)
-    targets = probabilities.argmax(1)
+        targets = model(inputs).argmax(1)
     side = {"vit": 8, "cnn": 4}[kind]  # pixels of a patch, or of a cell
-    for fill in FILLS:
-        filled = faithfulness.fill_images(inputs, fill)
-        relevance = faithfulness.baseline_maps(inputs, 32 // side, torch.Generator())["edges"]
-        for image in range(len(split)):
-            order = relevance[image].flatten().argsort(descending=True).tolist()
-            expected = {"deletion": [], "insertion": []}
-            for fraction in FRACTIONS:
-                removed, restored = inputs[image].clone(), filled[image].clone()
-                for patch in order[: round(fraction * len(order))]:
+    generator = torch.Generator().manual_seed(3)
+    order = removal.baseline_maps(inputs, 32 // side, generator)["edges"].flatten(1).argsort(1, descending=True)
+    fills = removal.make_fills(inputs, generator)
+    for fill, fill_name in enumerate(FILLS):
+        expected = {"deletion": np.zeros((6, 6)), "insertion": np.zeros((6, 6))}
+        for at, fraction in enumerate(FRACTIONS):
+            chosen = torch.zeros(6, 1, 32, 32, dtype=torch.bool)
+            for image in range(6):
+                for patch in order[image][: round(fraction * order.shape[1])].tolist():
                     row, column = (patch // (32 // side) * side, patch % (32 // side) * side)
-                    pixels = (slice(None), slice(row, row + side), slice(column, column + side))
-                    removed[pixels] = filled[image][pixels]
-                    restored[pixels] = inputs[image][pixels]
+                    chosen[image, 0, row : row + side, column : column + side] = True
+            for name, removed in (("deletion", chosen), ("insertion", ~chosen)):
                 with torch.no_grad():
-                    both = model(torch.stack([removed, restored])).softmax(1)[:, targets[image]]
-                expected["deletion"].append(both[0].item())
-                expected["insertion"].append(both[1].item())
-            for name, values in expected.items():
-                np.testing.assert_allclose(curves["edges", fill, name][image], values, atol=1e-5)
-                area = sum(
-                    (a + b) / 2 * (y - x)
-                    for a, b, x, y in zip(values, values[1:], FRACTIONS, FRACTIONS[1:], strict=False)
-                )
-                assert faithfulness.areas(curves)["edges", fill, name][image] == pytest.approx(area, abs=1e-5)
+                    answers = model(fills[fill_name](removed)).softmax(1)
+                expected[name][:, at] = answers[torch.arange(6), targets].numpy()
+        for kind_at, (name, values) in enumerate(expected.items()):
+            np.testing.assert_allclose(measured["curves"][:, place, fill, kind_at], values, atol=1e-5)
+            assert rows["edges", fill_name, name]["area"] == pytest.approx(trapezoid(values).mean(), abs=1e-5)
+
+
+def trapezoid(curves):
+    return sum(
+        (curves[:, at] + curves[:, at + 1]) / 2 * (FRACTIONS[at + 1] - FRACTIONS[at])
+        for at in range(len(FRACTIONS) - 1)
+    )
+
+
+def test_gains_are_paired_and_positive_if_better():
+    methods = dict.fromkeys(("gradient rollout", "other"))
+    curves = np.random.RandomState(0).uniform(size=(50, 5, 3, 2, 6)).astype(np.float32)  # two methods, three baselines
+    curves[..., 0, :] += np.linspace(1, 0, 6, dtype=np.float32)
+    curves[:, 1] = curves[:, 0] + 0.1  # better for insertion, worse for deletion, in every image
+    rows = faithfulness.area_rows({"curves": torch.from_numpy(curves)}, methods)
+    for row in rows:
+        if row["method"] == "other":
+            sign = 1 if row["kind"] == "insertion" else -1
+            assert [row[f"gain{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.1 * sign] * 3, abs=1e-5)
+        best = max if row["kind"] == "insertion" else min
+        baselines = [other for other in rows if other["method"] in BASELINES]
+        of_column = [one for one in baselines if (one["fill"], one["kind"]) == (row["fill"], row["kind"])]
+        assert row["best_baseline"] == best(of_column, key=lambda one: one["area"])["method"]
+    flat = np.full((1, 5, 3, 2, 6), 0.5, dtype=np.float32)
+    assert np.isnan(faithfulness.normalize_curves(flat)).all()
+    scaled = faithfulness.normalize_curves(curves)
+    assert (np.nanmin(scaled), np.nanmax(scaled)) == (0, 1)
 
 
 def test_bootstrap_interval_matches_scipy():
@@ -123,8 +183,23 @@ def test_randomization_reaches_every_weight_and_does_not_change_the_network():
     for kind in (config, {"model": "cnn"}):
         prefixes = [prefix for _, stage in build_model(kind).parts_from_head_to_input() for prefix in stage]
         assert all(name.startswith(tuple(prefixes)) for name in build_model(kind).state_dict())
-    correlations = faithfulness.measure_randomization(model, config, random_split())
-    assert all(len(values) == 5 and values[0] == 1 for values in correlations.values())
-    assert correlations["attention"][1] == pytest.approx(1)  # attention does not depend on the head
-    assert all(abs(values[-1]) < 0.6 for values in correlations.values())
+    methods = faithfulness.measured_methods(model)
+    split = random_split()
+    inputs = normalize(split.images, split.mean, split.std)
+    correlations = faithfulness.measure_randomization(model, config, methods, inputs)
+    assert correlations.shape == (12, faithfulness.DRAWS, len(methods), 5)
+    assert (correlations[..., 0] == 1).all()
+    assert not torch.equal(correlations[:, 0], correlations[:, 1])
+    attention = list(methods).index("attention")
+    torch.testing.assert_close(
+        correlations[:, :, attention, 1], torch.ones(12, 3).double()
+    )  # it does not depend on the head
+    assert correlations[..., -1].mean((0, 1)).abs().max() < 0.6
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_interval_over_draws_matches_scipy():
+    values = np.array([0.1, -0.2, 0.3])
+    columns = faithfulness.draws_columns("x", values)
+    expected = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+    assert (columns["x_low"], columns["x_high"]) == pytest.approx(expected, rel=1e-3)

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
-from vit_cifar10.plots.explanations import attention_frames, save_disagreements
+from vit_cifar10.plots.explanations import MapRow, attention_frames, save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import save_figure
 from vit_cifar10.utils.text import shorten
@@ -112,8 +112,9 @@ def test_pictures_of_a_comparison(runs, drawn):
 
 def test_a_network_with_more_heads_than_fit_is_drawn():
     random = np.random.RandomState(0)
-    maps = {name: random.rand(1, 4, 4) for name in ("attention", "rollout", "gradient rollout")}
+    rows = [MapRow("attention", random.rand(1, 4, 4), ["layer 1"], is_by_layer=True)]
+    rows.append(MapRow("AttnLRP", random.randn(2, 4, 4), ["a", "b"], is_signed=True))
     image, heads = np.zeros((32, 32, 3), dtype=np.uint8), random.rand(1, 200, 4, 4)
-    frames = attention_frames(image, maps, heads, np.array([0.9, 0.1]), ["a", "b"], "caption")
+    frames = attention_frames(image, rows, heads, np.array([0.9, 0.1]), ["a", "b"], "caption")
     assert frames.shape[0] == 1
     assert frames.shape[2] == 960

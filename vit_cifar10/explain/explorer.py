@@ -18,9 +18,9 @@ import matplotlib
 import numpy as np
 import torch
 
-from vit_cifar10.explain.faithfulness import remove_each_patch
 from vit_cifar10.explain.maps import best_method
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable

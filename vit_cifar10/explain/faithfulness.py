@@ -1,208 +1,216 @@
 """How far explanations can be trusted, measured on the network itself.
 
+    methods = measured_methods(model)
+    measured = measure_batch(model, config, methods, inputs, seed=0)      # a dict of tensors with one row per image
+    area_rows(measured, methods), method_rows(measured, methods)          # the rows of the two tables
+
 Deletion and insertion ask whether the prediction depends on the patches that a map marks as relevant. Deletion removes
 them, most relevant first: the probability of the predicted class should fall early. Insertion restores them on an empty
 image: the probability should rise early (Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421).
+
+Class sensitivity asks whether the map of a class is about this class. Patches are restored in the order of the map of
+the runner-up, the second most probable class, and in the order of the map of the predicted class. The first order
+should raise the probability of the runner-up more.
 
 Randomization asks whether a map depends on what the network has learned. The weights are replaced with random ones,
 from the head back to the embedding, and the map should change (Adebayo et al., 2018, https://arxiv.org/abs/1810.03292).
 
 Three baselines, which do not depend on the network, show what a map must beat: random order, the image's edges, and the
-distance from its center.
+distance from its center. Differences are taken image by image, because images differ more than methods do.
 """
 
 import copy
-import math
+import functools
+import time
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as tvf
 
 from model import build_model
-from vit_cifar10.data.dataset import normalize
-from vit_cifar10.explain.methods import (
-    attention_maps,
-    attention_rollout,
-    attention_to_patches,
-    grad_cam,
-    gradient_rollout,
-)
+from vit_cifar10.explain.maps import Method, masks_method, methods_for
+from vit_cifar10.explain.methods import grad_cam
+from vit_cifar10.explain.removal import BASELINES, CURVES, FILLS, FRACTIONS, RemovalTest, baseline_maps, patch_ranks
 
-BASELINES = ("random", "edges", "centre")
-FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches; closer together where the prediction changes most
-FILLS = ("mean", "blur")  # what replaces a removed patch: the mean color of the data set, or the blurred image
-CURVES = ("deletion", "insertion")
-CLASS_BLIND = ("attention", "rollout")  # methods whose map is the same for every class
+DRAWS = 3  # of random weights
+T_QUANTILE = 4.303  # Student's t for a 95 % interval from three values
+LEAST_DROP = 0.1  # normalized areas leave out images whose probability falls by less than this without any patch
+REFERENCES = ("gradient rollout", "Grad-CAM")  # the first one that is measured is what other methods are compared to
 
 
-def relevance_maps(model, inputs, targets):
-    """The relevance maps of normalized images (B, 3, H, W) for the classes `targets` (B,): {method: (B, grid, grid)}.
+def measured_methods(model, samples=None):
+    """The methods to measure, {name: Method}. With `samples`, `masks` with this number of masks is one of them.
 
-    The Grad-CAM map of a CNN is interpolated to the grid.
+    Most values of Grad-CAM's map are 0, and the order of these patches is random. The map before the ReLU is therefore
+    measured too.
     """
-    cam = grad_cam(model, inputs, targets)
-    if not model.has_attention:
-        grid = model.grid_size
-        return {"Grad-CAM": F.interpolate(cam[:, None], (grid, grid), mode="bilinear")[:, 0]}
-    maps = attention_maps(model, inputs)
+    methods = {method.name: method for flag, method in methods_for(model).items() if flag != "masks"}
+    before_relu = functools.partial(grad_cam, relu=False)
+    methods["Grad-CAM, no ReLU"] = Method("Grad-CAM, no ReLU", before_relu, is_signed=True)
+    if samples:
+        methods["masks"] = masks_method(samples)
+    return methods
+
+
+def measured_maps(methods):
+    """The names of the maps whose curves are measured: methods and baselines."""
+    return [*methods, *BASELINES]
+
+
+def class_methods(methods):
+    """The names of the methods whose maps depend on the class."""
+    return [name for name, method in methods.items() if not method.is_class_blind]
+
+
+def quick_methods(methods):
+    """The names of the methods that are fast enough for randomization: all except `masks`."""
+    return [name for name in methods if name != "masks"]
+
+
+def reference_of(methods):
+    """The name of the method that the others are compared to."""
+    return next(name for name in REFERENCES if name in methods)
+
+
+def row_shapes(model, methods):
+    """The shapes of one image's rows in the result of `measure_batch`: {name: shape}."""
+    stages = 1 + len(model.parts_from_head_to_input())
     return {
-        "attention": attention_to_patches(maps[-1], model.global_pool),
-        "rollout": attention_rollout(maps, global_pool=model.global_pool),
-        "gradient rollout": gradient_rollout(model, inputs, targets),
-        "Grad-CAM": cam,
+        "curves": (len(measured_maps(methods)), len(FILLS), len(CURVES), len(FRACTIONS)),
+        "runner_up": (len(class_methods(methods)), 2, len(FRACTIONS)),
+        "randomized": (DRAWS, len(quick_methods(methods)), stages),
+        "agreement": (len(methods) if "masks" in methods else 0,),
+        "seconds": (len(methods),),
     }
 
 
-def baseline_maps(inputs, grid, generator):
-    """Maps that do not depend on the network: {baseline: (B, grid, grid)}.
-
-    They are random values, the mean strength of the edges in a patch, and closeness to the center of the image.
-    """
-    gray = inputs.mean(dim=1, keepdim=True)
-    sobel = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]], device=inputs.device)
-    padded = F.pad(gray, (1, 1, 1, 1), mode="replicate")
-    strength = sum(F.conv2d(padded, kernel[None, None]).square() for kernel in (sobel, sobel.T)).sqrt()
-    offset = torch.linspace(-1, 1, grid, device=inputs.device)
-    closeness = (-(offset[:, None].square() + offset.square()) / (2 * 0.5**2)).exp()
-    return {
-        "random": torch.rand(len(inputs), grid, grid, generator=generator).to(inputs.device),
-        "edges": F.adaptive_avg_pool2d(strength, grid)[:, 0],
-        "centre": closeness.expand(len(inputs), -1, -1),
-    }
+# Measuring
 
 
-def patch_ranks(relevance, generator):
-    """The rank of every patch, 0 for the most relevant, int64 (B, grid, grid). Ties are broken at random."""
-    flat = relevance.flatten(1)
-    shuffle = torch.rand(flat.shape, generator=generator).argsort(dim=1).to(flat.device)
-    order = flat.gather(1, shuffle).argsort(dim=1, descending=True, stable=True)
-    return shuffle.gather(1, order).argsort(dim=1).view_as(relevance)
-
-
-def fill_images(inputs, fill):
-    """The pixels that replace removed patches of normalized images: the mean color, which is 0, or a blurred copy."""
-    if fill == "mean":
-        return torch.zeros_like(inputs)
-    sigma = inputs.shape[-1] / 8
-    return tvf.gaussian_blur(inputs, kernel_size=2 * math.ceil(1.5 * sigma) + 1, sigma=sigma)
-
-
-@torch.inference_mode()
-def target_probability(model, inputs, targets):
-    """The probability of the classes `targets` (B,) for normalized images (B, 3, H, W): (B,)."""
-    return model(inputs).softmax(dim=1).gather(1, targets[:, None])[:, 0]
-
-
-def removal_curve(model, inputs, targets, ranks, filled, kind):
-    """The probability of the target classes (B,) while patches are removed or restored.
-
-    Args:
-        inputs: normalized images (B, 3, H, W).
-        ranks: (B, grid, grid), from `patch_ranks`.
-        filled: images (B, 3, H, W) whose pixels replace removed patches.
-        kind: "deletion" removes the most relevant patches, "insertion" restores them.
-
-    Returns:
-        (B, len(FRACTIONS) - 2), for all fractions except 0 and 1, at which the order makes no difference.
-    """
-    pixel_ranks = F.interpolate(ranks[:, None].float(), inputs.shape[-2:], mode="nearest")
-    first, rest = (filled, inputs) if kind == "deletion" else (inputs, filled)
-    counts = [round(fraction * ranks[0].numel()) for fraction in FRACTIONS[1:-1]]
-    values = [target_probability(model, torch.where(pixel_ranks < count, first, rest), targets) for count in counts]
-    return torch.stack(values, dim=1)
-
-
-@torch.inference_mode()
-def remove_each_patch(model, image, grid):
-    """The probabilities (grid * grid, C) of one normalized image (1, 3, H, W) after each single patch is removed.
-
-    A removed patch has the mean color.
-    """
-    is_removed = torch.eye(grid * grid, device=image.device).view(-1, 1, grid, grid)
-    is_removed = F.interpolate(is_removed, image.shape[-2:], mode="nearest").bool()
-    removed = torch.where(is_removed, fill_images(image, "mean"), image)
-    return torch.cat([model(part).softmax(dim=1) for part in removed.split(250)])
-
-
-def measure_removal(model, split, batch_size=125, seed=0, progress=iter):
-    """The deletion and insertion curves of every method and baseline for the N images of a split.
-
-    Returns:
-        {(method, fill, kind): (N, len(FRACTIONS))}, the probability of the predicted class.
-    """
-    grid = model.grid_size
-    generator = torch.Generator().manual_seed(seed)
-    curves = {}
-    for start in progress(range(0, len(split), batch_size)):
-        inputs = normalize(split.images[start : start + batch_size], split.mean, split.std)
-        with torch.inference_mode():
-            targets = model(inputs).argmax(dim=1)
-        maps = relevance_maps(model, inputs, targets) | baseline_maps(inputs, grid, generator)
-        ranks = {method: patch_ranks(relevance, generator) for method, relevance in maps.items()}
-        whole = target_probability(model, inputs, targets)[:, None]
-        for fill in FILLS:
-            filled = fill_images(inputs, fill)
-            empty = target_probability(model, filled, targets)[:, None]
-            for method in maps:
-                for kind in CURVES:
-                    between = removal_curve(model, inputs, targets, ranks[method], filled, kind)
-                    ends = (whole, empty) if kind == "deletion" else (empty, whole)
-                    curve = torch.cat([ends[0], between, ends[1]], dim=1)
-                    curves.setdefault((method, fill, kind), []).append(curve.cpu().numpy())
-    return {key: np.concatenate(parts) for key, parts in curves.items()}
-
-
-def areas(curves):
-    """The area under each image's curve, (N,) in [0, 1]. Lower is better for deletion, higher for insertion."""
-    return {key: np.trapezoid(values, FRACTIONS, axis=1) for key, values in curves.items()}
-
-
-def bootstrap_interval(values, seed=0, resamples=2000, level=0.95):
-    """The percentile bootstrap interval (low, high) of the mean of `values`, (N,)."""
-    random = np.random.RandomState(seed)
-    means = values[random.randint(0, len(values), (resamples, len(values)))].mean(axis=1)
-    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
-
-
-def summarize(curves):
-    """The rows of faithfulness.csv: the mean area of each method, fill and kind, with its 95 % bootstrap interval."""
-    rows = []
-    for (method, fill, kind), values in areas(curves).items():
-        low, high = bootstrap_interval(values)
-        rows.append(
-            {"method": method, "fill": fill, "kind": kind, "area": values.mean().item(), "low": low, "high": high}
-        )
-    return rows
-
-
-def measure_randomization(model, config, split, seed=0):
-    """How similar each method's maps remain while the network's parts are replaced, one by one, with untrained ones.
+def measure_batch(model, config, methods, inputs, seed=0, randomize=True):
+    """Everything that is measured on a batch of images.
 
     Args:
         config: the network's configuration, for `build_model`.
+        methods: {name: Method}, from `measured_methods`.
+        inputs: normalized images (B, 3, H, W).
+        seed: seed of random orders, ties and noise.
+        randomize: whether to measure randomization, the most expensive part.
 
     Returns:
-        {method: [correlation, ...]}, the mean Spearman rank correlation with the maps of the trained network: first 1,
-        then one value after each of the network's `parts_from_head_to_input` is replaced.
+        A dict of float32 tensors on the CPU with one row per image; see `row_shapes`:
+        curves, from `measure_removal`, of methods and baselines; runner_up, from `measure_runner_up`; randomized, from
+        `measure_randomization`, without rows unless `randomize`; agreement, the rank correlation of each method's map
+        with that of `masks`, if that is measured; seconds, the time that each method needs for one class of one image.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        untrained = build_model(config).state_dict()
-    inputs = normalize(split.images, split.mean, split.std)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.inference_mode():
+        logits = model(inputs)
+        classes = logits.topk(min(2, logits.shape[1]), dim=1).indices  # the prediction and the runner-up
+    maps, seconds = explain_classes(model, methods, inputs, classes)
+    of_predicted = {name: both[:, 0] for name, both in maps.items()}
+    with_baselines = of_predicted | baseline_maps(inputs, model.grid_size, generator)
+    by_class = {name: maps[name] for name in class_methods(methods)}
+    quick = {name: methods[name] for name in quick_methods(methods)}
+    agreement = torch.zeros(len(inputs), 0)
+    if "masks" in methods:
+        agreement = torch.stack(
+            [rank_correlation(map_, of_predicted["masks"]) for map_ in of_predicted.values()], dim=1
+        )
+    measured = {
+        "curves": measure_removal(model, inputs, classes[:, 0], with_baselines, generator),
+        "runner_up": measure_runner_up(model, inputs, classes[:, -1], by_class, generator),
+        "randomized": measure_randomization(model, config, quick, inputs if randomize else inputs[:0]),
+        "agreement": agreement,
+        "seconds": seconds.expand(len(inputs), -1),
+    }
+    return {name: values.float().cpu() for name, values in measured.items()}
+
+
+def explain_classes(model, methods, inputs, classes):
+    """The maps of K classes (B, K) of each image, and the time each method needs.
+
+    Returns:
+        {name: (B, K, grid, grid)}, interpolated to the grid if a method has a coarser one; and the seconds to explain
+        one class of one image, (methods,).
+    """
+    maps, seconds = {}, []
+    for name, method in methods.items():
+        start = time.perf_counter()
+        relevance = method.for_classes(model, inputs, classes)
+        computed = 1 if method.is_class_blind or method.explain_all else classes.shape[1]
+        seconds.append((time.perf_counter() - start) / (len(inputs) * computed))
+        if relevance.shape[-1] != model.grid_size:
+            relevance = F.interpolate(relevance, (model.grid_size, model.grid_size), mode="bilinear")
+        maps[name] = relevance
+    return maps, torch.tensor(seconds)
+
+
+def measure_removal(model, inputs, targets, maps, generator):
+    """The deletion and insertion curves of maps {name: (B, grid, grid)}, with every fill.
+
+    Returns:
+        (B, maps, fills, deletion and insertion, fractions), the probability of the classes `targets` (B,).
+    """
+    test = RemovalTest(model, inputs, targets, generator)
+    curves = []
+    for relevance in maps.values():
+        ranks = patch_ranks(relevance, generator)
+        by_fill = [torch.stack([test.curve(ranks, fill, kind) for kind in CURVES], dim=1) for fill in FILLS]
+        curves.append(torch.stack(by_fill, dim=1))
+    return torch.stack(curves, dim=1)
+
+
+def measure_runner_up(model, inputs, runner_up, maps, generator):
+    """The insertion curves of the runner-up's probability, by its own map and by that of the predicted class.
+
+    Args:
+        runner_up: int64 (B,), the second most probable classes.
+        maps: {name: (B, 2, grid, grid)}, of the predicted class and of the runner-up.
+
+    Returns:
+        (B, maps, 2, fractions). Removed patches have the mean color.
+    """
+    test = RemovalTest(model, inputs, runner_up, generator)
+    curves = []
+    for relevance in maps.values():
+        orders = [patch_ranks(relevance[:, place], generator) for place in (-1, 0)]
+        curves.append(torch.stack([test.curve(ranks, "mean", "insertion") for ranks in orders], dim=1))
+    return torch.stack(curves, dim=1)
+
+
+def measure_randomization(model, config, methods, inputs):
+    """How similar maps remain while the network's parts are replaced, one by one, with untrained ones.
+
+    Returns:
+        (B, DRAWS, methods, 1 + parts), Spearman's rank correlation of each image's map with the trained network's map:
+        first 1, then one value after each of the network's `parts_from_head_to_input` is replaced.
+    """
+    parts = model.parts_from_head_to_input()
+    if not len(inputs):
+        return torch.zeros(0, DRAWS, len(methods), 1 + len(parts))
     with torch.inference_mode():
         targets = model(inputs).argmax(dim=1)
-    original = relevance_maps(model, inputs, targets)
-    randomized = copy.deepcopy(model)
-    weights = randomized.state_dict()
-    correlations = {method: [1.0] for method in original}
-    for _, prefixes in model.parts_from_head_to_input():
-        for name, value in untrained.items():
-            if name.startswith(prefixes):
-                weights[name].copy_(value)
-        for method, relevance in relevance_maps(randomized, inputs, targets).items():
-            correlations[method].append(rank_correlation(original[method], relevance).mean().item())
-    return correlations
+    original = [method.explain(model, inputs, targets) for method in methods.values()]
+    draws = []
+    for seed in range(DRAWS):
+        randomized, stages = copy.deepcopy(model), [torch.ones(len(inputs), len(methods))]
+        weights, untrained = randomized.state_dict(), untrained_weights(config, seed)
+        for _, prefixes in parts:
+            for name, value in untrained.items():
+                if name.startswith(prefixes):
+                    weights[name].copy_(value)
+            changed = [method.explain(randomized, inputs, targets) for method in methods.values()]
+            stages.append(torch.stack(list(map(rank_correlation, original, changed)), dim=1).cpu())
+        draws.append(torch.stack(stages, dim=2))
+    return torch.stack(draws, dim=1)
+
+
+def untrained_weights(config, seed):
+    """The state dict of an untrained network."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(config).state_dict()
 
 
 def rank_correlation(one, other):
@@ -216,3 +224,118 @@ def _ranks(values):
     lower = (values[:, None, :] < values[:, :, None]).double().sum(dim=2)
     equal = (values[:, None, :] == values[:, :, None]).double().sum(dim=2)
     return lower + equal / 2
+
+
+# Tables
+
+
+def areas(curves):
+    """The area under each curve (..., fractions), in [0, 1]. Lower is better for deletion, higher for insertion."""
+    return np.trapezoid(curves, FRACTIONS, axis=-1)
+
+
+def normalize_curves(curves):
+    """Curves (N, maps, fills, kinds, fractions), scaled so that each image's own ends are 0 and 1, and clipped to this
+    range.
+
+    Images whose probability falls by less than `LEAST_DROP` when all patches are removed become NaN.
+    """
+    whole, empty = curves[:, :1, :, :1, :1], curves[:, :1, :, :1, -1:]  # the ends of deletion are those of all curves
+    drop = np.where(whole - empty < LEAST_DROP, np.nan, whole - empty)
+    return ((curves - empty) / drop).clip(0, 1)
+
+
+def mean_curves(measured, methods):
+    """The mean curve (fractions,) of each map, fill and kind: {(name, fill, kind): array}."""
+    curves = measured["curves"].mean(dim=0).numpy()
+    return {
+        (name, fill, kind): curves[at, fill_at, kind_at]
+        for at, name in enumerate(measured_maps(methods))
+        for fill_at, fill in enumerate(FILLS)
+        for kind_at, kind in enumerate(CURVES)
+    }
+
+
+def mean_correlations(measured, methods):
+    """The mean rank correlation (1 + parts,) of each method while parts are randomized: {name: array}."""
+    return dict(zip(quick_methods(methods), measured["randomized"].mean(dim=(0, 1)).numpy(), strict=True))
+
+
+def area_rows(measured, methods):
+    """One row for each map, fill and kind of curve.
+
+    Gains are differences of areas, image by image: to the method `reference_of(methods)`, and to the best baseline of
+    this fill and kind. Positive gains are better for both kinds.
+
+    Returns:
+        A list of dicts: `area`, `normalized`, `gain` and `gain_over_baseline`, each with its 95 % bootstrap interval as
+        `..._low` and `..._high`; see `measured_maps` for the names in `method`.
+    """
+    curves, names = measured["curves"].numpy(), measured_maps(methods)
+    raw, scaled = areas(curves), areas(normalize_curves(curves))  # (N, maps, fills, kinds)
+    reference = names.index(reference_of(methods))
+    rows = []
+    for place, name in enumerate(names):
+        for fill_place, fill in enumerate(FILLS):
+            for kind_place, kind in enumerate(CURVES):
+                of_all, sign = raw[:, :, fill_place, kind_place], -1 if kind == "deletion" else 1
+                baseline = max(range(len(methods), len(names)), key=lambda at: sign * of_all[:, at].mean())
+                values = {
+                    "area": of_all[:, place],
+                    "normalized": scaled[:, place, fill_place, kind_place],
+                    "gain": sign * (of_all[:, place] - of_all[:, reference]),
+                    "gain_over_baseline": sign * (of_all[:, place] - of_all[:, baseline]),
+                }
+                row = {"method": name, "fill": fill, "kind": kind}
+                for quantity, of_images in values.items():
+                    row |= interval_columns(quantity, of_images)
+                rows.append(row | {"reference": names[reference], "best_baseline": names[baseline], "images": len(raw)})
+    return rows
+
+
+def method_rows(measured, methods):
+    """One row for each method: time, class sensitivity, randomization, and agreement with `masks`.
+
+    Returns:
+        A list of dicts: `milliseconds` for one class of an image; `class_sensitivity`, the difference of the areas from
+        `measure_runner_up`; `randomized`, the rank correlation after all weights are random; and `agreement` with
+        `masks`. The last three have 95 % intervals as `..._low` and `..._high`, over images or, for `randomized`, over
+        draws. None where a quantity was not measured.
+    """
+    by_class = np.diff(areas(measured["runner_up"].numpy())[:, :, ::-1], axis=2)[:, :, 0]
+    randomized = measured["randomized"].numpy()[..., -1].mean(axis=0)  # (draws, quick_methods)
+    rows = []
+    for place, name in enumerate(methods):
+        row = {"method": name, "milliseconds": 1000 * measured["seconds"][:, place].mean().item()}
+        sensitive, quick = class_methods(methods), quick_methods(methods)
+        row |= interval_columns("class_sensitivity", by_class[:, sensitive.index(name)] if name in sensitive else None)
+        row |= draws_columns("randomized", randomized[:, quick.index(name)] if name in quick else None)
+        has_agreement = measured["agreement"].shape[1] and name != "masks"
+        row |= interval_columns("agreement", measured["agreement"][:, place].numpy() if has_agreement else None)
+        rows.append(row)
+    return rows
+
+
+def interval_columns(name, values):
+    """The mean of values (N,), without NaN, and its interval, as columns of a row. None if there are no values."""
+    if values is not None:
+        values = values[~np.isnan(values)]
+    if values is None or not len(values):
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    low, high = bootstrap_interval(values)
+    return {name: values.mean().item(), f"{name}_low": low, f"{name}_high": high}
+
+
+def draws_columns(name, values):
+    """The same for `DRAWS` values, with an interval from Student's t distribution."""
+    if values is None:
+        return interval_columns(name, None)
+    mean, half = values.mean().item(), T_QUANTILE * values.std(ddof=1).item() / DRAWS**0.5
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+def bootstrap_interval(values, seed=0, resamples=2000, level=0.95):
+    """The percentile bootstrap interval (low, high) of the mean of `values`, (N,)."""
+    random = np.random.RandomState(seed)
+    means = values[random.randint(0, len(values), (resamples, len(values)))].mean(axis=1)
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())

@@ -3,7 +3,7 @@
     mask_maps(model, images, samples=512)     # (B, C, grid, grid): how much each patch adds to each class's score
 
 The image is classified again and again, each time without a random half of its patches. A linear model is then fitted
-that predicts the network's answers from the patches that were left. It is a relative of LIME (Ribeiro et al., 2016,
+that predicts the network's logits from the patches that were left. It is a relative of LIME (Ribeiro et al., 2016,
 https://arxiv.org/abs/1602.04938) and of KernelSHAP (Lundberg and Lee, 2017, https://arxiv.org/abs/1705.07874).
 """
 
@@ -18,7 +18,7 @@ RIDGE = 1 / 16  # strength of the regularization per mask
 
 @torch.inference_mode()
 def mask_maps(model, images, samples=SAMPLES, seed=0):
-    """The coefficients of a ridge regression of each class's probability on the patches that are left.
+    """The coefficients of a ridge regression of each class's logit on the patches that are left.
 
     Masks come in pairs, where each one removes what the other one leaves. All images share the same masks. Removed
     patches have the data set's mean color.
@@ -28,8 +28,8 @@ def mask_maps(model, images, samples=SAMPLES, seed=0):
         samples: number of masks, at least 2.
 
     Returns:
-        (B, C, grid, grid): by how much a patch raises (> 0) or lowers (< 0) the probability of each class, averaged
-        over what else is left of the image.
+        (B, C, grid, grid): by how much a patch raises (> 0) or lowers (< 0) the logit of each class, averaged over
+        what else is left of the image.
     """
     grid = model.grid_size
     generator = torch.Generator().manual_seed(seed)
@@ -42,6 +42,6 @@ def mask_maps(model, images, samples=SAMPLES, seed=0):
     maps = []
     with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         for image in images.float():
-            answers = torch.cat([model(image * part).softmax(dim=1) for part in pixels.split(250)])  # (samples, C)
-            maps.append((fit @ (answers - answers.mean(dim=0))).T)
+            logits = torch.cat([model(image * part) for part in pixels.split(250)])  # (samples, C)
+            maps.append((fit @ (logits - logits.mean(dim=0))).T)
     return torch.stack(maps).unflatten(2, (grid, grid))

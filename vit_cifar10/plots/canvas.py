@@ -8,47 +8,56 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vit_cifar10.plots.style import COLORMAP, GRAY, LINE_COLORS, PERCENT
+from vit_cifar10.plots.style import COLORMAP, GRAY, LINE_COLORS, PERCENT, SIGNED_COLORMAP, SIGNED_PERCENT
 from vit_cifar10.utils.text import printable
 
 
-def percent_of_maximum(values):
-    """Scale relevance to percent of its maximum over the whole array. Values below 0 become 0."""
-    values = np.asarray(values, dtype=np.float64).clip(min=0)
-    return 100 * values / max(values.max(), np.finfo(np.float64).tiny)
+def percent_of_maximum(values, is_signed=False):
+    """Scale relevance to percent of its maximum over the whole array: to 0 ... 100 or, if signed, to -100 ... 100.
+
+    Negative values of unsigned relevance become 0.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not is_signed:
+        values = values.clip(min=0)
+    return 100 * values / max(np.abs(values).max(), np.finfo(np.float64).tiny)
 
 
-def add_colorbar(figure, scope, **options):
-    """Add a color bar for relevance in percent. `scope` completes the label, as in "over all layers"."""
-    bar = figure.colorbar(matplotlib.cm.ScalarMappable(PERCENT, COLORMAP), **options)
-    bar.set_label(f"relevance (% of the maximum {scope})", fontsize=8, labelpad=1)
+def add_colorbar(figure, scope, is_signed=False, **options):
+    """Add a color bar for relevance in percent. `scope` says of what, as in "over all layers"."""
+    label = "against  ←  % of the maximum  →  for" if is_signed else f"% of the maximum {scope}"
+    colors = (SIGNED_PERCENT, SIGNED_COLORMAP) if is_signed else (PERCENT, COLORMAP)
+    ticks = (-50, 0, 50) if is_signed else (0, 5, 25, 50, 100)
+    bar = figure.colorbar(matplotlib.cm.ScalarMappable(*colors), ticks=ticks, **options)
+    bar.set_label(label, fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=8, pad=1)
 
 
 class Panel:
     """A relevance map over the image in gray, with one square per patch. `fill` replaces the map for each frame."""
 
-    def __init__(self, axis, image):
+    def __init__(self, axis, image, is_signed=False):
         height, width = image.shape[:2]
         axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axis.set_axis_off()
         self.overlay = axis.imshow(
             np.zeros((1, 1)),
-            cmap=COLORMAP,
-            norm=PERCENT,
+            cmap=SIGNED_COLORMAP if is_signed else COLORMAP,
+            norm=SIGNED_PERCENT if is_signed else PERCENT,
             alpha=0.6,
             interpolation="nearest",
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         )
-        self.axis = axis
+        self.axis, self.is_signed = axis, is_signed
         self.note = axis.text(
             0.5, 0.5, "", transform=axis.transAxes, ha="center", va="center", fontsize=8, color="white"
         )
 
     def fill(self, percentages, title):
-        """Show a map (h, w) from `percent_of_maximum`, with a note if no value is above 0."""
+        """Show a map (h, w) from `percent_of_maximum`, with a note if it shows nothing."""
         self.overlay.set_data(percentages)
-        self.note.set_text("" if percentages.max() > 0 else "no positive\nevidence")
+        is_empty = not percentages.any() if self.is_signed else percentages.max() <= 0
+        self.note.set_text(("no evidence" if self.is_signed else "no positive\nevidence") if is_empty else "")
         self.axis.set_title(title, fontsize=9, pad=4)
 
 
@@ -77,18 +86,18 @@ class Canvas:
         axis.imshow(image, interpolation="nearest")
         axis.set_axis_off()
         axis.set_title("input", fontsize=9, pad=4)
-        size = f"{image.shape[1]} × {image.shape[0]} pixels, as the network sees it"
+        size = f"{image.shape[1]} × {image.shape[0]} pixels" + (", as the network sees it" if side > 170 else "")
         axis.text(0.5, -0.04, size, transform=axis.transAxes, ha="center", va="top", fontsize=7.5)
 
-    def add_panel(self, image, position):
+    def add_panel(self, image, position, is_signed=False):
         left, top, side = position
-        return Panel(self.add_axes(left, top, side, side), image)
+        return Panel(self.add_axes(left, top, side, side), image, is_signed)
 
-    def add_scale(self, position, scope):
+    def add_scale(self, position, scope, is_signed=False):
         """Add the color bar at (left, top, width). `scope` is as in `add_colorbar`."""
         left, top, width = position
         axis = self.add_axes(left, top, width, 9)
-        add_colorbar(self.figure, scope, cax=axis, orientation="horizontal", ticks=(0, 1, 5, 10, 25, 50, 100))
+        add_colorbar(self.figure, scope, is_signed, cax=axis, orientation="horizontal")
 
     def show_probabilities(self, position, probabilities, classes, marked=None, count=5):
         """Draw the `count` most probable classes as bars, the most probable one on top. They replace earlier bars.

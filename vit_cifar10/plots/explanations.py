@@ -2,37 +2,82 @@
 
 GIFs and stills show each map in percent of the largest value that its method has in any frame. All frames share this
 scale, so a patch that is brighter in a later frame has become more relevant. Colors follow the square root of the
-value; otherwise a few very bright patches would hide the others.
+value; otherwise a few very bright patches would hide the others. Signed maps have linear colors: red speaks for the
+class, blue against it.
 """
+
+import dataclasses
+import itertools
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vit_cifar10.plots.canvas import Canvas, Panel, add_colorbar, percent_of_maximum
 from vit_cifar10.plots.style import GRAY, LINE_COLORS, save_figure, set_title
 
 LAYER_TITLES = {
-    "attention": "attention in layer {layer}",
-    "rollout": "rollout to layer {layer}",
-    "gradient rollout": "gradient rollout to layer {layer}",
+    "attention": "attention in {title}",
+    "rollout": "rollout to {title}",
+    "gradient rollout": "gradient rollout to {title}",
 }
-LAYER_LEGEND = (
-    "attention: where this layer looks, averaged over its heads",
-    "rollout: attention of all layers so far; the same for every class",
-    "gradient rollout: the attention so far that raises the score of {predicted}",
-)
+LEGEND = {
+    "attention": "attention: where this layer looks, averaged over its heads",
+    "rollout": "rollout: attention of all layers so far; the same for every class",
+    "gradient rollout": "gradient rollout: the attention so far that raises the score of {predicted}",
+    "Grad-CAM": "Grad-CAM: the input of the last block, weighted by its effect on the score of {predicted}",
+    "AttnLRP": "AttnLRP: what adds to the score of {predicted} (red) or takes from it (blue), through all layers",
+    "masks": "masks: what adds to the score of {predicted} or takes from it, by removing random patches",
+}
 BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "centre": "center (baseline)"}
-FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred"}  # as in explain/faithfulness.py
+FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred", "ROAD": "interpolated (ROAD)"}  # see removal.py
+NOT_DRAWN = ("Grad-CAM, no ReLU",)  # nearly the same curves as Grad-CAM
 
 MOST_HEADS = 40  # more would be too small to see
+MOST_COLUMNS = 8  # of a still
 
 
-def attention_frames(image, maps, heads, probabilities, classes, caption):
+@dataclasses.dataclass
+class MapRow:
+    """The maps of one method for one image.
+
+    Attributes:
+        name: the method's name.
+        maps: (K, h, w), one map for each layer of the network or for each of several classes.
+        titles: the names of the K layers or classes.
+        is_by_layer: whether there is one map per layer.
+        is_signed: whether negative values speak against the class.
+    """
+
+    name: str
+    maps: np.ndarray
+    titles: list
+    is_by_layer: bool = False
+    is_signed: bool = False
+
+    @property
+    def percentages(self):
+        """The maps in percent of the largest value in any of them."""
+        return percent_of_maximum(self.maps, self.is_signed)
+
+    def title(self, index, width):
+        """A title for one map, such as "attention in layer 3" or "Grad-CAM for frog", in lines of `width` pixels."""
+        template = f"{self.name}: for and against {{title}}" if self.is_signed else f"{self.name} for {{title}}"
+        title = LAYER_TITLES.get(self.name, template).format(title=self.titles[index])
+        return textwrap.fill(title, max(12, int(width / 5.8)))
+
+    def only_first(self):
+        """The row without its other maps."""
+        return dataclasses.replace(self, maps=self.maps[:1], titles=self.titles[:1])
+
+
+def attention_frames(image, rows, heads, probabilities, classes, caption):
     """Draw how a ViT processes one image, one frame per layer.
 
     Args:
         image: uint8 (H, W, 3), as the network sees it.
-        maps: "attention", "rollout" and "gradient rollout", (depth, grid, grid) each.
+        rows: a list of `MapRow`. Of a row with maps of classes, all frames show the first one.
         heads: (depth, heads, grid, grid), the attention of every head; the first `MOST_HEADS` are drawn.
         probabilities: (C,), in [0, 1].
         classes: the names of the C classes.
@@ -43,83 +88,102 @@ def attention_frames(image, maps, heads, probabilities, classes, caption):
     """
     heads = heads[:, :MOST_HEADS]
     depth, num_heads = heads.shape[:2]
-    side = min(104, 936 // num_heads - 8)
-    canvas = Canvas(height=326 + side)
-    canvas.add_input(image, (12, 58, 176))
-    panels = [
-        (name, percent_of_maximum(values), canvas.add_panel(image, (200 + 188 * column, 58, 176)))
-        for column, (name, values) in enumerate(maps.items())
-    ]
-    canvas.add_scale((200, 246, 188 * len(maps) - 12), "over all layers")
-    canvas.show_probabilities((788, 52, 156, 190), probabilities, classes)
-    head_maps = percent_of_maximum(heads)
-    thumbnails = [canvas.add_panel(image, (12 + (side + 8) * head, 312, side)) for head in range(num_heads)]
-    legend_left = 24 + (side + 8) * num_heads
+    rows = [row if row.is_by_layer else row.only_first() for row in rows]
+    side, small = min(232, 752 // (len(rows) + 1) - 12), min(104, 936 // num_heads - 8)
+    tall = max(side, 150)
+    canvas = Canvas(height=tall + 150 + small)
+    canvas.add_input(image, (12, 58, side))
+    panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers")
+    canvas.show_probabilities((788, 52, 156, tall + 14), probabilities, classes)
+    head_maps, below = percent_of_maximum(heads), tall + 136
+    thumbnails = [canvas.add_panel(image, (12 + (small + 8) * head, below, small)) for head in range(num_heads)]
+    legend_left = 24 + (small + 8) * num_heads
     if legend_left < 500:
         predicted = classes[int(np.argmax(probabilities))]
-        canvas.write(legend_left, 312, [line.format(predicted=predicted) for line in LAYER_LEGEND])
+        lines = [LEGEND[row.name].format(predicted=predicted) for row in rows if row.name in LEGEND]
+        canvas.write(legend_left, below, lines)
     frames = []
     for layer in range(depth):
-        for name, values, panel in panels:
-            panel.fill(values[layer], LAYER_TITLES[name].format(layer=layer + 1))
+        for row, percentages, panel in panels:
+            index = layer if row.is_by_layer else 0
+            panel.fill(percentages[index], row.title(index, side))
         for head, panel in enumerate(thumbnails):
-            panel.fill(head_maps[layer, head], f"head {head + 1}" if side > 40 else str(head + 1))
+            panel.fill(head_maps[layer, head], f"head {head + 1}" if small > 40 else str(head + 1))
         canvas.set_caption(f"{caption}   ·   layer {layer + 1} of {depth}")
         frames.append(canvas.draw())
     return np.stack(frames)
 
 
-def class_frames(image, maps, chosen, probabilities, classes, caption):
-    """Draw the Grad-CAM maps of several classes, one frame per class.
+def class_frames(image, rows, chosen, probabilities, classes, caption):
+    """Draw the maps of several classes, one frame per class, from the last one to the first.
 
     Args:
         image: uint8 (H, W, 3), as the network sees it.
-        maps: (K, h, w), one relevance map for each of the classes `chosen`.
+        rows: a list of `MapRow`, with one map for each of the classes `chosen`.
         chosen: (K,), indices of classes.
         probabilities, classes, caption: as in `attention_frames`.
 
     Returns:
         uint8 (K, height, 960, 3).
     """
-    canvas = Canvas(height=400)
-    canvas.add_input(image, (12, 58, 280))
-    panel = canvas.add_panel(image, (312, 58, 280))
-    canvas.add_scale((312, 350, 280), "over all frames")
+    side = min(280, 588 // (len(rows) + 1) - 16)
+    tall = max(side, 150)
+    canvas = Canvas(height=tall + 120)
+    canvas.add_input(image, (12, 58, side))
+    panels = add_panels(canvas, image, rows, (32 + side, 58, side), "over all frames")
     frames = []
-    for index, values in zip(chosen, percent_of_maximum(maps), strict=True):
-        panel.fill(values, f"Grad-CAM: evidence for {classes[index]}")
-        canvas.show_probabilities((632, 52, 308, 290), probabilities, classes, marked=index)
+    for place in reversed(range(len(chosen))):
+        for row, percentages, panel in panels:
+            panel.fill(percentages[place], row.title(place, side))
+        canvas.show_probabilities((632, 52, 308, tall + 10), probabilities, classes, marked=chosen[place])
         canvas.set_caption(caption)
         frames.append(canvas.draw())
     return np.stack(frames)
 
 
-def save_relevance_grid(path, image, rows, columns, caption):
-    """Draw a still: the image, and a grid of its maps with one row per method and one column per layer or class.
+def add_panels(canvas, image, rows, position, scope):
+    """Add one panel for each row, with a color bar below each group of panels that share it.
 
-    If there are more than eight columns, eight evenly spaced ones are shown.
+    Returns:
+        A list of (row, percentages, panel). Rows without sign come first.
+    """
+    left, top, side = position
+    panels = []
+    for is_signed, group in itertools.groupby(sorted(rows, key=lambda row: row.is_signed), lambda row: row.is_signed):
+        start = left
+        for row in group:
+            panels.append((row, row.percentages, canvas.add_panel(image, (left, top, side), is_signed)))
+            left += side + 12
+        canvas.add_scale((start, top + side + 12, left - 12 - start), scope, is_signed)
+        left += 12  # room for the numbers at the ends of the color bars
+    return panels
+
+
+def save_relevance_grid(path, image, rows, caption):
+    """Draw a still: the image, and its maps with one row per method and one column per layer or class.
+
+    If a row has more than `MOST_COLUMNS` maps, evenly spaced ones are shown.
 
     Args:
         image: uint8 (H, W, 3).
-        rows: {method: (K, h, w)}.
-        columns: the names of the K columns.
+        rows: a list of `MapRow`.
     """
-    shown = np.unique(np.linspace(0, len(columns) - 1, min(8, len(columns))).round().astype(int))
-    width, height = 1.3 * (len(shown) + 1), 1.35 * len(rows) + 1.1
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
-    for row, (name, values) in zip(axes, rows.items(), strict=True):
-        row[0].imshow(image, interpolation="nearest")
-        row[0].set_ylabel(name, fontsize=9)
-        row[0].set(xticks=[], yticks=[])
-        percentages = percent_of_maximum(values)
-        for axis, index in zip(row[1:], shown, strict=True):
-            Panel(axis, image).fill(percentages[index], "")
+    shown = [np.linspace(0, len(row.maps) - 1, min(MOST_COLUMNS, len(row.maps))).round().astype(int) for row in rows]
+    columns = max(map(len, shown))
+    figure = Figure(figsize=(max(5.2, 1.3 * (columns + 1)), 1.5 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots(len(rows), columns + 1, squeeze=False)
+    for axis in axes[:, 1:].ravel():
+        axis.set_axis_off()
+    for line, row, indices in zip(axes, rows, shown, strict=True):
+        line[0].imshow(image, interpolation="nearest")
+        line[0].set_ylabel(row.name, fontsize=9)
+        line[0].set(xticks=[], yticks=[])
+        percentages = row.percentages
+        for axis, index in zip(line[1:], indices, strict=False):
+            Panel(axis, image, row.is_signed).fill(percentages[index], row.titles[index])
     axes[0, 0].set_title("input", fontsize=9)
-    for axis, index in zip(axes[0, 1:], shown, strict=True):
-        axis.set_title(columns[index], fontsize=9)
-    bar = {"location": "bottom", "shrink": 0.6, "aspect": 50, "ticks": (0, 5, 25, 50, 100)}
-    add_colorbar(figure, "over the row", ax=axes, **bar)
+    for is_signed in sorted({row.is_signed for row in rows}, reverse=True):
+        add_colorbar(figure, "in the row", is_signed, ax=axes, location="bottom", shrink=0.6, aspect=50, pad=0.02)
     figure.suptitle(caption, fontsize=10)
     save_figure(figure, path, dpi=120)
 
@@ -129,7 +193,7 @@ def save_disagreements(panels, rows, path):
 
     Args:
         panels: (title, images) pairs; each image is (uint8 (H, W, 3), label, [(map (h, w), caption), ...]), with one
-            map per network.
+            signed map per network.
         rows: the name of each network and its method, on one or two lines.
     """
     columns = max(4, *(len(images) for _, images in panels))  # fewer would leave too little room for the titles
@@ -145,50 +209,66 @@ def save_disagreements(panels, rows, path):
             axes[0, column].imshow(image, interpolation="nearest")
             axes[0, column].set_title(f"label: {label}", fontsize=10, pad=4)
             for axis, (relevance, caption) in zip(axes[1:, column], maps, strict=True):
-                Panel(axis, image).fill(percent_of_maximum(relevance), caption)
-    note = "brighter patches are stronger evidence for the predicted class; each map is scaled to its own maximum"
+                Panel(axis, image, is_signed=True).fill(percent_of_maximum(relevance, is_signed=True), caption)
+    note = "red speaks for the predicted class, blue against it; each map is scaled to its own maximum"
     figure.supxlabel(note, fontsize=9)
     save_figure(figure, path)
 
 
-def save_faithfulness(path, fractions, curves, correlations, stages, title):
-    """Draw the deletion and insertion curves, and how maps change when the weights are randomized.
-
-    Baselines, for which there are no correlations, are drawn dashed.
+def save_faithfulness(path, fractions, curves, correlations, by_method, stages, title):
+    """Draw the deletion and insertion curves, how maps change when weights are randomized, and class sensitivity.
 
     Args:
         fractions: (K,), fractions of the patches that are removed or restored.
-        curves: {(method, fill, kind): (K,)}, the mean probability of the predicted class.
+        curves: {(method, fill, kind): (K,)}, the mean probability of the predicted class. Baselines, for which there
+            are no `by_method` rows, are drawn dashed.
         correlations: {method: (1 + stages,)}, rank correlation with the map of the trained network.
+        by_method: the rows of `faithfulness.method_rows`.
         stages: the names of the network's parts, in the order in which they are randomized.
     """
-    methods = list(dict.fromkeys(method for method, _, _ in curves))
-    styles = {
-        method: {"color": LINE_COLORS[index % len(LINE_COLORS)], "linestyle": "-" if method in correlations else "--"}
-        for index, method in enumerate(methods)
-    }
-    panels = list(dict.fromkeys((fill, kind) for _, fill, kind in curves))
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    grid = figure.add_gridspec(2, 3, width_ratios=(1, 1, 1.1))
-    for index, (fill, kind) in enumerate(panels):
-        axis = figure.add_subplot(grid[index // 2, index % 2])
-        for method in methods:
-            label = BASELINE_LABELS.get(method, method)
-            axis.plot(100 * np.asarray(fractions), 100 * curves[method, fill, kind], label=label, **styles[method])
+    methods = [row["method"] for row in by_method if row["method"] not in NOT_DRAWN]
+    styles = {name: {"color": color, "linewidth": 1.8} for name, color in zip(methods, LINE_COLORS, strict=False)}
+    dashes = zip(BASELINE_LABELS, ("--", ":", "-."), strict=True)
+    styles |= {name: {"color": GRAY, "linestyle": dash, "linewidth": 1.2} for name, dash in dashes}
+    fills = list(dict.fromkeys(fill for _, fill, _ in curves))
+    figure = Figure(figsize=(16, 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, len(fills) + 1, width_ratios=(*[1] * len(fills), 1.25))
+    for (row, kind), (column, fill) in itertools.product(enumerate(("deletion", "insertion")), enumerate(fills)):
+        axis = figure.add_subplot(grid[row, column])
+        for name, style in styles.items():
+            axis.plot(100 * np.asarray(fractions), 100 * curves[name, fill, kind], **style)
         verb, better = {"deletion": ("removed", "lower"), "insertion": ("restored", "higher")}[kind]
         axis.set_title(f"{kind}: {better} is better\nremoved patches are {FILL_TITLES[fill]}", fontsize=10)
         axis.set(xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the class (%)", ylim=(0, None))
         axis.grid(alpha=0.3)
-    figure.axes[1].legend(fontsize=8)  # insertion curves leave room at the lower right
-    axis = figure.add_subplot(grid[:, 2])
-    for method, values in correlations.items():
-        axis.plot(range(len(values)), values, marker="o", label=method, **styles[method])
-    axis.set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right")
-    axis.axhline(0, color=GRAY, linewidth=0.8)
-    axis.set(xlabel="weights randomized from the output back to", ylim=(-0.3, 1.05))
-    axis.set_ylabel("rank correlation with the trained network's map")
-    axis.set_title("randomized weights: the correlation\nshould fall to 0", fontsize=10)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    draw_randomization(figure.add_subplot(grid[0, -1]), correlations, stages, styles)
+    draw_class_sensitivity(figure.add_subplot(grid[1, -1]), by_method, styles)
+    handles = [Line2D([], [], label=BASELINE_LABELS.get(name, name), **style) for name, style in styles.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
     set_title(figure, title)
     save_figure(figure, path)
+
+
+def draw_randomization(axis, correlations, stages, styles):
+    for name, values in correlations.items():
+        if name in styles:
+            axis.plot(range(len(values)), values, marker="o", markersize=4, **styles[name])
+    axis.set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right", fontsize=8)
+    axis.axhline(0, color=GRAY, linewidth=0.8)
+    axis.set(xlabel="weights randomized from the output back to", ylim=(-0.3, 1.05))
+    axis.set_ylabel("rank correlation with\nthe trained network's map")
+    axis.set_title("randomized weights: the correlation\nshould fall to 0", fontsize=10)
+    axis.grid(alpha=0.3)
+
+
+def draw_class_sensitivity(axis, by_method, styles):
+    rows = [row for row in by_method if row["method"] in styles and row["class_sensitivity"] is not None]
+    for place, row in enumerate(rows):
+        value, low, high = (100 * row[f"class_sensitivity{end}"] for end in ("", "_low", "_high"))
+        color = styles[row["method"]]["color"]
+        axis.errorbar(value, -place, xerr=[[value - low], [high - value]], marker="o", color=color, capsize=3)
+    axis.set_yticks([-place for place in range(len(rows))], [row["method"] for row in rows])
+    axis.axvline(0, color=GRAY, linewidth=0.8)
+    axis.set(ylim=(0.6 - len(rows), 0.6), xlabel="more probability of the runner-up (percentage points)")
+    axis.set_title("class sensitivity: the map of the runner-up\nshould raise it more than the other map", fontsize=10)
+    axis.grid(alpha=0.3)

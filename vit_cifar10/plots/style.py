@@ -9,7 +9,7 @@ import textwrap
 import warnings
 
 import matplotlib
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.lines import Line2D
 
 from vit_cifar10.utils.files import atomic_write
@@ -23,6 +23,8 @@ MARKERS = "osD^vPX*"
 GRAY = "#555555"
 COLORMAP = "viridis"
 PERCENT = PowerNorm(0.5, vmin=0, vmax=100)  # a square root, so that small percentages remain distinguishable
+SIGNED_COLORMAP = "RdBu_r"  # red for positive values, blue for negative ones
+SIGNED_PERCENT = Normalize(vmin=-100, vmax=100)
 
 
 def set_title(figure, title):

@@ -24,7 +24,7 @@ from vit_cifar10.utils.text import printable
 
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
-FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness.png")
+FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness_methods.csv", "faithfulness.png", "faithfulness.pt")
 ALL_FILES = {*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES, *TRACKING_FOLDERS}
 SHIPPED_VIT = "vit-layer12-32-cifar10"  # the network that test.py takes if none has been trained
 

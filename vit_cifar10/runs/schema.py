@@ -1,7 +1,8 @@
 """What the files of a run may contain: the type and the range of every entry, in one place.
 
-`CHECKPOINT` describes best.pt, last.pt and previous.pt, `CONFIG` config.json, `METRICS` metrics.csv, and `LOGITS`
-test_logits.pt. All of these files may come from strangers, so they are checked before anything uses them:
+`CHECKPOINT` describes best.pt, last.pt and previous.pt, `CONFIG` config.json, `METRICS` metrics.csv, `LOGITS`
+test_logits.pt, and `FAITHFULNESS` faithfulness.pt. All of these files may come from strangers, so they are checked
+before anything uses them:
 
     CHECKPOINT.check(value)     # raises Invalid: model_config.depth is not a whole number from 1 to 1,000
 """
@@ -311,3 +312,10 @@ CHECKPOINT = Record(
     optional={"training"},
 )
 LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})
+FAITHFULNESS = Record(
+    {
+        **{"checkpoint_sha256": HASH, "test_sha256": HASH, "methods": ListOf(Text())},
+        "samples": OrNone(Number(low=1, high=limits.LARGEST_SAMPLES, whole=True)),
+        **dict.fromkeys(("curves", "runner_up", "randomized", "agreement", "seconds"), Tensor()),
+    }
+)

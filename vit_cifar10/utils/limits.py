@@ -10,6 +10,7 @@ LARGEST_IMAGE = 10_000  # side of the images in pixels
 LARGEST_RATIO = 100  # hidden width of a block's MLP, relative to the width of its tokens
 LARGEST_COUNT = 2**31 - 1  # images and batch sizes
 LARGEST_EPOCHS = 50_000  # a checkpoint with more rows of metrics would be refused as too large
+LARGEST_SAMPLES = 100_000  # random masks of an image
 LARGEST_STEP = 10**15
 LARGEST_SEED = 2**31
 LARGEST_WORKERS = 256  # processes

@@ -1,0 +1,106 @@
+"""Measure how far a network's explanations can be trusted. It can be stopped, and continues where it was.
+
+    measured = run_faithfulness_test(network, checkpoint_path, test, folder)    # see explain/faithfulness.py
+    write_faithfulness_test(measured, network, folder)
+
+After each batch, output/<run>/faithfulness.pt holds what has been measured so far. A later call with the same weights,
+images and methods continues from it. The files in output/<run>/ are `FAITHFULNESS_FILES` in runs/run.py.
+"""
+
+import csv
+import dataclasses
+
+import torch
+from tqdm import tqdm
+
+from vit_cifar10.data.dataset import normalize
+from vit_cifar10.evaluation.full_test import hash_checkpoint, hash_images
+from vit_cifar10.explain import faithfulness
+from vit_cifar10.plots.explanations import save_faithfulness
+from vit_cifar10.runs.schema import FAITHFULNESS
+from vit_cifar10.runs.untrusted import load_untrusted
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import atomic_write, save_tensors
+
+BATCH = 25  # images that are measured between two saves
+RANDOMIZED = 4 * BATCH  # images for which the weights are randomized, the most expensive measurement
+
+
+@dataclasses.dataclass
+class FaithfulnessTest:
+    """What was measured: the methods, and the tensors of `faithfulness.measure_batch` for all images.
+
+    `continued` is the number of images that an earlier, interrupted test had measured.
+    """
+
+    methods: dict
+    tensors: dict
+    continued: int
+
+
+def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
+    """Measure all methods on the images of a split, or what is still missing in faithfulness.pt.
+
+    Args:
+        samples: number of masks for the method `masks`; None leaves this slow method out.
+    """
+    model, config = network.model, network.saved["model_config"]
+    methods = faithfulness.measured_methods(model, samples)
+    key = {
+        **{"checkpoint_sha256": hash_checkpoint(checkpoint_path), "test_sha256": hash_images(test)},
+        **{"methods": list(methods), "samples": samples},
+    }
+    shapes = faithfulness.row_shapes(model, methods)
+    measured = load_measured(folder / "faithfulness.pt", key, shapes, len(test))
+    done = len(measured["curves"])
+    with tqdm(total=len(test), initial=done, desc="removing patches", unit="image", disable=None) as bar:
+        for start in range(done, len(test), BATCH):
+            inputs = normalize(test.images[start : start + BATCH], test.mean, test.std)
+            batch = faithfulness.measure_batch(model, config, methods, inputs, seed=start, randomize=start < RANDOMIZED)
+            measured = {name: torch.cat([measured[name], batch[name]]) for name in shapes}
+            save_tensors(folder / "faithfulness.pt", {**key, **measured})
+            bar.update(len(inputs))
+    return FaithfulnessTest(methods, measured, continued=done)
+
+
+def load_measured(path, key, shapes, images):
+    """What an earlier test has measured of the same weights, images and methods; empty tensors if there is nothing.
+
+    The file may be untrusted.
+    """
+    try:
+        saved = load_untrusted(path)
+        FAITHFULNESS.check(saved)
+        done = len(saved["curves"])
+        rows = {name: min(done, RANDOMIZED) if name == "randomized" else done for name in shapes}
+        fits = all(
+            saved[name].dtype == torch.float32 and tuple(saved[name].shape) == (rows[name], *shape)
+            for name, shape in shapes.items()
+        )
+        is_whole = done == images or (done < images and done % BATCH == 0)
+        if fits and is_whole and all(saved[name] == value for name, value in key.items()):
+            return {name: saved[name] for name in shapes}
+    except (UserError, ValueError):
+        pass
+    return {name: torch.zeros(0, *shape) for name, shape in shapes.items()}
+
+
+def write_faithfulness_test(tested, network, folder):
+    """Write the tables and the picture to a folder. Return the rows of both tables."""
+    areas = faithfulness.area_rows(tested.tensors, tested.methods)
+    by_method = faithfulness.method_rows(tested.tensors, tested.methods)
+    for name, rows in (("faithfulness.csv", areas), ("faithfulness_methods.csv", by_method)):
+        with atomic_write(folder / name) as partial, open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    save_faithfulness(
+        folder / "faithfulness.png",
+        faithfulness.FRACTIONS,
+        faithfulness.mean_curves(tested.tensors, tested.methods),
+        faithfulness.mean_correlations(tested.tensors, tested.methods),
+        by_method,
+        [name for name, _ in network.model.parts_from_head_to_input()],
+        f"{network.name}: how far to trust its explanations, {len(tested.tensors['curves'])} test images",
+    )
+    return areas, by_method
