@@ -56,6 +56,8 @@ class Panel:
     def fill(self, percentages, title):
         """Show a map (h, w) from `percent_of_maximum`, with a note if it shows nothing."""
         self.overlay.set_data(percentages)
+        if self.is_signed:  # colors near 0 are white and would hide the image
+            self.overlay.set_alpha(0.08 + 0.77 * np.sqrt(np.abs(percentages) / 100))
         is_empty = not percentages.any() if self.is_signed else percentages.max() <= 0
         self.note.set_text(("no evidence" if self.is_signed else "no positive\nevidence") if is_empty else "")
         self.axis.set_title(title, fontsize=9, pad=4)
