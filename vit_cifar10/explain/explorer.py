@@ -111,7 +111,7 @@ def fill_page(network, entries):
         " img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     data = json.dumps({**describe(network), "images": entries}, ensure_ascii=True).replace("<", "\\u003c")
-    title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} decides"
+    title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} classifies"
     parts |= {"policy": policy, "data": data, "title": html.escape(title)}
     template = (PAGE / "explorer.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)  # a single pass leaves inserted text alone

@@ -3,8 +3,8 @@
     maps = attention_maps(model, images)             # (depth, B, heads, N, N): every layer and head of a ViT
     attention_to_patches(maps, "token")              # (depth, B, grid, grid): where each layer looks
     attention_rollout(maps)                          # (B, grid, grid): what reaches the output through all layers
-    gradient_rollout(model, images, targets)         # (B, grid, grid): the evidence for one class
-    grad_cam(model, images, targets)                 # (B, h, w): the evidence for one class, in a CNN or a ViT
+    gradient_rollout(model, images, targets)         # (B, grid, grid): the attention that raises a class's logit
+    grad_cam(model, images, targets)                 # (B, h, w): the channels that raise a class's logit, CNN or ViT
 
 Attention rollout:  Abnar and Zuidema, 2020, https://arxiv.org/abs/2005.00928
 Gradient rollout:   Chefer et al., 2021, https://arxiv.org/abs/2103.15679
