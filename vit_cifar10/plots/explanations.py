@@ -43,7 +43,7 @@ class MapRow:
     """The maps of one method for one image.
 
     Attributes:
-        name: the method's name.
+        name: the name of the row, usually that of its method.
         maps: (K, h, w), one map for each layer of the network or for each of several classes.
         titles: the names of the K layers or classes.
         is_by_layer: whether there is one map per layer.
@@ -189,7 +189,7 @@ def save_relevance_grid(path, image, rows, caption):
 
 
 def save_disagreements(panels, rows, path):
-    """Draw images that only one of two networks classifies correctly, with the evidence for each one's prediction.
+    """Draw images that only one of two networks classifies correctly, with what speaks for each one's prediction.
 
     Args:
         panels: (title, images) pairs; each image is (uint8 (H, W, 3), label, [(map (h, w), caption), ...]), with one
