@@ -31,7 +31,13 @@ from vit_cifar10.explain.maps import METHODS, best_method, masks_method, methods
 from vit_cifar10.explain.masks import SAMPLES
 from vit_cifar10.explain.methods import HEAD_FUSIONS, explain_layers
 from vit_cifar10.plots import gif
-from vit_cifar10.plots.explanations import MapRow, attention_frames, class_frames, save_relevance_grid
+from vit_cifar10.plots.explanations import (
+    BASELINE_LABELS,
+    MapRow,
+    attention_frames,
+    class_frames,
+    save_relevance_grid,
+)
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
 from vit_cifar10.utils.cli import (
@@ -50,6 +56,7 @@ from vit_cifar10.utils.files import check_outputs, make_folder
 from vit_cifar10.utils.limits import LARGEST_SAMPLES
 from vit_cifar10.utils.text import printable, shorten
 
+FEWEST_IMAGES = 10  # with which --mode faithfulness measures anything
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
 
@@ -59,7 +66,8 @@ def main(argv=None):
     check_flags(args)
     device = pick_device(args.device)
     run, choice = pick_run(args)
-    with out_of_memory_advice("lower --batch_size, or use --device cpu"):
+    advice = "lower --batch_size, or use --device cpu" if args.mode == "cifar" else "use --device cpu"
+    with out_of_memory_advice(advice):
         network = load_network(run.checkpoint_path, device)
         inputs = [path for path in (run.checkpoint_path, args.image_path) if path]
         folders = image_folders(network.saved["dataset"], args.data_path)
@@ -136,11 +144,14 @@ def check_flags(args):
         raise UserError("--mode custom needs --image_path, the image file to classify")
     if args.html is not None:
         check_html(args)
-    draws = args.mode in SINGLE_MODES and not (args.no_gif and args.no_image)
-    if has_rollout_flags(args) and not draws:
-        raise UserError("--head_fusion and --discard_ratio change only GIFs; add --mode cifar-single or --mode custom")
-    if args.method and not draws:
-        raise UserError("--method chooses the maps in a GIF; add --mode cifar-single or --mode custom")
+    has_gif_flags = has_rollout_flags(args) or args.method
+    if has_gif_flags and args.mode not in SINGLE_MODES:
+        names = "--method" if args.method else "--head_fusion and --discard_ratio"
+        raise UserError(f"only GIFs depend on {names}; add --mode cifar-single or --mode custom")
+    if has_gif_flags and args.no_gif and args.no_image:
+        raise UserError("--no_gif and --no_image leave nothing to draw; leave out one of them, or the flags about maps")
+    if args.mode == "faithfulness" and args.num_images < FEWEST_IMAGES:
+        raise UserError(f"--num_images {args.num_images} is too few for intervals; choose {FEWEST_IMAGES} or more")
     if args.samples and args.mode != "faithfulness" and "masks" not in (args.method or ()):
         raise UserError("--samples is the number of random masks; add --method masks, or --mode faithfulness")
 
@@ -364,12 +375,17 @@ def faithfulness_test(run, network, args):
     """Measure how far each explanation can be trusted; print it, and write tables and a picture to output/RUN/."""
     images = load_test_images(network, args.data_path, args.num_images, args.num_workers)
     test = network.normalized_for(images)
+    if network.model.grid_size < 2:
+        raise UserError("--mode faithfulness removes patches, but this network has only one; use one with more")
     make_folder(run.output_folder)
     path = run.output_folder / "faithfulness.pt"
     print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
+    had_measured = path.exists()
     tested = run_faithfulness_test(network, run.checkpoint_path, test, run.output_folder, args.samples)
     if tested.continued:
         print(f"{tested.continued} of the images had been measured before")
+    elif had_measured:
+        print("an earlier measurement of other weights, images or methods was replaced")
     print_faithfulness(*write_faithfulness_test(tested, network, run.output_folder), tested.methods)
     print(printable(f"wrote {', '.join(FAITHFULNESS_FILES)} to {run.output_folder}"))
 
@@ -384,7 +400,10 @@ def print_faithfulness(areas, by_method, methods):
         print(f"in brackets: 95 % interval of the gain over {reference}, image by image; above 0 is better\n")
         print(" " * 20 + "".join(f"{fill:<22}" for fill in fills))
         for name in names:
-            print(f"{name:<20}" + "".join(f"{format_area(cells[name, fill, kind]):<22}" for fill in fills).rstrip())
+            print(
+                f"{BASELINE_LABELS.get(name, name):<20}"
+                + "".join(f"{format_area(cells[name, fill, kind]):<22}" for fill in fills).rstrip()
+            )
     print("\n* not better than the best baseline, which does not depend on the network")
     columns = {"class_sensitivity": "class sensitivity", "randomized": "randomized", "agreement": "agrees with masks"}
     print(f"\n{'':<20}{'ms':>6}    " + "".join(f"{title:<22}" for title in columns.values()).rstrip())
@@ -393,7 +412,8 @@ def print_faithfulness(areas, by_method, methods):
         print(f"{row['method']:<20}{row['milliseconds']:>6.1f}    {values}".rstrip())
     print("\nms: time for one class of one image")
     print("class sensitivity: how much more the map of the runner-up raises the runner-up than the other map does")
-    print("randomized: rank correlation with the maps of networks whose weights are all random; near 0 is good")
+    images = f" ({by_method[0]['randomized_images']} images, {faithfulness.DRAWS} draws)"
+    print(f"randomized: rank correlation with the maps of networks with random weights; near 0 is good{images}")
     if "masks" in methods:
         print("agrees with masks: rank correlation with the maps of masks")
     class_blind = " and ".join(name for name, method in methods.items() if method.is_class_blind)

@@ -63,7 +63,7 @@ def their_score(model, inputs, classes, relevance):
 
 
 def our_score(model, inputs, classes, maps):
-    """{method: mean area of the insertion curve minus that of the deletion curve}, with ROAD's fill."""
+    """{method: mean area under the insertion curve minus mean area under the deletion curve}, with ROAD's fill."""
     curves = faithfulness.measure_removal(model, inputs, classes, maps, torch.Generator().manual_seed(0))
     areas = faithfulness.areas(curves[:, :, FILLS.index("ROAD")].numpy()).mean(axis=0)
     return {

@@ -351,8 +351,9 @@ def test_a_faithfulness_test_that_was_stopped_continues(runs, tmp_path, monkeypa
     for changes, continues in (
         ({}, True),
         ({"curves": saved["curves"][:3].clone()}, False),  # it has fewer rows than the rest
-        ({"checkpoint_sha256": "0" * 64}, False),
-        ({"curves": "text"}, False),
+        ({"curves": torch.tensor(1.0)}, False),
+        ({"curves": 1e38 * saved["curves"]}, False),
+        ({"protocol": 0}, False),
     ):
         torch.save({**saved, **changes}, folder / "faithfulness.pt")
         capsys.readouterr()
@@ -484,8 +485,10 @@ MISTAKES = [
     ("test", "--model_path {runs}/model/vit --device {missing}", "not available here"),
     ("test", "--mode other", "invalid choice: 'other'"),
     ("test", "--image_path {cat}", "--image_path needs --mode custom"),
-    ("test", "--mode cifar --head_fusion max", "--head_fusion and --discard_ratio change only GIFs"),
-    ("test", "--mode faithfulness --method masks", "--method chooses the maps in a GIF"),
+    ("test", "--mode cifar --head_fusion max", "only GIFs depend on --head_fusion and --discard_ratio"),
+    ("test", "--mode faithfulness --method masks", "only GIFs depend on --method"),
+    ("test", "--mode cifar-single --method masks --no_gif --no_image", "leave nothing to draw"),
+    ("test", "--mode faithfulness --num_images 9", "choose 10 or more"),
     ("test", "--mode cifar-single --samples 100", "add --method masks"),
     ("test", "--mode cifar-single --method deep-lift --model_path {runs}/model/vit", "choose from attention, rollout"),
     (

@@ -312,7 +312,7 @@ def y_difference(logits, target):
 
 def slow_max_pool(slope, x, y):
     result = torch.zeros_like(x[:1])
-    for channel, row, column in itertools.product(*map(range, y.shape[1:])):
+    for channel, row, column in itertools.product(*map(range, y.shape[1:])):  # windows that fit, as PyTorch pools
         window = x[:, channel, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(2, 4)
         (new, old), top = y[:, channel, row, column], max(y[0, channel, row, column], y[1, channel, row, column])
         for place, change in ((window[0].argmax(), top - old), (window[1].argmax(), new - top)):
@@ -322,17 +322,20 @@ def slow_max_pool(slope, x, y):
     return result
 
 
-def test_deep_lift_matches_its_rules_and_explains_the_whole_difference_to_the_reference():
-    model = random_model("cnn", width=4)
+@pytest.mark.parametrize("size", [32, 30, 19])  # 4 divides only the first
+def test_deep_lift_matches_its_rules_and_explains_the_whole_difference_to_the_reference(size):
+    model = random_model("cnn", width=4, img_size=size)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
+    images, targets = torch.randn(2, 3, size, size), torch.tensor([1, 4])
     ours = deep_lift(model, images, targets)
     for image in range(2):
         expected, difference = slow_deep_lift(model, images[image], targets[image])
-        cells = expected.unflatten(0, (8, 4)).unflatten(2, (8, 4)).sum(dim=(1, 3))
+        cells = torch.zeros(size // 4, size // 4).double()
+        for row, column in itertools.product(range(size), repeat=2):
+            cells[row * (size // 4) // size, column * (size // 4) // size] += expected[row, column].detach()
         np.testing.assert_allclose(ours[image].numpy(), cells.detach().numpy(), atol=1e-5 * cells.abs().max().item())
         assert ours[image].sum().item() == pytest.approx(difference, rel=1e-4, abs=1e-5)
 

@@ -47,8 +47,11 @@ def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
     model, config = network.model, network.saved["model_config"]
     methods = faithfulness.measured_methods(model, samples)
     key = {
-        **{"checkpoint_sha256": hash_checkpoint(checkpoint_path), "test_sha256": hash_images(test)},
-        **{"methods": list(methods), "samples": samples},
+        "protocol": faithfulness.PROTOCOL,
+        "checkpoint_sha256": hash_checkpoint(checkpoint_path),
+        "test_sha256": hash_images(test),
+        "methods": list(methods),
+        "samples": samples,
     }
     shapes = faithfulness.row_shapes(model, methods)
     measured = load_measured(folder / "faithfulness.pt", key, shapes, len(test))
@@ -71,7 +74,7 @@ def load_measured(path, key, shapes, images):
     try:
         saved = load_untrusted(path)
         FAITHFULNESS.check(saved)
-        done = len(saved["curves"])
+        done = saved["seconds"].numel() // shapes["seconds"][0]  # images
         rows = {name: min(done, RANDOMIZED) if name == "randomized" else done for name in shapes}
         fits = all(
             saved[name].dtype == torch.float32 and tuple(saved[name].shape) == (rows[name], *shape)

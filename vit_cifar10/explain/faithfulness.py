@@ -31,9 +31,10 @@ from model import build_model
 from vit_cifar10.explain.maps import Method, masks_method, methods_for
 from vit_cifar10.explain.methods import grad_cam
 from vit_cifar10.explain.removal import BASELINES, CURVES, FILLS, FRACTIONS, RemovalTest, baseline_maps, patch_ranks
+from vit_cifar10.utils.device import synchronize
 
-DRAWS = 3  # of random weights
-T_QUANTILE = 4.303  # Student's t for a 95 % interval from three values
+PROTOCOL = 1  # raised whenever something is measured in another way, so that old measurements are not continued
+DRAWS, T_QUANTILE = 3, 4.303  # draws of random weights, and Student's t for a 95 % interval from as many values
 LEAST_DROP = 0.1  # normalized areas leave out images whose probability falls by less than this without any patch
 REFERENCES = ("gradient rollout", "Grad-CAM")  # the first one that is measured is what other methods are compared to
 
@@ -101,7 +102,7 @@ def measure_batch(model, config, methods, inputs, seed=0, randomize=True):
         A dict of float32 tensors on the CPU with one row per image; see `row_shapes`:
         curves, from `measure_removal`, of methods and baselines; runner_up, from `measure_runner_up`; randomized, from
         `measure_randomization`, without rows unless `randomize`; agreement, the rank correlation of each method's map
-        with that of `masks`, if that is measured; seconds, the time that each method needs for one class of one image.
+        with the map of `masks`, if that is measured; seconds, the time to explain one class of one image.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
@@ -136,8 +137,10 @@ def explain_classes(model, methods, inputs, classes):
     """
     maps, seconds = {}, []
     for name, method in methods.items():
+        synchronize(inputs.device)
         start = time.perf_counter()
         relevance = method.for_classes(model, inputs, classes)
+        synchronize(inputs.device)
         computed = 1 if method.is_class_blind or method.explain_all else classes.shape[1]
         seconds.append((time.perf_counter() - start) / (len(inputs) * computed))
         if relevance.shape[-1] != model.grid_size:
@@ -162,7 +165,7 @@ def measure_removal(model, inputs, targets, maps, generator):
 
 
 def measure_runner_up(model, inputs, runner_up, maps, generator):
-    """The insertion curves of the runner-up's probability, by its own map and by that of the predicted class.
+    """The insertion curves of the runner-up's probability, by its own map and by the predicted class's map.
 
     Args:
         runner_up: int64 (B,), the second most probable classes.
@@ -215,15 +218,14 @@ def untrained_weights(config, seed):
 
 def rank_correlation(one, other):
     """Spearman's rank correlation of two maps (B, h, w) for each image, (B,); 0 if a map is constant."""
-    one, other = _ranks(one.flatten(1)), _ranks(other.flatten(1))
+    one, other = (_ranks(maps.flatten(1).cpu().contiguous()) for maps in (one, other))  # float64 is not on every device
     return F.cosine_similarity(one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True), dim=1)
 
 
 def _ranks(values):
-    """The ranks of values (B, P); ties get their mean rank."""
-    lower = (values[:, None, :] < values[:, :, None]).double().sum(dim=2)
-    equal = (values[:, None, :] == values[:, :, None]).double().sum(dim=2)
-    return lower + equal / 2
+    """The ranks of values (B, P), float64; ties get their mean rank."""
+    in_order = values.sort(dim=1).values
+    return (torch.searchsorted(in_order, values) + torch.searchsorted(in_order, values, right=True)).double() / 2
 
 
 # Tables
@@ -240,7 +242,7 @@ def normalize_curves(curves):
 
     Images whose probability falls by less than `LEAST_DROP` when all patches are removed become NaN.
     """
-    whole, empty = curves[:, :1, :, :1, :1], curves[:, :1, :, :1, -1:]  # the ends of deletion are those of all curves
+    whole, empty = curves[:, :1, :, :1, :1], curves[:, :1, :, :1, -1:]  # all curves have the same ends
     drop = np.where(whole - empty < LEAST_DROP, np.nan, whole - empty)
     return ((curves - empty) / drop).clip(0, 1)
 
@@ -289,7 +291,9 @@ def area_rows(measured, methods):
                 row = {"method": name, "fill": fill, "kind": kind}
                 for quantity, of_images in values.items():
                     row |= interval_columns(quantity, of_images)
-                rows.append(row | {"reference": names[reference], "best_baseline": names[baseline], "images": len(raw)})
+                counted = int((~np.isnan(values["normalized"])).sum())
+                row |= {"reference": names[reference], "best_baseline": names[baseline]}
+                rows.append(row | {"images": len(raw), "normalized_images": counted})
     return rows
 
 
@@ -306,13 +310,13 @@ def method_rows(measured, methods):
     randomized = measured["randomized"].numpy()[..., -1].mean(axis=0)  # (draws, quick_methods)
     rows = []
     for place, name in enumerate(methods):
-        row = {"method": name, "milliseconds": 1000 * measured["seconds"][:, place].mean().item()}
+        row = {"method": name, "milliseconds": 1000 * measured["seconds"][:, place].median().item()}
         sensitive, quick = class_methods(methods), quick_methods(methods)
         row |= interval_columns("class_sensitivity", by_class[:, sensitive.index(name)] if name in sensitive else None)
         row |= draws_columns("randomized", randomized[:, quick.index(name)] if name in quick else None)
         has_agreement = measured["agreement"].shape[1] and name != "masks"
         row |= interval_columns("agreement", measured["agreement"][:, place].numpy() if has_agreement else None)
-        rows.append(row)
+        rows.append(row | {"images": len(measured["curves"]), "randomized_images": len(measured["randomized"])})
     return rows
 
 
@@ -327,15 +331,21 @@ def interval_columns(name, values):
 
 
 def draws_columns(name, values):
-    """The same for `DRAWS` values, with an interval from Student's t distribution."""
+    """The same for `DRAWS` correlations, with an interval from Student's t distribution."""
     if values is None:
         return interval_columns(name, None)
     mean, half = values.mean().item(), T_QUANTILE * values.std(ddof=1).item() / DRAWS**0.5
-    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    return {name: mean, f"{name}_low": max(-1.0, mean - half), f"{name}_high": min(1.0, mean + half)}
 
 
-def bootstrap_interval(values, seed=0, resamples=2000, level=0.95):
+def bootstrap_interval(values, level=0.95):
     """The percentile bootstrap interval (low, high) of the mean of `values`, (N,)."""
-    random = np.random.RandomState(seed)
-    means = values[random.randint(0, len(values), (resamples, len(values)))].mean(axis=1)
+    means = resample_counts(len(values)) @ values / len(values)
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
+
+
+@functools.lru_cache(maxsize=4)
+def resample_counts(size, resamples=2000, seed=0):
+    """How often each of `size` values is drawn in each resample: (resamples, size). It is the same for all columns."""
+    random = np.random.RandomState(seed)
+    return random.multinomial(size, np.full(size, 1 / size), resamples).astype(np.float32)

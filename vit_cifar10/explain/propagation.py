@@ -41,15 +41,15 @@ def attn_lrp(model, images, targets=None):
     """
     with differentiable(model, images) as inputs, rules(model, ATTN_LRP):
         (gradient,) = torch.autograd.grad(target_logits(model(inputs), targets), inputs)
-    return sum_over_patches(gradient * inputs.detach(), model.grid_size)
+        return sum_over_patches(gradient * inputs.detach(), model.grid_size)
 
 
 def deep_lift(model, images, targets=None):
-    """DeepLIFT (the rescale rule) of a CNN: how much each cell adds to the target's logit, compared to a gray image.
+    """DeepLIFT (the rescale rule) of a CNN: how much each cell adds to the target's logit, compared to a reference.
 
-    The network also classifies an image in the data set's mean color. A ReLU passes relevance on by the slope between
-    its two outputs, not by its derivative. The relevance of all cells adds up to the difference of the two logits. The
-    rule for max pooling, which keeps this sum, is that of the packages SHAP and Captum.
+    The reference is an image in the data set's mean color, which the network classifies, too. A ReLU passes relevance
+    on by the slope between its two outputs, not by its derivative. The relevance of all cells adds up to the difference
+    of the two logits. The rule for max pooling, which keeps this sum, is the one of the packages SHAP and Captum.
 
     Returns:
         (B, grid, grid) as in `attn_lrp`. A cell has 4 x 4 pixels.
@@ -57,7 +57,7 @@ def deep_lift(model, images, targets=None):
     with differentiable(model, images) as inputs, rules(model, DEEP_LIFT):
         logits = model(torch.cat([inputs, torch.zeros_like(inputs)]))  # the mean color is 0 in normalized images
         (gradient,) = torch.autograd.grad(target_logits(logits[: len(images)], targets), inputs)
-    return sum_over_patches(gradient * inputs.detach(), model.grid_size)
+        return sum_over_patches(gradient * inputs.detach(), model.grid_size)
 
 
 @contextlib.contextmanager
@@ -74,9 +74,15 @@ def rules(model, table):
 
 
 def sum_over_patches(relevance, grid):
-    """Relevance of each value of an image (B, 3, H, W) -> relevance of each patch (B, grid, grid)."""
-    side = relevance.shape[-1] // grid
-    return F.avg_pool2d(relevance.sum(dim=1, keepdim=True), side)[:, 0] * side**2
+    """Relevance of each value of an image (B, 3, H, W) -> relevance of each patch (B, grid, grid).
+
+    The cells of a CNN have no common size if their number does not divide the image. Each pixel then belongs to the
+    cell that nearest-neighbor interpolation assigns to it, as where patches are removed.
+    """
+    cells = torch.arange(grid, device=relevance.device, dtype=torch.float32)[None, None]
+    places = F.interpolate(cells, relevance.shape[-1], mode="nearest")[0, 0].long()  # the cell of each row or column
+    belongs = F.one_hot(places, grid).to(relevance.dtype)  # (W, grid)
+    return belongs.T @ relevance.sum(dim=1) @ belongs
 
 
 # AttnLRP

@@ -1,9 +1,9 @@
 """Pictures of relevance maps: frames for GIFs, stills, images that two networks disagree on, and faithfulness.
 
-GIFs and stills show each map in percent of the largest value that its method has in any frame. All frames share this
-scale, so a patch that is brighter in a later frame has become more relevant. Colors follow the square root of the
-value; otherwise a few very bright patches would hide the others. Signed maps have linear colors: red speaks for the
-class, blue against it.
+GIFs and stills show each map in percent of the largest value that its method has in any of the maps shown. All frames
+share this scale, so a patch that is brighter in a later frame has become more relevant. Colors follow the square root
+of the value; otherwise a few very bright patches would hide the others. Signed maps have linear colors: red speaks for
+the class, blue against it.
 """
 
 import dataclasses
@@ -101,7 +101,8 @@ def attention_frames(image, rows, heads, probabilities, classes, caption):
     if legend_left < 500:
         predicted = classes[int(np.argmax(probabilities))]
         lines = [LEGEND[row.name].format(predicted=predicted) for row in rows if row.name in LEGEND]
-        canvas.write(legend_left, below, lines)
+        fitting = int((Canvas.WIDTH - legend_left) / 5.4)  # a letter of this size is about 5.4 pixels wide
+        canvas.write(legend_left, below, [part for line in lines for part in textwrap.wrap(line, fitting)])
     frames = []
     for layer in range(depth):
         for row, percentages, panel in panels:
@@ -227,7 +228,8 @@ def save_faithfulness(path, fractions, curves, correlations, by_method, stages, 
         stages: the names of the network's parts, in the order in which they are randomized.
     """
     methods = [row["method"] for row in by_method if row["method"] not in NOT_DRAWN]
-    styles = {name: {"color": color, "linewidth": 1.8} for name, color in zip(methods, LINE_COLORS, strict=False)}
+    colors = itertools.cycle(LINE_COLORS)
+    styles = {name: {"color": next(colors), "linewidth": 1.8} for name in methods}
     dashes = zip(BASELINE_LABELS, ("--", ":", "-."), strict=True)
     styles |= {name: {"color": GRAY, "linestyle": dash, "linewidth": 1.2} for name, dash in dashes}
     fills = list(dict.fromkeys(fill for _, fill, _ in curves))

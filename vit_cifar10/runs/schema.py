@@ -82,13 +82,15 @@ class Switch:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of finite numbers; with `shape`, of this shape."""
+    """A tensor of finite numbers from `low` to `high`; with `shape`, of this shape."""
 
     shape: tuple | None = None
+    low: float = -math.inf
+    high: float = math.inf
 
     def check(self, value, name=""):
         is_tensor = isinstance(value, torch.Tensor) and (self.shape is None or tuple(value.shape) == self.shape)
-        if not (is_tensor and bool(value.isfinite().all())):
+        if not (is_tensor and bool(value.isfinite().all() & (value >= self.low).all() & (value <= self.high).all())):
             raise Invalid(name, f"a tensor of finite numbers{f' of shape {self.shape}' if self.shape else ''}")
 
 
@@ -312,10 +314,18 @@ CHECKPOINT = Record(
     optional={"training"},
 )
 LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})
+PROBABILITIES, CORRELATIONS = Tensor(low=-1e-3, high=1 + 1e-3), Tensor(low=-1 - 1e-3, high=1 + 1e-3)  # with rounding
 FAITHFULNESS = Record(
     {
-        **{"checkpoint_sha256": HASH, "test_sha256": HASH, "methods": ListOf(Text())},
+        "protocol": Number(whole=True),
+        "checkpoint_sha256": HASH,
+        "test_sha256": HASH,
+        "methods": ListOf(Text()),
         "samples": OrNone(Number(low=1, high=limits.LARGEST_SAMPLES, whole=True)),
-        **dict.fromkeys(("curves", "runner_up", "randomized", "agreement", "seconds"), Tensor()),
+        "curves": PROBABILITIES,
+        "runner_up": PROBABILITIES,
+        "randomized": CORRELATIONS,
+        "agreement": CORRELATIONS,
+        "seconds": Tensor(low=0),
     }
 )
