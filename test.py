@@ -398,14 +398,16 @@ def print_faithfulness(areas, by_method, methods):
     for kind, better in (("deletion", "lower"), ("insertion", "higher")):
         print(f"\n{kind}: mean probability of the predicted class along the curve, in %; {better} is better")
         print(f"in brackets: 95 % interval of the gain over {reference}, image by image; above 0 is better\n")
-        print(" " * 20 + "".join(f"{fill:<22}" for fill in fills))
+        print(" " * 20 + "".join(f"{fill:<22}" for fill in fills).rstrip())
         for name in names:
             print(
                 f"{BASELINE_LABELS.get(name, name):<20}"
                 + "".join(f"{format_area(cells[name, fill, kind]):<22}" for fill in fills).rstrip()
             )
     print("\n* not better than the best baseline, which does not depend on the network")
-    columns = {"class_sensitivity": "class sensitivity", "randomized": "randomized", "agreement": "agrees with masks"}
+    columns = {"class_sensitivity": "class sensitivity", "randomized": "randomized"}
+    if "masks" in methods:
+        columns["agreement"] = "agrees with masks"
     print(f"\n{'':<20}{'ms':>6}    " + "".join(f"{title:<22}" for title in columns.values()).rstrip())
     for row in by_method:
         values = "".join(f"{format_interval(row, key):<22}" for key in columns)
