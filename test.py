@@ -75,13 +75,12 @@ def main(argv=None):
         if args.mode in ("cifar", "faithfulness"):
             check_record(run.output_folder, network.saved["recipe"])
         print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
-        if args.mode in SINGLE_MODES:
-            check_methods(args, network.model)
+        check_methods(args, network.model)
         MODES[args.mode](run, network, args)
 
 
 def build_parser():
-    parser = ArgumentParser(prog="test.py", description="Test a trained network and look at its attention.")
+    parser = ArgumentParser(prog="test.py", description="Test a trained network and explain its predictions.")
     add = parser.add_argument
     modes = (
         "cifar: the whole test set of the network's data set; cifar-single: single images of it; "
@@ -111,7 +110,7 @@ def build_parser():
         "masks classifies hundreds of changed images, and is slow"
     )
     add("--method", choices=METHODS, nargs="+", help=methods)
-    masks = f"masks: number of random masks per image (default {SAMPLES}); faithfulness: measure masks, too"
+    masks = f"masks: number of random masks per image (default {SAMPLES}); faithfulness: also measure masks"
     add("--samples", type=number(int, at_least=2, at_most=LARGEST_SAMPLES), help=masks)
     fusion = "GIF: how rollout combines the heads of a layer"
     add("--head_fusion", choices=HEAD_FUSIONS, default="mean", help=fusion)
@@ -169,6 +168,9 @@ def check_methods(args, model):
     unfit = [flag for flag in args.method or () if flag not in methods_for(model)]
     if unfit:
         raise UserError(f"--method {unfit[0]} does not fit this network; choose from {', '.join(methods_for(model))}")
+    patches = model.grid_size**2
+    if args.samples and args.samples < patches:
+        raise UserError(f"--samples {args.samples} is too few for {patches} patches; choose {4 * patches} or more")
 
 
 def pick_methods(args, model):
@@ -380,12 +382,7 @@ def faithfulness_test(run, network, args):
     make_folder(run.output_folder)
     path = run.output_folder / "faithfulness.pt"
     print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
-    had_measured = path.exists()
     tested = run_faithfulness_test(network, run.checkpoint_path, test, run.output_folder, args.samples)
-    if tested.continued:
-        print(f"{tested.continued} of the images had been measured before")
-    elif had_measured:
-        print("an earlier measurement of other weights, images or methods was replaced")
     print_faithfulness(*write_faithfulness_test(tested, network, run.output_folder), tested.methods)
     print(printable(f"wrote {', '.join(FAITHFULNESS_FILES)} to {run.output_folder}"))
 
@@ -397,25 +394,27 @@ def print_faithfulness(areas, by_method, methods):
     reference = areas[0]["reference"]
     for kind, better in (("deletion", "lower"), ("insertion", "higher")):
         print(f"\n{kind}: mean probability of the predicted class along the curve, in %; {better} is better")
-        print(f"in brackets: 95 % interval of the gain over {reference}, image by image; above 0 is better\n")
+        print(f"in brackets: gain over {reference} in points, image by image, 95 % interval; above 0 is better\n")
         print(" " * 20 + "".join(f"{fill:<22}" for fill in fills).rstrip())
         for name in names:
             print(
                 f"{BASELINE_LABELS.get(name, name):<20}"
                 + "".join(f"{format_area(cells[name, fill, kind]):<22}" for fill in fills).rstrip()
             )
-    print("\n* not better than the best baseline, which does not depend on the network")
-    columns = {"class_sensitivity": "class sensitivity", "randomized": "randomized"}
+    print("\n* no clear gain over the best baseline: its 95 % interval is not above 0")
+    columns = {"class_sensitivity": "class sensitivity (%)", "randomized": "randomized"}
     if "masks" in methods:
         columns["agreement"] = "agrees with masks"
-    print(f"\n{'':<20}{'ms':>6}    " + "".join(f"{title:<22}" for title in columns.values()).rstrip())
+    print(f"\n{'':<20}{'ms':>6}    " + "".join(f"{title:<23}" for title in columns.values()).rstrip())
     for row in by_method:
-        values = "".join(f"{format_interval(row, key):<22}" for key in columns)
+        values = "".join(f"{format_interval(row, key):<23}" for key in columns)
         print(f"{row['method']:<20}{row['milliseconds']:>6.1f}    {values}".rstrip())
     print("\nms: time for one class of one image")
-    print("class sensitivity: how much more the map of the runner-up raises the runner-up than the other map does")
-    images = f" ({by_method[0]['randomized_images']} images, {faithfulness.DRAWS} draws)"
-    print(f"randomized: rank correlation with the maps of networks with random weights; near 0 is good{images}")
+    print(
+        "class sensitivity: how much more the runner-up's map raises the runner-up than the predicted class's map does"
+    )
+    images = f"{by_method[0]['randomized_images']} images; intervals over {faithfulness.DRAWS} draws"
+    print(f"randomized: rank correlation with the maps of networks with random weights; near 0 is good ({images})")
     if "masks" in methods:
         print("agrees with masks: rank correlation with the maps of masks")
     class_blind = " and ".join(name for name, method in methods.items() if method.is_class_blind)
@@ -436,7 +435,9 @@ def format_interval(row, key):
     """A mean with its interval, or nothing if it was not measured."""
     if row[key] is None:
         return ""
-    return f"{row[key]:+.2f} [{row[f'{key}_low']:+.2f}, {row[f'{key}_high']:+.2f}]"
+    scale, digits = (100, 1) if key == "class_sensitivity" else (1, 2)
+    mean, low, high = (f"{scale * row[name]:+.{digits}f}" for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{mean} [{low}, {high}]"
 
 
 SINGLE_MODES = ("cifar-single", "custom")

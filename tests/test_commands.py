@@ -265,7 +265,7 @@ def test_the_gif_shows_attention_and_the_patches_for_and_against_the_class(runs,
     run_test(runs, "--model_path model/vit --mode cifar-single --index 7", monkeypatch)
     gif = Image.open(runs / "attention_map_gif" / "shapes-index-7.gif")
     frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(gif)]
-    for left, changes in ((256, True), (512, False)):  # attention changes with the layer, AttnLRP covers all layers
+    for left, changes in ((256, True), (520, False)):  # attention changes with the layer, AttnLRP covers all layers
         maps = [frame[58:290, left : left + 232] for frame in frames]
         assert all((abs(one - other).mean() > 0.1) == changes for one, other in itertools.pairwise(maps))
     red_minus_blue = maps[0][..., 0] - maps[0][..., 2]
@@ -277,7 +277,7 @@ def test_the_gif_shows_attention_and_the_patches_for_and_against_the_class(runs,
 def test_every_method_can_be_drawn(run, frames, runs, tmp_path, monkeypatch):
     model = checkpoint.load_network(runs / "model" / run, torch.device("cpu")).model
     methods = methods_for(model)
-    flags = f"--gif_path {tmp_path}/all.gif --method {' '.join(methods)} --samples 20"
+    flags = f"--gif_path {tmp_path}/all.gif --method {' '.join(methods)} --samples 64"
     run_test(runs, f"--model_path model/{run} --mode cifar-single --index 5 {flags}", monkeypatch)
     assert Image.open(tmp_path / "all.gif").n_frames == frames
     assert Image.open(tmp_path / "all.png").height > 170 * len(methods)
@@ -306,7 +306,7 @@ def test_gif_and_window_can_be_left_out(runs, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("run", "methods"), [("vit", 7), ("cnn", 4)])
 def test_faithfulness_is_measured_and_recorded(runs, run, methods, monkeypatch, capsys):
-    flags = f"--model_path model/{run} --mode faithfulness --num_images 10 --samples 20"
+    flags = f"--model_path model/{run} --mode faithfulness --num_images 10 --samples 64"
     run_test(runs, flags, monkeypatch)
     rows, by_method = (read_table(runs / "output" / run / f"faithfulness{end}.csv") for end in ("", "_methods"))
     assert len(rows) == (methods + 3) * 6
@@ -321,7 +321,7 @@ def test_faithfulness_is_measured_and_recorded(runs, run, methods, monkeypatch, 
     assert all(float(row["milliseconds"]) > 0 for row in by_method)
     assert Image.open(runs / "output" / run / "faithfulness.png").width > 1000
     run_test(runs, flags, monkeypatch)
-    assert "10 of the images had been measured before" in capsys.readouterr().out
+    assert "10 of the images have been measured before" in capsys.readouterr().out
 
 
 def read_table(path):
@@ -358,7 +358,7 @@ def test_a_faithfulness_test_that_was_stopped_continues(runs, tmp_path, monkeypa
         torch.save({**saved, **changes}, folder / "faithfulness.pt")
         capsys.readouterr()
         run_test(runs, f"{flags} --output_path {tmp_path}/stopped", monkeypatch)
-        assert ("4 of the images had been measured before" in capsys.readouterr().out) == continues
+        assert ("4 of the images have been measured before" in capsys.readouterr().out) == continues
         assert (whole / "faithfulness.csv").read_text() == (folder / "faithfulness.csv").read_text()
 
 
@@ -489,6 +489,7 @@ MISTAKES = [
     ("test", "--mode faithfulness --method masks", "only GIFs depend on --method"),
     ("test", "--mode cifar-single --method masks --no_gif --no_image", "leave nothing to draw"),
     ("test", "--mode faithfulness --num_images 9", "choose 10 or more"),
+    ("test", "--mode faithfulness --samples 15 --model_path {runs}/model/vit", "too few for 16 patches; choose 64"),
     ("test", "--mode cifar-single --samples 100", "add --method masks"),
     ("test", "--mode cifar-single --method deep-lift --model_path {runs}/model/vit", "choose from attention, rollout"),
     (

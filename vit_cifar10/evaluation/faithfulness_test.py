@@ -21,6 +21,7 @@ from vit_cifar10.runs.schema import FAITHFULNESS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write, save_tensors
+from vit_cifar10.utils.text import printable
 
 BATCH = 25  # images that are measured between two saves
 RANDOMIZED = 4 * BATCH  # images for which the weights are randomized, the most expensive measurement
@@ -28,18 +29,14 @@ RANDOMIZED = 4 * BATCH  # images for which the weights are randomized, the most 
 
 @dataclasses.dataclass
 class FaithfulnessTest:
-    """What was measured: the methods, and the tensors of `faithfulness.measure_batch` for all images.
-
-    `continued` is the number of images that an earlier, interrupted test had measured.
-    """
+    """What was measured: the methods, and the tensors of `faithfulness.measure_batch` for all images."""
 
     methods: dict
     tensors: dict
-    continued: int
 
 
 def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
-    """Measure all methods on the images of a split, or what is still missing in faithfulness.pt.
+    """Measure all methods on the images of a split, or only the images that are missing in faithfulness.pt.
 
     Args:
         samples: number of masks for the method `masks`; None leaves this slow method out.
@@ -54,16 +51,21 @@ def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
         "samples": samples,
     }
     shapes = faithfulness.row_shapes(model, methods)
-    measured = load_measured(folder / "faithfulness.pt", key, shapes, len(test))
+    path = folder / "faithfulness.pt"
+    measured = load_measured(path, key, shapes, len(test))
     done = len(measured["curves"])
+    if done:
+        print(f"{done} of the images have been measured before")
+    elif path.exists():
+        print(printable(f"{path} holds other weights, images or methods, and will be replaced"))
     with tqdm(total=len(test), initial=done, desc="removing patches", unit="image", disable=None) as bar:
         for start in range(done, len(test), BATCH):
             inputs = normalize(test.images[start : start + BATCH], test.mean, test.std)
             batch = faithfulness.measure_batch(model, config, methods, inputs, seed=start, randomize=start < RANDOMIZED)
             measured = {name: torch.cat([measured[name], batch[name]]) for name in shapes}
-            save_tensors(folder / "faithfulness.pt", {**key, **measured})
+            save_tensors(path, {**key, **measured})
             bar.update(len(inputs))
-    return FaithfulnessTest(methods, measured, continued=done)
+    return FaithfulnessTest(methods, measured)
 
 
 def load_measured(path, key, shapes, images):
@@ -104,6 +106,6 @@ def write_faithfulness_test(tested, network, folder):
         faithfulness.mean_correlations(tested.tensors, tested.methods),
         by_method,
         [name for name, _ in network.model.parts_from_head_to_input()],
-        f"{network.name}: how far to trust its explanations, {len(tested.tensors['curves'])} test images",
+        f"{network.name}: tests of its explanations on {len(tested.tensors['curves'])} test images",
     )
     return areas, by_method

@@ -158,10 +158,15 @@ def measure_removal(model, inputs, targets, maps, generator):
     test = RemovalTest(model, inputs, targets, generator)
     curves = []
     for relevance in maps.values():
-        ranks = patch_ranks(relevance, generator)
+        ranks = patch_ranks(relevance, copy_of(generator))  # one map's ties do not depend on the other maps
         by_fill = [torch.stack([test.curve(ranks, fill, kind) for kind in CURVES], dim=1) for fill in FILLS]
         curves.append(torch.stack(by_fill, dim=1))
     return torch.stack(curves, dim=1)
+
+
+def copy_of(generator):
+    """A generator in the same state."""
+    return torch.Generator().set_state(generator.get_state())
 
 
 def measure_runner_up(model, inputs, runner_up, maps, generator):
@@ -177,7 +182,7 @@ def measure_runner_up(model, inputs, runner_up, maps, generator):
     test = RemovalTest(model, inputs, runner_up, generator)
     curves = []
     for relevance in maps.values():
-        orders = [patch_ranks(relevance[:, place], generator) for place in (-1, 0)]
+        orders = [patch_ranks(relevance[:, place], copy_of(generator)) for place in (-1, 0)]
         curves.append(torch.stack([test.curve(ranks, "mean", "insertion") for ranks in orders], dim=1))
     return torch.stack(curves, dim=1)
 

@@ -24,10 +24,10 @@ def percent_of_maximum(values, is_signed=False):
 
 
 def add_colorbar(figure, scope, is_signed=False, **options):
-    """Add a color bar for relevance in percent. `scope` says of what, as in "over all layers"."""
-    label = "against  ←  % of the maximum  →  for" if is_signed else f"% of the maximum {scope}"
+    """Add a color bar for relevance in percent. `scope` completes the label, as in "over all layers"."""
+    label = f"{'against ← ' * is_signed}% of the maximum{' → for' * is_signed}\n{scope}"
     colors = (SIGNED_PERCENT, SIGNED_COLORMAP) if is_signed else (PERCENT, COLORMAP)
-    ticks = (-50, 0, 50) if is_signed else (0, 5, 25, 50, 100)
+    ticks = (-100, -50, 0, 50, 100) if is_signed else (0, 5, 25, 50, 100)
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(*colors), ticks=ticks, **options)
     bar.set_label(label, fontsize=8, labelpad=1)
     bar.ax.tick_params(labelsize=8, pad=1)
@@ -115,7 +115,7 @@ class Canvas:
             percent = 100 * probabilities[index]
             axis.barh(-row - 0.15, percent, height=0.3, color=LINE_COLORS[0] if index == marked else GRAY)
             weight = "bold" if index == marked else "normal"
-            axis.text(0, 0.08 - row, classes[index], va="bottom", fontsize=9, weight=weight)
+            axis.text(1, 0.08 - row, classes[index], va="bottom", fontsize=9, weight=weight)
             axis.text(100, 0.08 - row, f"{percent:.1f} %", va="bottom", ha="right", fontsize=9, weight=weight)
         axis.set(xlim=(0, 100), ylim=(0.6 - len(top), 0.6), yticks=[], xticks=(0, 50, 100))
         axis.set_xlabel("probability (%)", fontsize=8, labelpad=1)

@@ -26,10 +26,15 @@ LEGEND = {
     "attention": "attention: where this layer looks, averaged over its heads",
     "rollout": "rollout: attention of all layers so far; the same for every class",
     "gradient rollout": "gradient rollout: the attention so far that raises the score of {predicted}",
-    "Grad-CAM": "Grad-CAM: the input of the last block, weighted by its effect on the score of {predicted}",
-    "AttnLRP": "AttnLRP: what adds to the score of {predicted} (red) or takes from it (blue), through all layers",
-    "masks": "masks: what adds to the score of {predicted} or takes from it, by removing random patches",
+    "Grad-CAM": "Grad-CAM: the channels of one layer, weighted by how much they raise the score of {predicted}",
+    "AttnLRP": "AttnLRP: what adds to the score of {predicted} (red) or takes from it (blue), over all layers",
+    "DeepLIFT": "DeepLIFT: what adds to the score of {predicted} (red) or takes from it (blue), compared to an image "
+    "in the mean color",
+    "masks": "masks: what adds to the score of {predicted} (red) or takes from it (blue), estimated by removing "
+    "random patches",
 }
+HEADS_LEGEND = "heads: the attention of each head, in % of the maximum over all heads and layers"
+LINE_HEIGHT = 20  # of a legend, in pixels
 BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "centre": "center (baseline)"}
 FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred", "ROAD": "interpolated (ROAD)"}  # see removal.py
 NOT_DRAWN = ("Grad-CAM, no ReLU",)  # nearly the same curves as Grad-CAM
@@ -89,20 +94,19 @@ def attention_frames(image, rows, heads, probabilities, classes, caption):
     heads = heads[:, :MOST_HEADS]
     depth, num_heads = heads.shape[:2]
     rows = [row if row.is_by_layer else row.only_first() for row in rows]
-    side, small = min(232, 752 // (len(rows) + 1) - 12), min(104, 936 // num_heads - 8)
+    side, small = min(232, 744 // (len(rows) + 1) - 12), min(104, 936 // num_heads - 8)
+    legend_left = 24 + (small + 8) * num_heads
+    legend = []
+    if legend_left < 500:  # otherwise there is no room
+        legend = legend_lines(rows, classes[int(np.argmax(probabilities))], Canvas.WIDTH - legend_left, HEADS_LEGEND)
     tall = max(side, 150)
-    canvas = Canvas(height=tall + 150 + small)
+    canvas = Canvas(height=tall + 150 + max(small, LINE_HEIGHT * len(legend)))
     canvas.add_input(image, (12, 58, side))
-    panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers")
+    panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers", "in this map")
     canvas.show_probabilities((788, 52, 156, tall + 14), probabilities, classes)
     head_maps, below = percent_of_maximum(heads), tall + 136
     thumbnails = [canvas.add_panel(image, (12 + (small + 8) * head, below, small)) for head in range(num_heads)]
-    legend_left = 24 + (small + 8) * num_heads
-    if legend_left < 500:
-        predicted = classes[int(np.argmax(probabilities))]
-        lines = [LEGEND[row.name].format(predicted=predicted) for row in rows if row.name in LEGEND]
-        fitting = int((Canvas.WIDTH - legend_left) / 5.4)  # a letter of this size is about 5.4 pixels wide
-        canvas.write(legend_left, below, [part for line in lines for part in textwrap.wrap(line, fitting)])
+    canvas.write(legend_left, below, legend)
     frames = []
     for layer in range(depth):
         for row, percentages, panel in panels:
@@ -127,11 +131,13 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
     Returns:
         uint8 (K, height, 960, 3).
     """
-    side = min(280, 588 // (len(rows) + 1) - 16)
+    side = min(280, 580 // (len(rows) + 1) - 16)
+    legend = legend_lines(rows, "the class", Canvas.WIDTH - 24)
     tall = max(side, 150)
-    canvas = Canvas(height=tall + 120)
+    canvas = Canvas(height=tall + 136 + LINE_HEIGHT * len(legend))
+    canvas.write(12, tall + 130, legend)
     canvas.add_input(image, (12, 58, side))
-    panels = add_panels(canvas, image, rows, (32 + side, 58, side), "over all frames")
+    panels = add_panels(canvas, image, rows, (32 + side, 58, side), "over all frames", "over all frames")
     frames = []
     for place in reversed(range(len(chosen))):
         for row, percentages, panel in panels:
@@ -142,21 +148,36 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
     return np.stack(frames)
 
 
-def add_panels(canvas, image, rows, position, scope):
+def legend_lines(rows, predicted, width, *more):
+    """What the maps show, as lines of text that fit into `width` pixels, in the order of the panels."""
+    texts = [LEGEND[row.name].format(predicted=predicted) for row in in_order(rows) if row.name in LEGEND]
+    fitting = int(width / 6)  # a letter is less than 6 pixels wide
+    return [line for text in (*texts, *more) for line in textwrap.wrap(text, fitting)]
+
+
+def in_order(rows):
+    """Rows without sign first, so that panels with the same colors are neighbors."""
+    return sorted(rows, key=lambda row: row.is_signed)
+
+
+def add_panels(canvas, image, rows, position, scope, signed_scope):
     """Add one panel for each row, with a color bar below each group of panels that share it.
 
+    `scope` and `signed_scope` tell of which values the maximum is taken, as in "over all layers".
+
     Returns:
-        A list of (row, percentages, panel). Rows without sign come first.
+        A list of (row, percentages, panel).
     """
     left, top, side = position
     panels = []
-    for is_signed, group in itertools.groupby(sorted(rows, key=lambda row: row.is_signed), lambda row: row.is_signed):
+    for is_signed, group in itertools.groupby(in_order(rows), lambda row: row.is_signed):
         start = left
         for row in group:
             panels.append((row, row.percentages, canvas.add_panel(image, (left, top, side), is_signed)))
             left += side + 12
-        canvas.add_scale((start, top + side + 12, left - 12 - start), scope, is_signed)
-        left += 12  # room for the numbers at the ends of the color bars
+        shown_scope = signed_scope if is_signed else scope
+        canvas.add_scale((start, top + side + 12, left - 12 - start), shown_scope, is_signed)
+        left += 20  # room for the numbers at the ends of the color bars
     return panels
 
 
@@ -182,7 +203,7 @@ def save_relevance_grid(path, image, rows, caption):
         percentages = row.percentages
         for axis, index in zip(line[1:], indices, strict=False):
             Panel(axis, image, row.is_signed).fill(percentages[index], row.titles[index])
-    axes[0, 0].set_title("input", fontsize=9)
+    axes[0, 0].set_title("input", fontsize=9, pad=4)
     for is_signed in sorted({row.is_signed for row in rows}, reverse=True):
         add_colorbar(figure, "in the row", is_signed, ax=axes, location="bottom", shrink=0.6, aspect=50, pad=0.02)
     figure.suptitle(caption, fontsize=10)
@@ -241,7 +262,9 @@ def save_faithfulness(path, fractions, curves, correlations, by_method, stages, 
             axis.plot(100 * np.asarray(fractions), 100 * curves[name, fill, kind], **style)
         verb, better = {"deletion": ("removed", "lower"), "insertion": ("restored", "higher")}[kind]
         axis.set_title(f"{kind}: {better} is better\nremoved patches are {FILL_TITLES[fill]}", fontsize=10)
-        axis.set(xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the class (%)", ylim=(0, None))
+        axis.set(
+            xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the predicted class (%)", ylim=(0, None)
+        )
         axis.grid(alpha=0.3)
     draw_randomization(figure.add_subplot(grid[0, -1]), correlations, stages, styles)
     draw_class_sensitivity(figure.add_subplot(grid[1, -1]), by_method, styles)
@@ -257,7 +280,7 @@ def draw_randomization(axis, correlations, stages, styles):
             axis.plot(range(len(values)), values, marker="o", markersize=4, **styles[name])
     axis.set_xticks(range(len(stages) + 1), ["trained", *stages], rotation=60, ha="right", fontsize=8)
     axis.axhline(0, color=GRAY, linewidth=0.8)
-    axis.set(xlabel="weights randomized from the output back to", ylim=(-0.3, 1.05))
+    axis.set(xlabel="weights randomized from the head back to this part", ylim=(-0.3, 1.05))
     axis.set_ylabel("rank correlation with\nthe trained network's map")
     axis.set_title("randomized weights: the correlation\nshould fall to 0", fontsize=10)
     axis.grid(alpha=0.3)
@@ -271,6 +294,8 @@ def draw_class_sensitivity(axis, by_method, styles):
         axis.errorbar(value, -place, xerr=[[value - low], [high - value]], marker="o", color=color, capsize=3)
     axis.set_yticks([-place for place in range(len(rows))], [row["method"] for row in rows])
     axis.axvline(0, color=GRAY, linewidth=0.8)
-    axis.set(ylim=(0.6 - len(rows), 0.6), xlabel="more probability of the runner-up (percentage points)")
-    axis.set_title("class sensitivity: the map of the runner-up\nshould raise it more than the other map", fontsize=10)
+    axis.set(ylim=(0.6 - len(rows), 0.6), xlabel="gain in the runner-up's probability (percentage points)")
+    axis.set_title(
+        "class sensitivity: the runner-up's map should raise\nit more than the predicted class's map", fontsize=10
+    )
     axis.grid(alpha=0.3)

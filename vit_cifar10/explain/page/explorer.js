@@ -250,7 +250,9 @@ function readout(map, to) {
     if (state.method === "evidence") {
       const sum = map.values.reduce((total, value) => total + value, 0);
       const score = contribution(images[state.image].scores[state.target]).replace("+", "");
-      sentences.push(`All patches together: ${contribution(sum)}. The score of ${targetName()} is ${score}.`);
+      const reference = data.reference && `; the score of an image in the mean color is ${
+        contribution(floats(data.reference)[state.target]).replace("+", "")}`;
+      sentences.push(`All patches together: ${contribution(sum)}. The score of ${targetName()} is ${score}${reference ?? ""}.`);
     }
     sentences.push("Select a patch to read its value.");
   } else {
@@ -618,7 +620,7 @@ function drawMaps(method) {
   const ends = {
     attention: ["0", percent(maximum)],
     evidence: [`against: ${contribution(-maximum)}`, `for: ${contribution(maximum)}`],
-    removal: [points(maximum), points(-maximum)],
+    removal: [`without it: ${points(maximum)}`, `without it: ${points(-maximum)}`],
   };
   [byId("main-least").textContent, byId("main-most").textContent] = ends[state.method] ?? ["0", "maximum"];
   if (to) {
