@@ -220,9 +220,14 @@ def test_red_patches_count_for_the_selected_class_and_blue_ones_against_it(name,
     with torch.inference_mode():
         score = model(inputs)[0, target].item()
     number, largest = r"([+−]?[\d.e-]+)", values.abs().max().item()
-    together = rf"All patches together: {number}\. The score of “{class_name}” is {number}\. Select a patch .*"
-    sum_shown, score_shown = re.fullmatch(together, read(page)).groups()
+    reference = rf"; the score of an image in the mean color is {number}" if name == "cnn" else "()"
+    together = (
+        rf"All patches together: {number}\. The score of “{class_name}” is {number}{reference}\. Select a patch .*"
+    )
+    sum_shown, score_shown, reference_shown = re.fullmatch(together, read(page)).groups()
     check_number(sum_shown, values.sum().item())
+    if name == "cnn":
+        assert float(reference_shown.replace("−", "-")) == pytest.approx(score - values.sum().item(), abs=0.006)
     check_number(f"+{score_shown}" if score > 0 else score_shown, score)
     for end, word, expected in (("least", "against", -largest), ("most", "for", largest)):
         check_number(page.locator(f"#main-{end}").inner_text().removeprefix(f"{word}: "), expected)

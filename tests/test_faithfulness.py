@@ -124,7 +124,9 @@ def test_the_tables_report_what_the_maps_deserve():
     }
     inputs = two_bright_patches()
     measured = faithfulness.measure_batch(TwoPatches(), None, methods, inputs, randomize=False)
-    measured["randomized"] = torch.tensor([0.3, 0.2, 0.1]).view(1, 1, 3, 1) * torch.tensor([3.0, 1.0])
+    measured["randomized"] = torch.tensor([0.3, 0.2, 0.1]).view(1, 1, 3, 1).repeat(2, 3, 1, 1) * torch.tensor(
+        [3.0, 1.0]
+    )
     rows = {row["method"]: row for row in faithfulness.method_rows(measured, methods)}
     assert rows["gradient rollout"]["class_sensitivity"] > 0.3
     assert rows["reversed"]["class_sensitivity"] < -0.3
