@@ -347,19 +347,25 @@ def test_a_faithfulness_test_that_was_stopped_continues(runs, tmp_path, monkeypa
         patch.setattr(faithfulness, "measure_batch", stop_after_the_first_batch)
         run_test(runs, f"{flags} --output_path {tmp_path}/stopped", monkeypatch)
     assert [path.name for path in folder.iterdir()] == ["faithfulness.pt"]
-    saved = torch.load(folder / "faithfulness.pt")
-    for changes, continues in (
-        ({}, True),
-        ({"curves": saved["curves"][:3].clone()}, False),  # it has fewer rows than the rest
-        ({"curves": torch.tensor(1.0)}, False),
-        ({"curves": 1e38 * saved["curves"]}, False),
-        ({"protocol": 0}, False),
+    path = folder / "faithfulness.pt"
+    saved = torch.load(path)
+    capsys.readouterr()
+    run_test(runs, f"{flags} --output_path {tmp_path}/stopped", monkeypatch)
+    assert "4 of the images have been measured before" in capsys.readouterr().out
+    assert (whole / "faithfulness.csv").read_text() == (folder / "faithfulness.csv").read_text()
+
+    key = {name: saved[name] for name in ("protocol", "checkpoint_sha256", "test_sha256", "methods", "samples")}
+    shapes = {name: values.shape[1:] for name, values in saved.items() if name not in key}
+    for changes, rows in (
+        ({}, 4),
+        ({"curves": saved["curves"][:3].clone()}, 0),  # fewer rows than the rest
+        ({"curves": torch.tensor(1.0)}, 0),
+        ({"curves": 1e38 * saved["curves"]}, 0),
+        ({"protocol": 0}, 0),
+        ({"curves": "text"}, 0),
     ):
-        torch.save({**saved, **changes}, folder / "faithfulness.pt")
-        capsys.readouterr()
-        run_test(runs, f"{flags} --output_path {tmp_path}/stopped", monkeypatch)
-        assert ("4 of the images have been measured before" in capsys.readouterr().out) == continues
-        assert (whole / "faithfulness.csv").read_text() == (folder / "faithfulness.csv").read_text()
+        torch.save({**saved, **changes}, path)
+        assert len(faithfulness_test.load_measured(path, key, shapes, images=10)["curves"]) == rows
 
 
 def test_an_image_may_have_any_valid_file_name(runs, monkeypatch, capsys):

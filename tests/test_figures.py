@@ -1,5 +1,6 @@
 """Texts in pictures are legible for any names: they are inside the picture and do not overlap."""
 
+import dataclasses
 import itertools
 import sys
 from unittest import mock
@@ -9,8 +10,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from vit_cifar10.plots.canvas import Canvas
 from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
-from vit_cifar10.plots.explanations import MapRow, attention_frames, save_disagreements
+from vit_cifar10.plots.explanations import MapRow, attention_frames, class_frames, save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import save_figure
 from vit_cifar10.utils.text import shorten
@@ -29,18 +31,24 @@ def drawn(tmp_path):
     def draw(save, *arguments, **options):
         with mock.patch.object(sys.modules[save.__module__], "save_figure", wraps=save_figure) as saved:
             save(*arguments, tmp_path / "picture.png", **options)
-        figure, texts, draw_text = saved.call_args.args[0], [], Text.draw
-
-        def collect(text, renderer):
-            if text.get_visible() and text.get_text().strip():
-                texts.append(text)
-            draw_text(text, renderer)
-
-        with mock.patch.object(Text, "draw", collect):
-            FigureCanvasAgg(figure).draw()
-        return figure, texts
+        figure = saved.call_args.args[0]
+        return figure, drawn_texts(figure)
 
     return draw
+
+
+def drawn_texts(figure):
+    """The texts that are visible when a figure is drawn."""
+    texts, draw_text = [], Text.draw
+
+    def collect(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            texts.append(text)
+        draw_text(text, renderer)
+
+    with mock.patch.object(Text, "draw", collect):
+        FigureCanvasAgg(figure).draw()
+    return texts
 
 
 def assert_legible(drawn):
@@ -108,6 +116,20 @@ def test_pictures_of_a_comparison(runs, drawn):
     shown = [(image, name, [(relevance, f"{name} 100 %")] * 2)] * min(runs, 4)
     panels = [(f"{'a' * 30} is right, {'b' * 30} is wrong", shown)] * 2
     assert_legible(drawn(save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 4, 6, 12])
+def test_frames_are_legible_with_any_number_of_heads(heads, monkeypatch):
+    canvases, draw = [], Canvas.draw
+    monkeypatch.setattr(Canvas, "draw", lambda canvas: canvases.append(canvas) or draw(canvas))
+    random, image = np.random.RandomState(0), np.zeros((32, 32, 3), dtype=np.uint8)
+    rows = [MapRow("attention", random.rand(1, 4, 4), ["layer 1"], is_by_layer=True)]
+    rows.append(MapRow("AttnLRP", random.randn(2, 4, 4), ["automobile", "b"], is_signed=True))
+    shown = [0.9, 0.1], ["automobile", "b"], "true class: automobile"
+    attention_frames(image, rows, random.rand(1, heads, 4, 4), *shown)
+    class_frames(image, [dataclasses.replace(rows[1], name="DeepLIFT")], [0, 1], *shown)
+    for canvas in canvases:
+        assert_legible((canvas.figure, drawn_texts(canvas.figure)))
 
 
 def test_a_network_with_more_heads_than_fit_is_drawn():

@@ -100,11 +100,11 @@ def attention_frames(image, rows, heads, probabilities, classes, caption):
     if legend_left < 500:  # otherwise there is no room
         legend = legend_lines(rows, classes[int(np.argmax(probabilities))], Canvas.WIDTH - legend_left, HEADS_LEGEND)
     tall = max(side, 150)
-    canvas = Canvas(height=tall + 150 + max(small, LINE_HEIGHT * len(legend)))
+    canvas = Canvas(height=tall + 160 + max(small, LINE_HEIGHT * len(legend)))
     canvas.add_input(image, (12, 58, side))
     panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers", "in this map")
     canvas.show_probabilities((788, 52, 156, tall + 14), probabilities, classes)
-    head_maps, below = percent_of_maximum(heads), tall + 136
+    head_maps, below = percent_of_maximum(heads), tall + 146
     thumbnails = [canvas.add_panel(image, (12 + (small + 8) * head, below, small)) for head in range(num_heads)]
     canvas.write(legend_left, below, legend)
     frames = []
@@ -151,7 +151,7 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
 def legend_lines(rows, predicted, width, *more):
     """What the maps show, as lines of text that fit into `width` pixels, in the order of the panels."""
     texts = [LEGEND[row.name].format(predicted=predicted) for row in in_order(rows) if row.name in LEGEND]
-    fitting = int(width / 6)  # a letter is less than 6 pixels wide
+    fitting = int(width / 6.4)  # a letter is less than 6.4 pixels wide on average
     return [line for text in (*texts, *more) for line in textwrap.wrap(text, fitting)]
 
 
