@@ -313,10 +313,10 @@ def method_rows(measured, methods):
     """
     by_class = np.diff(areas(measured["runner_up"].numpy())[:, :, ::-1], axis=2)[:, :, 0]
     randomized = measured["randomized"].numpy()[..., -1].mean(axis=0)  # (draws, quick_methods)
+    sensitive, quick = class_methods(methods), quick_methods(methods)
     rows = []
     for place, name in enumerate(methods):
         row = {"method": name, "milliseconds": 1000 * measured["seconds"][:, place].median().item()}
-        sensitive, quick = class_methods(methods), quick_methods(methods)
         row |= interval_columns("class_sensitivity", by_class[:, sensitive.index(name)] if name in sensitive else None)
         row |= draws_columns("randomized", randomized[:, quick.index(name)] if name in quick else None)
         has_agreement = measured["agreement"].shape[1] and name != "masks"

@@ -7,11 +7,9 @@ that predicts the network's logits from the patches that were left. It is a rela
 https://arxiv.org/abs/1602.04938) and of KernelSHAP (Lundberg and Lee, 2017, https://arxiv.org/abs/1705.07874).
 """
 
-import math
-
 import torch
-from torch.nn import functional as F
 
+from vit_cifar10.explain.removal import enlarge
 from vit_cifar10.utils.device import eval_mode
 
 SAMPLES = 512  # masks per image
@@ -40,16 +38,10 @@ def mask_maps(model, images, samples=SAMPLES, seed=0):
     centered = masks - masks.mean(dim=0)
     ridge = RIDGE * samples * torch.eye(grid * grid, device=images.device)
     fit = torch.linalg.solve(centered.T @ centered + ridge, centered.T)  # (patches, samples)
+    parts = masks.view(-1, grid, grid).split(250)  # enlarged one at a time, which saves memory
     maps = []
     with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         for image in images.float():
-            logits = torch.cat([model(image * part) for part in pixels(masks, image.shape[-2:])])  # (samples, C)
+            logits = torch.cat([model(image * enlarge(part, image.shape[-2:])) for part in parts])  # (samples, C)
             maps.append((fit @ (logits - logits.mean(dim=0))).T)
     return torch.stack(maps).unflatten(2, (grid, grid))
-
-
-def pixels(masks, size, batch=250):
-    """Enlarge masks (samples, patches) to masks of pixels (batch, 1, H, W), a batch at a time."""
-    side = math.isqrt(masks.shape[1])
-    for part in masks.split(batch):
-        yield F.interpolate(part.view(-1, 1, side, side), size, mode="nearest")

@@ -131,7 +131,8 @@ def grad_cam(model, images, targets=None, layer=None, relu=True):
         ValueError: the logit does not depend on the patches that `layer` returns. With a class token, this is the case
             after the last attention: what follows changes the class token only.
     """
-    given, layer = layer, layer or model.grad_cam_layer
+    is_default = layer is None
+    layer = model.grad_cam_layer if is_default else layer
     outputs = []
     hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
@@ -147,7 +148,7 @@ def grad_cam(model, images, targets=None, layer=None, relu=True):
             tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (side, side))
             for tokens in (activation, gradient)
         )
-    if given and not gradient.any():
+    if not is_default and not gradient.any():
         raise ValueError("no gradient reaches the patches at this layer, so Grad-CAM would be 0; choose an earlier one")
     cam = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1)
     return cam.relu() if relu else cam

@@ -36,6 +36,11 @@ def baseline_maps(inputs, grid, generator):
     }
 
 
+def enlarge(patches, size):
+    """Values of patches (N, grid, grid) -> the same values at each of their pixels (N, 1, H, W), float32."""
+    return F.interpolate(patches[:, None].float(), size, mode="nearest")
+
+
 def patch_ranks(relevance, generator):
     """The rank of every patch, 0 for the most relevant, int64 (B, grid, grid). Ties are broken at random."""
     flat = relevance.flatten(1)
@@ -133,7 +138,7 @@ class RemovalTest:
     def probabilities(self, removed, fill):
         """The probability of the target without patches, for K sets of them: bool (K, B, grid, grid) -> (B, K)."""
         count, size = len(removed), self.inputs.shape[-2:]
-        masks = F.interpolate(removed.flatten(0, 1)[:, None].float(), size, mode="nearest").bool().chunk(count)
+        masks = enlarge(removed.flatten(0, 1), size).bool().chunk(count)
         logits = self.model(torch.cat([self.fills[fill](mask) for mask in masks]))
         return logits.softmax(dim=1).gather(1, self.targets.repeat(count)[:, None]).view(count, -1).T
 
@@ -144,6 +149,6 @@ def remove_each_patch(model, image, grid):
 
     A removed patch has the mean color.
     """
-    is_removed = torch.eye(grid * grid, device=image.device).view(-1, 1, grid, grid)
-    is_removed = F.interpolate(is_removed, image.shape[-2:], mode="nearest").bool()
+    is_removed = torch.eye(grid * grid, device=image.device).view(-1, grid, grid)
+    is_removed = enlarge(is_removed, image.shape[-2:]).bool()
     return torch.cat([model(torch.where(part, 0.0, image)).softmax(dim=1) for part in is_removed.split(250)])

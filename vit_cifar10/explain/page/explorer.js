@@ -13,6 +13,7 @@ const prefix = data.hasClassToken ? 1 : 0;
 const tokens = patches + prefix;
 const colors = palette(data.colors);
 const differences = palette(data.differences);
+const referenceScores = data.reference && floats(data.reference); // of a CNN: of an image in the mean color
 
 const output = data.pool === "avg" ? "the mean of the patches" : "the class token";
 
@@ -250,9 +251,10 @@ function readout(map, to) {
     if (state.method === "evidence") {
       const sum = map.values.reduce((total, value) => total + value, 0);
       const score = contribution(images[state.image].scores[state.target]).replace("+", "");
-      const reference = data.reference && `; the score of an image in the mean color is ${
-        contribution(floats(data.reference)[state.target]).replace("+", "")}`;
-      sentences.push(`All patches together: ${contribution(sum)}. The score of ${targetName()} is ${score}${reference ?? ""}.`);
+      const reference = referenceScores
+        ? `; the score of an image in the mean color is ${contribution(referenceScores[state.target]).replace("+", "")}`
+        : "";
+      sentences.push(`All patches together: ${contribution(sum)}. The score of ${targetName()} is ${score}${reference}.`);
     }
     sentences.push("Select a patch to read its value.");
   } else {
