@@ -38,10 +38,13 @@ def pick_device(name):
 
 
 def has_fast_bf16(device):
-    """Whether matrix products are faster in bf16: on CUDA GPUs since Ampere and on processors with AMX."""
+    """Whether matrix products are faster in bf16: on CUDA GPUs since Ampere, and on processors with bf16 units.
+
+    These are Intel's AMX (since 2023) and AVX512_BF16 (also in AMD's processors since Zen 4).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def pick_precision(name, device):
