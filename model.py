@@ -42,7 +42,7 @@ class PatchEmbed(nn.Module):
         for side in (images.shape[-2], images.shape[-1]):  # without `if`, so that the network can be traced
             torch._assert(side == self.img_size, f"the network takes images of {self.img_size}x{self.img_size} pixels")
         patches = self.proj(images)  # (B, D, H / patch_size, W / patch_size)
-        return patches.flatten(2).transpose(1, 2)  # (B, N, D)
+        return patches.flatten(2).transpose(1, 2).contiguous()  # (B, N, D); all blocks keep this memory layout
 
 
 @torch.fx.wrap  # the computation depends on the device, which is unknown in a symbolic trace

@@ -5,6 +5,7 @@
     python benchmarks/throughput.py step                         # time of each part of a training step
     python benchmarks/throughput.py inference                    # images per second, and run time of test.py
     python benchmarks/throughput.py recording --model cnn        # fraction of a run spent on checkpoints and metrics
+    python benchmarks/throughput.py cost --run RUN               # operations and minutes until a run reached 80 %, ...
 
 The peers are ViTs of the same size from timm and vit-pytorch. timm's ViT is timed in our training loop and in a typical
 one, vit-pytorch's ViT in the typical one only. The typical loop has a DataLoader with PIL augmentation, PyTorch's AdamW
@@ -32,6 +33,7 @@ import vit_pytorch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import train
@@ -39,8 +41,10 @@ from model import build_model, count_flops
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
+from vit_cifar10.training.optim import Muon, split_parameters
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.device import (
     AUTOCAST_DTYPES,
@@ -51,6 +55,7 @@ from vit_cifar10.utils.device import (
     pick_device,
     synchronize,
 )
+from vit_cifar10.utils.errors import UserError
 
 
 class OurLoop:
@@ -189,10 +194,10 @@ def training(args, device):
     rates = measure(contenders, args)
     precision = contenders["ours"].trainer.precision
     matmul_rate = measure_matmul_rate(device, precision)
-    flops = count_flops(contenders["ours"].trainer.config, backward=True)
+    flops, per_update = training_flops(contenders["ours"].trainer.config, args.optimizer)
     ours = statistics.median(rates["ours"])
     print(
-        f"\n{flops / 1e9:.3f} GFLOP per image, forward and backward;"
+        f"\n{flops / 1e9:.3f} GFLOP per image, forward and backward; {per_update / 1e9:.2f} GFLOP per update;"
         f" matmul rate: {matmul_rate / 1e12:.2f} TFLOP/s in {precision}\n"
     )
     print("| contender | images/s | range | speedup of ours | fraction of matmul rate |\n|---|---|---|---|---|")
@@ -294,8 +299,12 @@ def step(args, device):
     for name, median in medians.items():
         print(f"| {name} | {1e3 * median:.2f} | {100 * median / medians['whole step']:.0f} % |")
     matmul_rate = measure_matmul_rate(device, trainer.precision)
-    fraction = len(batch[1]) * count_flops(trainer.config, backward=True) / medians["whole step"] / matmul_rate
-    print(f"\n{100 * fraction:.1f} % of the matmul rate, {matmul_rate / 1e12:.2f} TFLOP/s in {trainer.precision}")
+    per_image, per_update = training_flops(trainer.config, args.optimizer)
+    rate = (len(batch[1]) * per_image + per_update) / medians["whole step"]
+    print(
+        f"\n{per_image / 1e9:.3f} GFLOP per image, {per_update / 1e9:.2f} GFLOP per update, {rate / 1e12:.3f} TFLOP/s:"
+        f" {100 * rate / matmul_rate:.1f} % of the matmul rate, {matmul_rate / 1e12:.2f} TFLOP/s in {trainer.precision}"
+    )
 
 
 def recording(args, device):
@@ -361,6 +370,54 @@ def measure_matmul_rate(device, precision):
     return 2 * size**3 / min(seconds)
 
 
+def cost(args):
+    """Report the operations and minutes that a run took to reach each accuracy of `ACCURACIES`, from its own record.
+
+    Most of the accuracy comes in the last epochs, while the learning rate falls. The last row is therefore the one to
+    compare with other runs.
+    """
+    if args.run is None:
+        raise UserError("cost needs --run, the name or the folder of a run")
+    run = find_run(args.run, output_path=args.output_path)
+    try:
+        config, (epochs, _) = run.read_config(), run.read_metrics()
+    except (OSError, ValueError) as error:
+        raise UserError(f"the record of the run in {run.output_folder} cannot be read ({error})") from error
+    per_image, per_update = training_flops(config["model_config"], config["flags"]["optimizer"])
+    batch_size = min(config["flags"]["batch_size"], config["train_images"])
+    updates = config["train_images"] // batch_size
+    print(
+        f"\n{run.output_folder.name}: {per_image / 1e9:.3f} GFLOP per image, forward and backward;"
+        f" {per_update / 1e9:.2f} GFLOP per update of {batch_size} images; {config['device']}, {config['precision']}\n"
+    )
+    print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
+    best = max(metrics["test_accuracy"] for metrics in epochs)
+    for accuracy in (*(value for value in ACCURACIES if value < best), best):
+        count = next(i for i, metrics in enumerate(epochs, 1) if metrics["test_accuracy"] >= accuracy)
+        flops = count * updates * (batch_size * per_image + per_update)
+        seconds = sum(metrics["train_seconds"] for metrics in epochs[:count])
+        print(f"| {100 * accuracy:.2f} % | {epochs[count - 1]['epoch']} | {flops / 1e15:.3g} | {seconds / 60:.1f} |")
+
+
+def training_flops(config, optimizer):
+    """Floating-point operations in matrix products and convolutions: per image, forward and backward, and per update.
+
+    AdamW has none; those of Muon are its Newton-Schulz steps.
+    """
+    per_image = count_flops(config, backward=True)
+    if optimizer != "muon":
+        return per_image, 0
+    with torch.device("meta"):
+        matrices, _ = split_parameters(build_model(config))
+    hidden = matrices[1:-1]
+    for weight in hidden:
+        weight.grad = torch.empty_like(weight)
+    with FlopCounterMode(display=False) as counter:
+        Muon(hidden, lr=0.01).step()
+    return per_image, counter.get_total_flops()
+
+
+ACCURACIES = (0.6, 0.7, 0.75, 0.8, 0.834, 0.85, 0.88, 0.9, 0.92, 0.94)
 MEASUREMENTS = {"training": training, "step": step, "inference": inference, "recording": recording}
 
 
@@ -370,7 +427,7 @@ def build_parser():
         description="Benchmark training and inference against timm and vit-pytorch, interleaved in one run.",
     )
     add = parser.add_argument
-    add("what", choices=tuple(MEASUREMENTS), help="what to measure")
+    add("what", choices=(*MEASUREMENTS, "cost"), help="what to measure")
     add("--model", choices=("vit", "cnn"), default="vit", help="network")
     add("--patch_size", type=POSITIVE_INT, default=4, help="as in train.py")
     add("--embed_dim", type=POSITIVE_INT, default=192, help="as in train.py")
@@ -385,6 +442,8 @@ def build_parser():
     add("--dataset", choices=("cifar10", "shapes"), default="cifar10", help="data set")
     add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
     add("--num_workers", type=NON_NEGATIVE_INT, default=os.cpu_count(), help="worker processes of the DataLoader")
+    add("--run", help="cost: name or folder of the run")
+    add("--output_path", default=str(ROOT / "output"), help="cost: folder of the runs' metrics")
     add("--rounds", type=POSITIVE_INT, default=5, help="timings per contender; for recording, number of epochs")
     add("--seconds", type=POSITIVE, default=5, help="length of each timing in seconds")
     return parser
@@ -393,6 +452,9 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
+    if args.what == "cost":
+        cost(args)
+        return
     device = pick_device(args.device)
     threads, version = torch.get_num_threads(), torch.__version__
     print(f"{device_label(device)}, CPU threads: {threads}, torch {version}, batch size {args.batch_size}")

@@ -3,8 +3,11 @@
 import re
 
 import pytest
+from helpers import SMALL_VIT, run_training
+from torch.utils.flop_counter import FlopCounterMode
 
 import throughput
+from vit_cifar10.training.trainer import Trainer
 
 SMALL = (
     "--dataset shapes --device cpu --patch_size 8 --embed_dim 24 --n_layers 1 --batch_size 32 --rounds 1 --seconds 0.05"
@@ -28,3 +31,23 @@ def test_the_parts_of_a_step_are_measured(capsys):
     times = dict(re.findall(r"^\| ([a-z ]+) \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE))
     assert list(times) == ["augment", "forward", "backward", "optimizer", "whole step"]
     assert all(float(value) > 0 for value in times.values())
+
+
+@pytest.mark.parametrize("network", [SMALL_VIT, "--model cnn --width 8"], ids=["vit", "cnn"])
+def test_the_cost_of_a_run_is_the_operations_of_its_steps(network, tmp_path, capsys, monkeypatch):
+    counts, train_step = [], Trainer.train_step
+
+    def counted(trainer, images, labels):
+        with FlopCounterMode(display=False) as counter:
+            result = train_step(trainer, images, labels)
+        counts.append(counter.get_total_flops())
+        return result
+
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    run_training(tmp_path, f"--run_name run --optimizer muon --epochs 2 --precision bf16 {network}")
+    capsys.readouterr()
+    monkeypatch.setattr(throughput, "ACCURACIES", ())
+    throughput.main(["cost", "--run", str(tmp_path / "model/run"), "--output_path", str(tmp_path / "output")])
+    ((epoch, petaflops),) = re.findall(r"^\| [\d.]+ % \| (\d) \| ([\d.e-]+) \|", capsys.readouterr().out, re.MULTILINE)
+    steps = len(counts) // 2 * int(epoch)
+    assert float(petaflops) * 1e15 == pytest.approx(sum(counts[:steps]), rel=0.01)
