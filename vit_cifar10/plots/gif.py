@@ -11,20 +11,40 @@ from vit_cifar10.utils.files import atomic_write
 
 
 def save_gif(frames, path, seconds=0.5, last_seconds=2.5):
-    """Write frames, uint8 (N, H, W, 3), to a GIF that repeats forever and holds its last frame.
-
-    A GIF frame has 256 colors. Pillow's maximum coverage chooses colors that are far apart, so that the few pixels of
-    the color bar keep their colors next to the many pixels of a photograph.
-    """
-    quantized = [
-        np.asarray(Image.fromarray(frame).quantize(256, Image.Quantize.MAXCOVERAGE).convert("RGB")) for frame in frames
-    ]
+    """Write frames, uint8 (N, H, W, 3), to a GIF that repeats forever and holds its last frame."""
+    indices, palette = common_palette(frames)
     milliseconds = [1000 * seconds] * (len(frames) - 1) + [1000 * last_seconds]
     if len(frames) == 1:
         milliseconds = milliseconds[0]  # Pillow accepts no list for a single frame
-    gif = iio.imwrite("<bytes>", quantized, plugin="pillow", extension=".gif", duration=milliseconds, loop=0)
+    options = {"is_batch": True, "palette": palette, "duration": milliseconds, "loop": 0}
+    gif = iio.imwrite("<bytes>", indices, plugin="pillow", extension=".gif", **options)
     with atomic_write(path) as partial:
         partial.write_bytes(gif)
+
+
+def common_palette(frames):
+    """Choose the 256 colors of a GIF. Return the index of each pixel's color, (N, H, W), and the palette, bytes.
+
+    Pillow's maximum coverage chooses colors that are far apart, so that the few pixels of the color bar keep their
+    colors next to the many pixels of a photograph. It is applied to each distinct color once, which is much faster
+    than to each frame, and parts that do not change between frames keep their colors.
+    """
+    is_used = np.zeros(2**24, dtype=bool)
+    for frame in frames:
+        codes = color_codes(frame).ravel()
+        is_used[codes[np.flatnonzero(np.diff(codes, prepend=-1))]] = True  # once for neighbors of the same color
+    codes = np.flatnonzero(is_used)
+    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.uint8)
+    quantized = Image.fromarray(colors[None]).quantize(256, Image.Quantize.MAXCOVERAGE)
+    index_of = np.zeros(2**24, dtype=np.uint8)
+    index_of[codes] = np.asarray(quantized)[0]
+    return np.stack([index_of[color_codes(frame)] for frame in frames]), bytes(quantized.getpalette())
+
+
+def color_codes(frame):
+    """One integer per color: uint8 (H, W, 3) to int32 (H, W) from 0 to 2^24 - 1."""
+    red, green, blue = frame.transpose(2, 0, 1).astype(np.int32)
+    return red << 16 | green << 8 | blue
 
 
 def show(frame, title):
