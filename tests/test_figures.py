@@ -1,5 +1,7 @@
-"""Texts in pictures are legible for any names: they are inside the picture and do not overlap."""
+"""Texts in pictures are legible for any names. Frames and stills have the pixels that matplotlib would draw."""
 
+import collections
+import contextlib
 import dataclasses
 import itertools
 import sys
@@ -8,13 +10,23 @@ from unittest import mock
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image, ImageSequence
 
 from vit_cifar10.plots.canvas import Canvas
 from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
-from vit_cifar10.plots.explanations import MapRow, attention_frames, class_frames, save_disagreements
+from vit_cifar10.plots.explanations import (
+    MapRow,
+    attention_frames,
+    class_frames,
+    save_disagreements,
+    save_relevance_grid,
+)
+from vit_cifar10.plots.gif import save_gif
+from vit_cifar10.plots.overlay import percent_of_maximum
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
-from vit_cifar10.plots.style import save_figure
+from vit_cifar10.plots.style import COLORMAP, PERCENT, SIGNED_COLORMAP, SIGNED_PERCENT, save_figure
 from vit_cifar10.utils.text import shorten
 
 RUNS = [f"vit-layer6-32-cifar10-20261120-1830{index:02}-with-more" for index in range(12)]
@@ -32,13 +44,32 @@ def drawn(tmp_path):
         with mock.patch.object(sys.modules[save.__module__], "save_figure", wraps=save_figure) as saved:
             save(*arguments, tmp_path / "picture.png", **options)
         figure = saved.call_args.args[0]
-        return figure, drawn_texts(figure)
+        with drawn_texts() as texts:
+            FigureCanvasAgg(figure).draw()
+        return figure, texts
 
     return draw
 
 
-def drawn_texts(figure):
-    """The texts that are visible when a figure is drawn."""
+@pytest.fixture
+def legible_canvases(monkeypatch):
+    """Check all texts of each frame and still that is drawn. The value maps each canvas to its texts."""
+    canvases, draw = collections.defaultdict(dict), Canvas.draw
+
+    def draw_and_check(canvas):
+        with drawn_texts() as texts:
+            picture = draw(canvas)
+        canvases[canvas] |= dict.fromkeys(texts)  # later frames draw only the texts that change
+        assert_legible((canvas.figure, [text for text in canvases[canvas] if text.get_text()]))
+        return picture
+
+    monkeypatch.setattr(Canvas, "draw", draw_and_check)
+    return canvases
+
+
+@contextlib.contextmanager
+def drawn_texts():
+    """Collect the visible texts that are drawn meanwhile."""
     texts, draw_text = [], Text.draw
 
     def collect(text, renderer):
@@ -47,8 +78,7 @@ def drawn_texts(figure):
         draw_text(text, renderer)
 
     with mock.patch.object(Text, "draw", collect):
-        FigureCanvasAgg(figure).draw()
-    return texts
+        yield texts
 
 
 def assert_legible(drawn):
@@ -119,17 +149,28 @@ def test_pictures_of_a_comparison(runs, drawn):
 
 
 @pytest.mark.parametrize("heads", [1, 3, 4, 6, 12])
-def test_frames_are_legible_with_any_number_of_heads(heads, monkeypatch):
-    canvases, draw = [], Canvas.draw
-    monkeypatch.setattr(Canvas, "draw", lambda canvas: canvases.append(canvas) or draw(canvas))
+def test_frames_are_legible_with_any_number_of_heads(heads, legible_canvases):
     random, image = np.random.RandomState(0), np.zeros((32, 32, 3), dtype=np.uint8)
-    rows = [MapRow("attention", random.rand(1, 4, 4), ["layer 1"], is_by_layer=True)]
+    rows = [MapRow("attention", random.rand(2, 4, 4), ["layer 1", "layer 2"], is_by_layer=True)]
     rows.append(MapRow("AttnLRP", random.randn(2, 4, 4), ["automobile", "b"], is_signed=True))
     shown = [0.9, 0.1], ["automobile", "b"], "true class: automobile"
-    attention_frames(image, rows, random.rand(1, heads, 4, 4), *shown)
+    attention_frames(image, rows, random.rand(2, heads, 4, 4), *shown)
     class_frames(image, [dataclasses.replace(rows[1], name="DeepLIFT")], [0, 1], *shown)
-    for canvas in canvases:
-        assert_legible((canvas.figure, drawn_texts(canvas.figure)))
+    of_attention, of_classes = ({text.get_text() for text in texts} for texts in legible_canvases.values())
+    assert of_attention > {"input", "attention in layer 2", "true class: automobile   ·   layer 2 of 2", "automobile"}
+    assert of_classes > {"DeepLIFT: for and against automobile", "true class: automobile", "90.0 %"}
+
+
+@pytest.mark.parametrize("maps", [1, 3, 400])
+def test_stills_are_legible(maps, legible_canvases, tmp_path):
+    random, image = np.random.RandomState(0), np.zeros((32, 32, 3), dtype=np.uint8)
+    layers = [f"layer {index + 1}" for index in range(maps)]
+    rows = [MapRow("gradient rollout", np.zeros((maps, 4, 4)), layers, is_by_layer=True)] * 2
+    rows.append(MapRow("AttnLRP", random.randn(len(LONG), 4, 4)[:maps], LONG[:maps], is_signed=True))
+    for shown in (rows[:1], rows):
+        save_relevance_grid(tmp_path / "still.png", image, shown, f"image: {'x' * 40}   ·   {shorten(LONG[0])}")
+    texts = {text.get_text() for text in legible_canvases.popitem()[1]}
+    assert texts > {"gradient rollout", "AttnLRP", "input", layers[-1], shorten(LONG[0], 14), "no positive\nevidence"}
 
 
 def test_a_network_with_more_heads_than_fit_is_drawn():
@@ -140,3 +181,76 @@ def test_a_network_with_more_heads_than_fit_is_drawn():
     frames = attention_frames(image, rows, heads, np.array([0.9, 0.1]), ["a", "b"], "caption")
     assert frames.shape[0] == 1
     assert frames.shape[2] == 960
+
+
+def test_a_canvas_has_exactly_the_given_size():
+    for height, width, dpi in ((115, 960, 100), (496, 115, 100), (115, 1404, 120)):  # 115 / 100 * 100 < 115
+        assert Canvas(height, width, dpi).draw().shape == (height, width, 3)
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize(
+    ("size", "patches", "side"), [(4, 1, 94), (32, 8, 128), (32, 8, 232), (30, 7, 232), (224, 14, 96)]
+)
+def test_panels_have_the_pixels_that_matplotlib_draws(size, patches, side, is_signed):
+    random = np.random.RandomState(0)
+    image = random.randint(0, 256, (size, size, 3)).astype(np.uint8)
+    percentages = percent_of_maximum(random.randn(patches, patches), is_signed)
+    canvas = Canvas(100 + side)
+    canvas.add_input(image, (12, 50, side))
+    canvas.add_panel(image, (24 + side, 50, side), is_signed).fill(percentages, "title")
+
+    figure = Figure((9.6, 1 + side / 100), dpi=100)
+    for left in (12, 24 + side):
+        axis = figure.add_axes((left / 960, 50 / (100 + side), side / 960, side / (100 + side)))
+        axis.set_axis_off()
+        if left == 12:
+            axis.imshow(image, interpolation="nearest")
+            continue
+        axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        colors = {"cmap": COLORMAP, "norm": PERCENT, "alpha": 0.6}
+        if is_signed:
+            alpha = 0.08 + 0.77 * np.sqrt(np.abs(percentages) / 100)
+            colors = {"cmap": SIGNED_COLORMAP, "norm": SIGNED_PERCENT, "alpha": alpha}
+        extent = (-0.5, size - 0.5, size - 0.5, -0.5)
+        axis.imshow(percentages, interpolation="nearest", extent=extent, **colors)
+    reference = FigureCanvasAgg(figure)
+    reference.draw()
+    part = slice(50, 50 + side), slice(12, 24 + 2 * side)
+    drawn, expected = canvas.draw()[part], np.asarray(reference.buffer_rgba())[..., :3][part]
+    assert (drawn != expected).any(axis=2).mean() < 1e-3  # matplotlib errs at few pixels between two colors
+
+
+def test_a_frame_does_not_depend_on_the_frames_before_it():
+    random = np.random.RandomState(0)
+    image, maps = random.randint(0, 256, (32, 32, 3)).astype(np.uint8), random.randn(3, 4, 4)
+    maps[1] = 0  # this frame has a note
+    classes, probabilities = ["automobile", "b", "cat"], [0.7, 0.2, 0.1]
+
+    def draw(order):
+        rows = [MapRow("DeepLIFT", maps[order], [classes[index] for index in order], is_signed=True)]
+        return class_frames(image, rows, order, probabilities, classes, "caption")
+
+    frames = draw([0, 1, 2])
+    assert np.array_equal(frames, draw([2, 1, 0])[::-1])
+    assert all(np.any(one != other) for one, other in itertools.pairwise(frames))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gif_keeps_the_colors_of_its_frames(count, tmp_path):
+    random = np.random.RandomState(0)
+    frames = np.full((count, 60, 256, 3), 255, dtype=np.uint8)
+    frames[:, :20] = random.randint(0, 256, (8, 3)).repeat(32, axis=0)  # the same in all frames
+    frames[:, 20:40] = random.randint(0, 64, (count, 20, 256, 1)) + np.array((60, 100, 140))
+    save_gif(frames, tmp_path / "a.gif")
+    gif = Image.open(tmp_path / "a.gif")
+    durations, read = [], []
+    for frame in ImageSequence.Iterator(gif):
+        durations.append(frame.info["duration"])
+        read.append(np.asarray(frame.convert("RGB")).astype(int))
+    assert gif.info["loop"] == 0
+    assert durations == [500] * (count - 1) + [2500]
+    for pixels, frame in zip(read, frames, strict=True):
+        assert np.abs(pixels - frame).max() <= 4
+        assert np.array_equal(pixels[:20], read[0][:20])
+        assert np.array_equal(pixels[40:], frame[40:])  # white remains white

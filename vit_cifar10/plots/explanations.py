@@ -14,8 +14,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vit_cifar10.plots.canvas import Canvas, Panel, add_colorbar, percent_of_maximum
-from vit_cifar10.plots.style import GRAY, LINE_COLORS, save_figure, set_title
+from vit_cifar10.plots.canvas import Canvas
+from vit_cifar10.plots.overlay import gray_image, map_colors, map_note, percent_of_maximum
+from vit_cifar10.plots.style import GRAY, LINE_COLORS, save_figure, save_pixels, set_title
+from vit_cifar10.utils.text import printable, shorten
 
 LAYER_TITLES = {
     "attention": "attention in {title}",
@@ -103,18 +105,21 @@ def attention_frames(image, rows, heads, probabilities, classes, caption):
     canvas = Canvas(height=tall + 160 + max(small, LINE_HEIGHT * len(legend)))
     canvas.add_input(image, (12, 58, side))
     panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers", "in this map")
-    canvas.show_probabilities((788, 52, 156, tall + 14), probabilities, classes)
+    canvas.add_probabilities((788, 52, 156, tall + 14), probabilities, classes)
     head_maps, below = percent_of_maximum(heads), tall + 146
-    thumbnails = [canvas.add_panel(image, (12 + (small + 8) * head, below, small)) for head in range(num_heads)]
+    thumbnails = []
+    for head in range(num_heads):
+        title = f"head {head + 1}" if small > 40 else str(head + 1)
+        thumbnails.append(canvas.add_panel(image, (12 + (small + 8) * head, below, small), title=title))
     canvas.write(legend_left, below, legend)
+    shown_caption = canvas.add_caption(changes=True)
     frames = []
     for layer in range(depth):
         for row, percentages, panel in panels:
-            index = layer if row.is_by_layer else 0
-            panel.fill(percentages[index], row.title(index, side))
-        for head, panel in enumerate(thumbnails):
-            panel.fill(head_maps[layer, head], f"head {head + 1}" if small > 40 else str(head + 1))
-        canvas.set_caption(f"{caption}   ·   layer {layer + 1} of {depth}")
+            panel.fill(percentages[layer], row.title(layer, side))
+        for panel, percentages in zip(thumbnails, head_maps[layer], strict=True):
+            panel.fill(percentages)
+        shown_caption.set_text(printable(f"{caption}   ·   layer {layer + 1} of {depth}"))
         frames.append(canvas.draw())
     return np.stack(frames)
 
@@ -138,12 +143,13 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
     canvas.write(12, tall + 130, legend)
     canvas.add_input(image, (12, 58, side))
     panels = add_panels(canvas, image, rows, (32 + side, 58, side), "over all frames", "over all frames")
+    shown_probabilities = canvas.add_probabilities((632, 52, 308, tall + 10), probabilities, classes, changes=True)
+    canvas.add_caption(printable(caption))
     frames = []
     for place in reversed(range(len(chosen))):
         for row, percentages, panel in panels:
             panel.fill(percentages[place], row.title(place, side))
-        canvas.show_probabilities((632, 52, 308, tall + 10), probabilities, classes, marked=chosen[place])
-        canvas.set_caption(caption)
+        shown_probabilities.mark(chosen[place])
         frames.append(canvas.draw())
     return np.stack(frames)
 
@@ -161,24 +167,28 @@ def in_order(rows):
 
 
 def add_panels(canvas, image, rows, position, scope, signed_scope):
-    """Add one panel for each row, with a color bar below each group of panels that share it.
+    """Add one panel with the first map of each row, and a color bar below each group of panels that share it.
 
     `scope` and `signed_scope` tell of which values the maximum is taken, as in "over all layers".
 
     Returns:
-        A list of (row, percentages, panel).
+        A list of (row, percentages, panel) for the rows with several maps.
     """
     left, top, side = position
-    panels = []
+    changing = []
     for is_signed, group in itertools.groupby(in_order(rows), lambda row: row.is_signed):
         start = left
         for row in group:
-            panels.append((row, row.percentages, canvas.add_panel(image, (left, top, side), is_signed)))
+            percentages, title = row.percentages, row.title(0, side) if len(row.maps) == 1 else None
+            panel = canvas.add_panel(image, (left, top, side), is_signed, title)
+            panel.fill(percentages[0])
+            if len(row.maps) > 1:
+                changing.append((row, percentages, panel))
             left += side + 12
         shown_scope = signed_scope if is_signed else scope
-        canvas.add_scale((start, top + side + 12, left - 12 - start), shown_scope, is_signed)
+        canvas.add_scale((start, top + side + 12, left - 12 - start, 9), shown_scope, is_signed)
         left += 20  # room for the numbers at the ends of the color bars
-    return panels
+    return changing
 
 
 def save_relevance_grid(path, image, rows, caption):
@@ -191,23 +201,31 @@ def save_relevance_grid(path, image, rows, caption):
         rows: a list of `MapRow`.
     """
     shown = [np.linspace(0, len(row.maps) - 1, min(MOST_COLUMNS, len(row.maps))).round().astype(int) for row in rows]
-    columns = max(map(len, shown))
-    figure = Figure(figsize=(max(5.2, 1.3 * (columns + 1)), 1.5 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots(len(rows), columns + 1, squeeze=False)
-    for axis in axes[:, 1:].ravel():
-        axis.set_axis_off()
-    for line, row, indices in zip(axes, rows, shown, strict=True):
-        line[0].imshow(image, interpolation="nearest")
-        line[0].set_ylabel(row.name, fontsize=9)
-        line[0].set(xticks=[], yticks=[])
+    side, gap, title_height, scale_height = 144, 9, 22, 78
+    columns = 1 + max(map(len, shown))
+    grid_width = (side + gap) * columns - gap
+    width = max(624, grid_width + 36)
+    left = 27 + (width - 36 - grid_width) // 2  # of the input, after the names of the rows
+    caption = textwrap.fill(printable(caption), width // 11)
+    grid_top = 14 + 18 * len(caption.splitlines())
+    scales_top = grid_top + (title_height + side + gap) * len(rows) + gap
+    signs = sorted({row.is_signed for row in rows})
+    canvas = Canvas(scales_top + scale_height * len(signs), width, dpi=120)
+    canvas.add_caption(caption, fontsize=10)
+    for place, (row, indices) in enumerate(zip(rows, shown, strict=True)):
+        top = grid_top + (title_height + side + gap) * place + title_height
+        canvas.add_text(left - 5, top + side / 2, row.name, ha="right", va="center", fontsize=9, rotation=90)
+        canvas.add_image(image, (left, top, side), "" if place else "input")
         percentages = row.percentages
-        for axis, index in zip(line[1:], indices, strict=False):
-            Panel(axis, image, row.is_signed).fill(percentages[index], row.titles[index])
-    axes[0, 0].set_title("input", fontsize=9, pad=4)
-    for is_signed in sorted({row.is_signed for row in rows}, reverse=True):
-        add_colorbar(figure, "in the row", is_signed, ax=axes, location="bottom", shrink=0.6, aspect=50, pad=0.02)
-    figure.suptitle(caption, fontsize=10)
-    save_figure(figure, path, dpi=120)
+        for column, index in enumerate(indices, 1):
+            position = (left + (side + gap) * column, top, side)
+            title = shorten(row.titles[index], 14)
+            canvas.add_panel(image, position, row.is_signed, title).fill(percentages[index])
+    scale_width = 3 * width // 5
+    for place, is_signed in enumerate(signs):
+        position = (left + (grid_width - scale_width) // 2, scales_top + scale_height * place, scale_width, 16)
+        canvas.add_scale(position, "in the row", is_signed)
+    save_pixels(canvas.draw(), path, canvas.dpi)
 
 
 def save_disagreements(panels, rows, path):
@@ -231,10 +249,21 @@ def save_disagreements(panels, rows, path):
             axes[0, column].imshow(image, interpolation="nearest")
             axes[0, column].set_title(f"label: {label}", fontsize=10, pad=4)
             for axis, (relevance, caption) in zip(axes[1:, column], maps, strict=True):
-                Panel(axis, image, is_signed=True).fill(percent_of_maximum(relevance, is_signed=True), caption)
+                draw_signed_map(axis, image, percent_of_maximum(relevance, is_signed=True))
+                axis.set_title(caption, fontsize=9, pad=4)
     note = "red speaks for the predicted class, blue against it; each map is scaled to its own maximum"
     figure.supxlabel(note, fontsize=9)
     save_figure(figure, path)
+
+
+def draw_signed_map(axis, image, percentages):
+    """Draw a map (h, w) from `percent_of_maximum` over the image, uint8 (H, W, 3)."""
+    height, width = image.shape[:2]
+    axis.imshow(gray_image(image), interpolation="nearest")
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axis.imshow(map_colors(percentages, is_signed=True), interpolation="nearest", extent=extent)
+    note = map_note(percentages, is_signed=True)
+    axis.text(0.5, 0.5, note, transform=axis.transAxes, ha="center", va="center", fontsize=8, color="white")
 
 
 def save_faithfulness(path, fractions, curves, correlations, by_method, stages, title):

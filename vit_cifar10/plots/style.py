@@ -11,6 +11,7 @@ import warnings
 import matplotlib
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable
@@ -53,3 +54,9 @@ def save_figure(figure, path, dpi=100):
     """Write a matplotlib figure to a PNG file."""
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=dpi, format="png")
+
+
+def save_pixels(pixels, path, dpi=100):
+    """Write a picture, uint8 (H, W, 3), to a PNG file."""
+    with atomic_write(path) as partial:
+        Image.fromarray(pixels).save(partial, format="png", dpi=(dpi, dpi))
