@@ -183,11 +183,6 @@ def test_a_network_with_more_heads_than_fit_is_drawn():
     assert frames.shape[2] == 960
 
 
-def test_a_canvas_has_exactly_the_given_size():
-    for height, width, dpi in ((115, 960, 100), (496, 115, 100), (115, 1404, 120)):  # 115 / 100 * 100 < 115
-        assert Canvas(height, width, dpi).draw().shape == (height, width, 3)
-
-
 @pytest.mark.parametrize("is_signed", [False, True])
 @pytest.mark.parametrize(
     ("size", "patches", "side"), [(4, 1, 94), (32, 8, 128), (32, 8, 232), (30, 7, 232), (224, 14, 96)]
@@ -233,15 +228,18 @@ def test_a_frame_does_not_depend_on_the_frames_before_it():
 
     frames = draw([0, 1, 2])
     assert np.array_equal(frames, draw([2, 1, 0])[::-1])
-    assert all(np.any(one != other) for one, other in itertools.pairwise(frames))
+    for one, other in itertools.pairwise(frames):
+        assert np.any(one[:, :632] != other[:, :632])  # the map
+        assert np.any(one[:, 632:] != other[:, 632:])  # the marked class
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_gif_keeps_the_colors_of_its_frames(count, tmp_path):
-    random = np.random.RandomState(0)
-    frames = np.full((count, 60, 256, 3), 255, dtype=np.uint8)
-    frames[:, :20] = random.randint(0, 256, (8, 3)).repeat(32, axis=0)  # the same in all frames
-    frames[:, 20:40] = random.randint(0, 64, (count, 20, 256, 1)) + np.array((60, 100, 140))
+    bar = np.stack([np.arange(256), np.arange(256)[::-1], np.full(256, 128)], axis=1)
+    frames = np.full((count, 200, 256, 3), 255, dtype=np.uint8)
+    frames[:, 0] = bar  # few pixels with many colors
+    frames[:, -1, -1] = (255, 0, 0)
+    frames[:, 20:-1] = np.random.RandomState(0).randint(0, 64, (count, 179, 256, 1)) + np.array((60, 100, 140))
     save_gif(frames, tmp_path / "a.gif")
     gif = Image.open(tmp_path / "a.gif")
     durations, read = [], []
@@ -251,6 +249,6 @@ def test_a_gif_keeps_the_colors_of_its_frames(count, tmp_path):
     assert gif.info["loop"] == 0
     assert durations == [500] * (count - 1) + [2500]
     for pixels, frame in zip(read, frames, strict=True):
-        assert np.abs(pixels - frame).max() <= 4
+        assert np.abs(pixels - frame).max() <= 2
         assert np.array_equal(pixels[:20], read[0][:20])
-        assert np.array_equal(pixels[40:], frame[40:])  # white remains white
+        assert np.array_equal(pixels[1:20], frame[1:20])  # white remains white

@@ -54,12 +54,6 @@ class Probabilities:
                 text.set_fontweight("bold" if index == marked else "normal")
 
 
-def inches(pixels, dpi):
-    """The size in inches that matplotlib, which rounds down, converts to this number of pixels."""
-    size = pixels / dpi
-    return size if int(size * dpi) == pixels else np.nextafter(size, np.inf)
-
-
 class Canvas:
     """A picture with parts that are placed in pixels from its top left corner.
 
@@ -71,7 +65,7 @@ class Canvas:
 
     def __init__(self, height, width=WIDTH, dpi=100):
         self.height, self.width, self.dpi = height, width, dpi
-        self.figure = Figure((inches(width, dpi), inches(height, dpi)), dpi=dpi)
+        self.figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
         self.canvas = FigureCanvasAgg(self.figure)
         self.images, self.changing, self.background = [], [], None
 
