@@ -17,11 +17,16 @@ if __name__ == "__main__":
 
     vit_cifar10.end_on_ctrl_c()
 
+    from vit_cifar10.flags.compare import parse
+    from vit_cifar10.utils.cli import answer_early
+
+    answer_early(parse)  # before PyTorch is imported, which takes seconds
+
 import statistics
 import sys
 from pathlib import Path
 
-from vit_cifar10.data.images import image_folders
+from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.evaluation.comparison import (
     class_recalls,
     compare_pairs,
@@ -36,15 +41,15 @@ from vit_cifar10.evaluation.comparison import (
     summarize,
     summarize_seeds,
 )
-from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.evaluation.tables import report, write_report, write_tables
 from vit_cifar10.explain.maps import best_method
+from vit_cifar10.flags.compare import parse
 from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy
 from vit_cifar10.runs.run import TEST_FILES
-from vit_cifar10.utils.cli import POSITIVE_INT, WORKERS, ArgumentParser, command, not_empty
-from vit_cifar10.utils.device import DEVICES, pick_device
+from vit_cifar10.utils.cli import command
+from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs, make_folder
 from vit_cifar10.utils.text import one_line, printable, shorten
@@ -60,7 +65,7 @@ PICTURES = {
 
 @command
 def main(argv=None):
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     with out_of_memory_advice("lower --batch_size, or use --device cpu"):
         compare(args)
 
@@ -87,20 +92,6 @@ def compare(args):
         print(f"removed pictures of an earlier comparison that cannot be drawn for these runs: {', '.join(removed)}")
     if unreadable:
         raise UserError(f"{unreadable} of the runs could not be compared; see above")
-
-
-def build_parser():
-    parser = ArgumentParser(prog="compare.py", description="Compare trained runs.")
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, or a run's name")
-    add("--model_path", type=not_empty, default="./model", help="folder of the runs' checkpoints")
-    add("--output_path", type=not_empty, default="./output", help="folder of the runs' metrics and test results")
-    add("--compare_path", type=not_empty, default="./output/comparison", help="folder for tables and pictures")
-    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
-    add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
-    add("--batch_size", type=POSITIVE_INT, default=1000, help="test images per batch")
-    add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
-    return parser
 
 
 def output_files(runs, folder):
@@ -155,7 +146,7 @@ def test_all(runs, args):
         key = images_key(run)
         if key not in splits:
             try:
-                splits[key] = load_test_images(run.network, args.data_path, num_workers=args.num_workers)
+                splits[key] = run.network.load_test_images(args.data_path, num_workers=args.num_workers)
             except UserError as error:
                 splits[key] = None
                 warn(str(error))

@@ -17,53 +17,38 @@ if __name__ == "__main__":
 
     vit_cifar10.end_on_ctrl_c()
 
+    from vit_cifar10.flags.train import parse
+    from vit_cifar10.utils.cli import answer_early
+
+    answer_early(parse)  # before PyTorch is imported, which takes seconds
+
 import shlex
 from pathlib import Path
 
 import torch
 
-from model import NETWORKS, build_model, count_parameters
+from model import build_model, count_parameters
 from vit_cifar10.data import dataset
-from vit_cifar10.data.augment import POLICIES
-from vit_cifar10.data.images import image_folders
+from vit_cifar10.flags.train import build_parser, complete, parse
 from vit_cifar10.runs.resume import resume_flags
-from vit_cifar10.runs.trackers import PACKAGES, check_package
 from vit_cifar10.runs.writer import open_run
 from vit_cifar10.training.distributed import join_job
 from vit_cifar10.training.recorder import recorded
-from vit_cifar10.training.schedule import SCHEDULES
 from vit_cifar10.training.signals import StopSignals
 from vit_cifar10.training.trainer import Trainer, model_config
-from vit_cifar10.utils import limits
-from vit_cifar10.utils.cli import (
-    ALPHA,
-    FRACTION,
-    NON_NEGATIVE,
-    NON_NEGATIVE_INT,
-    POSITIVE,
-    POSITIVE_INT,
-    PROBABILITY,
-    SIZE,
-    WORKERS,
-    ArgumentParser,
-    command,
-    not_empty,
-    number,
-)
-from vit_cifar10.utils.device import DEVICES, PRECISIONS, physical_memory, pick_device
+from vit_cifar10.utils.cli import command
+from vit_cifar10.utils.device import physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import check_outputs, is_same_path
 from vit_cifar10.utils.text import printable
 
 MEMORY_ADVICE = "lower --batch_size, --embed_dim, --n_layers, --image_size, or raise --patch_size"
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two moments
-LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
 
 
 @command
 def main(argv=None):
     with join_job() as job, out_of_memory_advice(MEMORY_ADVICE):
-        args, resumed_run, resumed = job.broadcast_from_rank0(lambda: parse(argv))
+        args, resumed_run, resumed = job.broadcast_from_rank0(lambda: read_flags(argv))
         device = job.device(pick_device(args.device))
         run = job.run_on_rank0(lambda: open_run(args, resumed_run))
         splits = job.broadcast_from_rank0(lambda: load_splits(args))
@@ -109,124 +94,7 @@ def print_outcome(run, args):
     print(printable(f"try it: python test.py {shlex.join(flags)}"))
 
 
-# Flags
-
-
-def build_parser():
-    parser = ArgumentParser(
-        prog="train.py",
-        fromfile_prefix_chars="@",
-        description="Train a Vision Transformer or a CNN on CIFAR-10 from scratch. @FILE reads flags from a file.",
-    )
-    for add_flags in (add_data_flags, add_network_flags, add_training_flags, add_augmentation_flags, add_run_flags):
-        add_flags(parser)
-    return parser
-
-
-def add_data_flags(parser):
-    add = parser.add_argument_group("data").add_argument
-    names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn shapes, no download"
-    add("--dataset", choices=dataset.DATASETS, default="cifar10", help=names)
-    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
-    add(
-        "--image_size",
-        type=number(int, at_least=4, at_most=limits.LARGEST_IMAGE),
-        default=32,
-        help="side of the images in pixels; images of other sizes are resized",
-    )
-    add("--n_classes", type=SIZE, help="number of classes; default: taken from the data set")
-    validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
-    add("--val_images", type=NON_NEGATIVE_INT, help=validation)
-    add("--num_train_images", type=POSITIVE_INT, help="train on a stratified subset of this size; default: all images")
-    add("--num_test_images", type=POSITIVE_INT, help="test on a stratified subset of this size; default: all images")
-    workers = "processes that decode a folder of images; other data sets need none"
-    add("--num_workers", type=WORKERS, default=2, help=workers)
-
-
-def add_network_flags(parser):
-    add = parser.add_argument_group("network").add_argument
-    add("--model", choices=tuple(NETWORKS), default="vit", help="vit: Vision Transformer; cnn: four convolutions")
-    patch = "ViT: side of a patch in pixels; halving it gives four times as many tokens"
-    add("--patch_size", type=SIZE, default=4, help=patch)
-    add("--embed_dim", type=SIZE, default=192, help="ViT: width of a token")
-    depth = number(int, at_least=1, at_most=limits.LARGEST_DEPTH)
-    add("--n_layers", type=depth, default=12, help="ViT: number of transformer blocks")
-    add("--n_attention_heads", type=SIZE, default=3, help="ViT: attention heads per block")
-    ratio = number(float, above=0, at_most=limits.LARGEST_RATIO)
-    add("--forward_mul", type=ratio, default=4, help="ViT: hidden width of the MLP as a multiple of --embed_dim")
-    pool = "ViT: classify from a class token, or from the mean of the patches"
-    add("--pool", choices=("token", "avg"), default="token", help=pool)
-    add(
-        "--width",
-        type=SIZE,
-        default=32,
-        help="CNN: channels of the first convolution; the others scale with it",
-    )
-    add("--dropout", type=FRACTION, help="dropout rate; default: 0.1 for the ViT, 0.3 for the CNN")
-    drop_path = "ViT: stochastic depth rate of the last block, 0 in the first; helps deep networks in long runs"
-    add("--drop_path", type=FRACTION, default=0.0, help=drop_path)
-
-
-def add_training_flags(parser):
-    add = parser.add_argument_group("training").add_argument
-    epochs = number(int, at_least=1, at_most=limits.LARGEST_EPOCHS)
-    add("--epochs", type=epochs, default=200, help="passes over the training images")
-    batch = "images per step; a large GPU prefers 512 or 1024 with a higher learning rate"
-    add("--batch_size", type=POSITIVE_INT, default=128, help=batch)
-    optimizers = "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest"
-    add("--optimizer", choices=("adamw", "muon"), default="adamw", help=optimizers)
-    add("--learning_rate", type=POSITIVE, default=5e-4, help="peak learning rate of AdamW")
-    add("--muon_learning_rate", type=POSITIVE, default=0.01, help="peak learning rate of Muon")
-    warmup = "epochs until the learning rate peaks; default: 10, a fifth of a short run, or 30 %% of a onecycle run"
-    add("--warmup_epochs", type=NON_NEGATIVE, help=warmup)
-    schedule = "learning rate after the warmup; plateau lowers it tenfold when the validation loss stops falling"
-    add("--schedule", choices=SCHEDULES, default="cosine", help=schedule)
-    add("--weight_decay", type=NON_NEGATIVE, default=0.05, help="weight decay of AdamW, for matrices and kernels")
-    add("--muon_weight_decay", type=NON_NEGATIVE, default=0.5, help="weight decay of Muon")
-    add("--label_smoothing", type=FRACTION, default=0.0, help="fraction of the target spread over all classes")
-    add("--clip_grad", type=NON_NEGATIVE, default=0.0, help="clip the gradient to this norm; 0 turns clipping off")
-    ema = "decay of a moving average of the weights, often 0.999; the average is evaluated and kept; 0 turns it off"
-    add("--ema", type=FRACTION, default=0.0, help=ema)
-
-
-def add_augmentation_flags(parser):
-    add = parser.add_argument_group("augmentation").add_argument
-    policies = (
-        "basic: crop and flip; randaugment and trivialaugment add stronger operations, which help in long runs; "
-        f"default: trivialaugment from {LONG_RUN} epochs on, otherwise basic"
-    )
-    add("--augment", choices=POLICIES, help=policies)
-    add("--mixup", type=ALPHA, default=0.0, help="alpha of Mixup; often 0.8; 0 turns it off")
-    cutmix = "alpha of CutMix; often 1; 0 turns it off; with --mixup, each image draws one of the two"
-    add("--cutmix", type=ALPHA, default=0.0, help=cutmix)
-    add("--mix_prob", type=PROBABILITY, default=1.0, help="probability that --mixup and --cutmix mix an image")
-    add("--random_erasing", type=PROBABILITY, default=0.0, help="probability that a rectangle of an image is erased")
-
-
-def add_run_flags(parser):
-    add = parser.add_argument_group("run").add_argument
-    add("--device", choices=DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
-    precision = "precision of the forward pass; auto: bf16 on recent GPUs and AMX CPUs, fp16 on older GPUs, else fp32"
-    add("--precision", choices=PRECISIONS, default="auto", help=precision)
-    compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
-    add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
-    seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
-    add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
-    add("--run_name", type=not_empty, help="name of the run's folders; default: network, data set and time")
-    add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
-    resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
-    add("--resume", type=not_empty, metavar="RUN", help=resume)
-    saves = "write last.pt after every N epochs; default: often enough to take about 1 %% of the training time"
-    add("--save_every", type=POSITIVE_INT, help=saves)
-    minutes = "longest time between saves in minutes, even within an epoch"
-    add("--save_minutes", type=POSITIVE, default=5.0, help=minutes)
-    log = "also send metrics, flags, curves and test pictures to TensorBoard (in --output_path) or Weights & Biases"
-    add("--log", choices=tuple(PACKAGES), default="none", help=log)
-    add("--model_path", type=not_empty, default="./model", help="folder for checkpoints")
-    add("--output_path", type=not_empty, default="./output", help="folder for metrics and pictures")
-
-
-def parse(argv):
+def read_flags(argv):
     """Read and check the flags.
 
     Returns:
@@ -235,60 +103,20 @@ def parse(argv):
     Raises:
         UserError: the flags do not fit each other, or do not fit the run to resume.
     """
-    parser = build_parser()
-    args, run, resumed = parser.parse_args(argv), None, None
+    args, run, resumed = parse(argv), None, None
     if args.resume is not None:
-        args, run, resumed = resume_flags(parser, args, argv)
-    fill_defaults(args)
-    check_flags(args)
-    check_folders(args, run)
+        args, run, resumed = resume_flags(build_parser(), args, argv)
+        complete(args, run)
     check_network(args)
     if resumed and model_config(args, len(resumed["classes"])) != resumed["model_config"]:
         raise UserError(f"the flags in {args.resume} do not describe its network; it is damaged, so train it again")
     return args, run, resumed
 
 
-def fill_defaults(args):
-    """Set the flags whose defaults depend on other flags."""
-    if args.warmup_epochs is None:
-        args.warmup_epochs = 0.3 * args.epochs if args.schedule == "onecycle" else min(10, 0.2 * args.epochs)
-    if args.dropout is None:
-        args.dropout = 0.1 if args.model == "vit" else 0.3
-    if args.augment is None:
-        args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
-
-
-def check_flags(args):
-    """Raise `UserError` for flags that do not fit each other."""
-    check_package(args.log)
-    if args.warmup_epochs >= args.epochs:
-        raise UserError(
-            f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs};"
-            f" add --warmup_epochs {0.2 * args.epochs:g}"
-        )
-    if args.schedule == "plateau" and args.val_images == 0:
-        raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")
-    if args.run_name is not None and not is_folder_name(args.run_name):
-        raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, not a path")
-
-
-def check_folders(args, run):
-    """Raise `UserError` if the run's two folders are the same, or are among the images. `run` is the resumed one."""
-    model_path = run.model_folder.resolve().parent if run else args.model_path
-    if is_same_path(model_path, args.output_path):
-        raise UserError(f"--model_path and --output_path are the same folder, {args.output_path}; choose two folders")
-    check_outputs((model_path, args.output_path), (), image_folders(args.dataset, args.data_path))
-
-
 def check_network(args):
-    """Raise `UserError` for a network that cannot be built, or that needs more memory than this machine has."""
-    try:
-        with torch.device("meta"):  # takes no memory, and finds sizes that do not fit before any data is read
-            model = build_model(model_config(args, num_classes=2))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{error} (see --image_size, --patch_size, --embed_dim, --n_attention_heads, --forward_mul)"
-        ) from error
+    """Raise `UserError` for a network that needs more memory than this machine has."""
+    with torch.device("meta"):  # takes no memory
+        model = build_model(model_config(args, num_classes=2))
     parameters = count_parameters(model)
     needed, available = BYTES_PER_PARAMETER * parameters, physical_memory()
     if needed > available:
@@ -296,12 +124,6 @@ def check_network(args):
             f"a network of {parameters:,} parameters needs {needed / 1e9:,.0f} GB to train, but this machine has"
             f" {available / 1e9:,.0f} GB; lower --embed_dim, --n_layers or --width"
         )
-
-
-def is_folder_name(name):
-    """Whether a run with this name stays inside the folders of runs, on any file system."""
-    fits = name.isprintable() and 0 < len(name.encode()) <= 200
-    return fits and name not in (".", "..") and not set(name) & set('/\\:*?"<>|')
 
 
 if __name__ == "__main__":

@@ -31,14 +31,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
-from vit_cifar10.data import dataset
-from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import Run, is_same_run
 from vit_cifar10.runs.writer import git_commit
+from vit_cifar10.utils.choices import DATASETS, DEVICES
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, ArgumentParser, command
-from vit_cifar10.utils.device import DEVICES, pick_device
+from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 
@@ -167,7 +166,7 @@ def run(recipe, seed, commit, args):
 
 def is_begun(flags, commit, model_folder, output_folder):
     """Whether there is a run with these flags, begun with this commit, that can be resumed."""
-    args, *_ = train.parse(flags)
+    args = train.parse(flags)
     try:
         recipe = checkpoint.load_last(model_folder)["recipe"]
         config = Run(model_folder, output_folder).read_config()
@@ -246,7 +245,7 @@ def ship(recipe, name, args):
     checkpoint.save(folder / "best.pt", state)
     device = pick_device(args.device)
     network = checkpoint.load_network(folder, device)
-    test = network.normalized_for(load_test_images(network, args.data_path))
+    test = network.normalized_for(network.load_test_images(args.data_path))
     measured = scores(predict(network.model, test), test.labels)
     state["metrics"] |= {f"test_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
     for flag in PATH_FLAGS:
@@ -427,7 +426,7 @@ def build_parser():
     add("--ship", action="store_true", help="copy seed 0's weights, in half precision, to the run folders in git")
     add("--try", dest="try_out", action="store_true", help="train one epoch on few images and record no result")
     add("--tables", action="store_true", help="only regenerate the tables from results.csv, without running recipes")
-    add("--dataset", choices=dataset.DATASETS, default="cifar10", help="data set; all except cifar10 need --try")
+    add("--dataset", choices=DATASETS, default="cifar10", help="data set; all except cifar10 need --try")
     add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
     add("--device", choices=DEVICES, default="auto", help="device to train on")
     add("--model_path", default=str(ROOT / "model"), help="folder for the runs' checkpoints")

@@ -20,7 +20,6 @@ from scipy import stats
 from torch.nn import functional as F
 
 from vit_cifar10.data.dataset import normalize
-from vit_cifar10.evaluation.full_test import load_test_images
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.explain.removal import CURVES, FILLS, baseline_maps
 from vit_cifar10.runs.checkpoint import load_network
@@ -36,7 +35,7 @@ def main(argv=None):
     parser.add_argument("--num_images", type=POSITIVE_INT, default=100, help="size of the subset of the test images")
     args = parser.parse_args(argv)
     network = load_network(find_run(args.model_path).checkpoint_path, torch.device("cpu"))
-    test = network.normalized_for(load_test_images(network, args.data_path, args.num_images))
+    test = network.normalized_for(network.load_test_images(args.data_path, args.num_images))
     model, methods = network.model, faithfulness.measured_methods(network.model)
     inputs = normalize(test.images, test.mean, test.std)
     with torch.inference_mode():

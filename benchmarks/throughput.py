@@ -45,11 +45,10 @@ from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
 from vit_cifar10.training.optim import Muon, split_parameters
+from vit_cifar10.utils.choices import DEVICES, PRECISIONS
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.device import (
     AUTOCAST_DTYPES,
-    DEVICES,
-    PRECISIONS,
     autocast,
     device_label,
     pick_device,
@@ -69,7 +68,7 @@ class OurLoop:
     def __init__(self, args, splits, device, model=None, compile="auto"):
         flags = [*training_flags(args), "--compile", "on" if compile == "graphs" else compile]
         with mock.patch.object(trainer, "build_model", lambda config: model or build_model(config)):
-            self.trainer = trainer.Trainer(train.parse(flags)[0], splits, device)
+            self.trainer = trainer.Trainer(train.parse(flags), splits, device)
         if compile == "graphs":
             self.trainer.forward = torch.compile(self.trainer.model, mode="reduce-overhead")
         self.device = device
@@ -213,7 +212,7 @@ def inference(args, device):
     """Measure the test images per second of every contender, and the run time of test.py on one image."""
     num_images = None if device.type == "cuda" else 1000
     test = dataset.load_test(args.dataset, args.data_path, num_images=num_images)
-    ours = build_model(trainer.model_config(train.parse(training_flags(args))[0], num_classes=10))
+    ours = build_model(trainer.model_config(train.parse(training_flags(args)), num_classes=10))
     contenders = {"ours": Inference(predict, ours, test.to(device), device)}
     if args.model == "vit":
         timm_vit, _ = build_peers(args)
@@ -230,7 +229,7 @@ def inference(args, device):
         print(f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {our_rate / median:.2f} |")
     command_seconds, import_seconds = time_test_command(ours, args)
     print(f"\ntest.py --mode custom takes {command_seconds:.1f} s from start to end")
-    print(f"python -c 'import torch, torchvision' alone takes {import_seconds:.1f} s")
+    print(f"python -c 'import torch' alone takes {import_seconds:.1f} s")
 
 
 def typical_predict(args, device):
@@ -248,20 +247,20 @@ def typical_predict(args, device):
 
 
 def time_test_command(model, args):
-    """Time `test.py --mode custom`, including its GIF, and the imports that every such script needs.
+    """Time `test.py --mode custom`, including its GIF, and the import of PyTorch that it needs.
 
     Returns:
         The medians of both, in seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = trainer.model_config(train.parse(training_flags(args))[0], num_classes=10)
+        config = trainer.model_config(train.parse(training_flags(args)), num_classes=10)
         state = {"model_config": config, "weights": checkpoint.cpu_weights(model), "classes": list("abcdefghij")}
         state |= {"mean": [0.5] * 3, "std": [0.25] * 3, "dataset": "cifar10", "epoch": 0, "metrics": {}, "recipe": {}}
         checkpoint.save(Path(folder) / "best.pt", state)
         image, gif = ROOT / "examples" / "cat.png", Path(folder) / "cat.gif"
         test = [ROOT / "test.py", "--mode", "custom", "--image_path", image, "--model_path", folder]
         test += ["--gif_path", gif, "--no_image", "--device", args.device]
-        commands = (test, ["-c", "import torch, torchvision"])
+        commands = (test, ["-c", "import torch"])
         seconds = [[], []]
         for _ in range(args.rounds):
             for times, arguments in zip(seconds, commands, strict=True):

@@ -12,7 +12,7 @@ from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, one_thread, run_training
 from vit_cifar10.data import dataset
 from vit_cifar10.plots import gif
 from vit_cifar10.runs import writer
-from vit_cifar10.utils.files import save_tensors
+from vit_cifar10.utils.tensors import save_tensors
 
 DRAW_SHAPES = functools.cache(dataset.draw_shapes)
 

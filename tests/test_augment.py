@@ -12,6 +12,7 @@ from vit_cifar10.data import augment
 from vit_cifar10.data.augment import OPERATIONS, Augment, apply_operations
 from vit_cifar10.data.dataset import normalize
 from vit_cifar10.data.shapes import draw_shapes
+from vit_cifar10.utils.choices import POLICIES
 
 NORMALIZATION = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}
 MAGNITUDES = {
@@ -161,7 +162,7 @@ def test_cutmix_matches_torchvision():
     torch.testing.assert_close(ours[1], cutmix.transform(labels, params))
 
 
-@pytest.mark.parametrize("policy", augment.POLICIES)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("mixing", [(0.0, 0.0), (0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_augment_returns_normalized_inputs_and_soft_targets(policy, mixing, images):
     mixup, cutmix = mixing

@@ -38,9 +38,15 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation import faithfulness_test
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.explain.maps import methods_for
+from vit_cifar10.flags import compare as compare_flags
+from vit_cifar10.flags import test as test_flags
+from vit_cifar10.flags import train as train_flags
 from vit_cifar10.runs import checkpoint, writer
 from vit_cifar10.training import trainer
 from vit_cifar10.utils import cli
+
+COMMANDS = {"train": train, "test": test_command, "compare": compare}
+FLAGS = {"train": train_flags, "test": test_flags, "compare": compare_flags}
 
 # train.py
 
@@ -139,7 +145,7 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
 def test_recipes_take_comments_and_later_flags_win(tmp_path):
     recipe = tmp_path / "small.txt"
     recipe.write_text("# a recipe\n--model cnn --epochs 7  # two flags per line\n\n--run_name 'a name'\n")
-    args, *_ = train.parse([f"@{recipe}", "--epochs", "9"])
+    args = train.parse([f"@{recipe}", "--epochs", "9"])
     assert (args.model, args.epochs, args.run_name) == ("cnn", 9, "a name")
 
 
@@ -165,12 +171,12 @@ def test_files_that_are_not_recipes_are_refused(content, reason, tmp_path, capsy
 def test_a_recipe_may_be_saved_by_any_editor(tmp_path):
     recipe = tmp_path / "my recipe.txt"
     recipe.write_bytes("\ufeff--epochs\t7\r\n--run_name caf\u00e9\r\n".encode())
-    args, *_ = train.parse([f"@{recipe}"])
+    args = train.parse([f"@{recipe}"])
     assert (args.epochs, args.run_name) == (7, "caf\u00e9")
 
 
 def test_the_usual_command_parses_with_the_usual_defaults():
-    args, *_ = train.parse(["--patch_size", "4", "--epochs", "200"])
+    args = train.parse(["--patch_size", "4", "--epochs", "200"])
     expected = {
         "batch_size": 128,
         "num_workers": 2,
@@ -440,8 +446,8 @@ def test_training_and_testing_work_on_cifar10(cifar10_root, tmp_path, monkeypatc
 MISTAKES = [
     ("train", "@recipes/none.txt", "there is no recipe recipes/none.txt"),
     ("train", "--data_path {tmp}/none", "is not in .*none and could not be downloaded.*--data_path"),
-    ("train", "--embed_dim 100 --n_attention_heads 3", "embed_dim 100 .*99.*--n_attention_heads"),
-    ("train", "--patch_size 5", "patch_size 5 does not divide img_size 32; choose one of 1, 2, 4"),
+    ("train", "--embed_dim 100 --n_attention_heads 3", "embed_dim 100 .*--n_attention_heads 3; choose 99"),
+    ("train", "--patch_size 5", "--patch_size 5 does not divide --image_size 32; choose one of 1, 2, 4"),
     ("train", "--model cnn --image_size 8", "too small"),
     ("train", "--epochs 0", "--epochs: 0 is out of range; it must be at least 1"),
     ("train", "--epochs many", "invalid whole number value: 'many'"),
@@ -531,9 +537,8 @@ def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     values = {"tmp": tmp_path, "runs": runs, "missing": missing, "cat": ROOT / "examples" / "cat.png"}
     before = sorted(runs.rglob("*"))
-    command = {"train": train, "test": test_command, "compare": compare}[script]
     with exits_with(2):
-        command.main([flag.format(**values) for flag in flags.split()])
+        COMMANDS[script].main([flag.format(**values) for flag in flags.split()])
     *_, last_line = lines = capsys.readouterr().err.strip().split("\n")
     assert re.search(f"^{script}.py: error: .*{reason}", last_line)
     assert all(line.isprintable() for line in lines)
@@ -541,19 +546,19 @@ def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_
     assert sorted(runs.rglob("*")) == before
 
 
-@pytest.mark.parametrize("command", [train, test_command, compare], ids=lambda command: command.__name__)
-def test_no_number_is_too_large_and_no_name_is_empty(command, capsys):
-    runs = ["run"] if command is compare else []
-    actions = [action for action in command.build_parser()._actions if action.option_strings and action.type]
+@pytest.mark.parametrize("script", COMMANDS)
+def test_no_number_is_too_large_and_no_name_is_empty(script, capsys):
+    runs = ["run"] if script == "compare" else []
+    actions = [action for action in FLAGS[script].build_parser()._actions if action.option_strings and action.type]
     is_name = {action.option_strings[0]: action.type is cli.not_empty for action in actions}
     assert set(is_name.values()) == {True, False}
     for flag, name in is_name.items():
         for value in [""] if name else ["1" + "0" * 400, "1e308"]:
             with exits_with(2):
-                command.main([*runs, flag, value])
+                COMMANDS[script].main([*runs, flag, value])
             (line,) = capsys.readouterr().err.splitlines()
             reason = "its value is empty" if name else "(must be|invalid whole number|not allowed)"
-            assert re.match(rf"{command.__name__}\.py: error: argument {flag}: .*{reason}", line)
+            assert re.match(rf"{script}\.py: error: argument {flag}: .*{reason}", line)
 
 
 def test_the_largest_rates_end_in_a_message(tmp_path, capsys):
@@ -671,7 +676,7 @@ except BaseException:
     for script in ("train", "test", "compare"):
         folder = tmp_path / script
         folder.mkdir()
-        command = [sys.executable, ROOT / f"{script}.py"]
+        command = [sys.executable, ROOT / f"{script}.py", *["run"] * (script == "compare")]
         processes[folder] = subprocess.Popen(command, cwd=folder, stderr=subprocess.STDOUT, **options)
     for folder, process in processes.items():
         wait_for((folder / "importing").exists)
@@ -718,7 +723,7 @@ def test_commands_in_documents_parse(document):
         flags = shlex.split(typed.replace("SEED", "0"))
         if flags == ["--help"]:
             continue
-        parser = {"train": train, "test": test_command, "compare": compare}[script].build_parser()
+        parser = FLAGS[script].build_parser()
         parser.fromfile_prefix_chars = None
         parser.parse_args([flag for flag in flags if not flag.startswith("@")])
         for recipe in (flag[1:] for flag in flags if flag.startswith("@") and "NAME" not in flag):

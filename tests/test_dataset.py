@@ -1,5 +1,6 @@
 """Tests of the data sets, their splits and batches, of image files, and of folders of images."""
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -18,7 +19,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
-from vit_cifar10.data import dataset, images
+from vit_cifar10.data import cifar, dataset, images
 from vit_cifar10.data.images import open_image
 from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.utils.errors import UserError
@@ -70,13 +71,26 @@ def test_cifar10_matches_torchvision_and_its_splits_do_not_overlap(cifar10_root)
     torch.testing.assert_close(std, splits.train.std, atol=1e-3, rtol=0)
 
 
+def torchvision_reader(name):
+    return getattr(torchvision.datasets, cifar.SOURCES[name].reader)
+
+
+@pytest.mark.parametrize("name", cifar.SOURCES)
+def test_files_and_checksums_are_the_same_as_in_torchvision(name):
+    source, reader = cifar.SOURCES[name], torchvision_reader(name)
+    assert list(source.train.items()) == [tuple(file) for file in reader.train_list]
+    assert list(source.test.items()) == [tuple(file) for file in reader.test_list]
+    assert source.names_file == (reader.meta["filename"], reader.meta["md5"])
+    assert (source.names_key, source.folder, source.url) == (reader.meta["key"], reader.base_folder, reader.url)
+
+
 CIFAR100_PIXELS = np.random.RandomState(0).randint(0, 256, (200, 3072), dtype=np.uint8)
 
 
 def save_cifar100(root, monkeypatch):
     """Write small files in CIFAR-100's format: 200 training images, and the first 100 of them as the test images.
 
-    Their checksums replace torchvision's.
+    Their checksums replace those of the published files.
     """
     folder = root / "cifar-100-python"
     folder.mkdir()
@@ -90,10 +104,13 @@ def save_cifar100(root, monkeypatch):
     for name, content in files.items():
         (folder / name).write_bytes(pickle.dumps(content))
         checksums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    reader = torchvision.datasets.CIFAR100
-    monkeypatch.setattr(reader, "train_list", [["train", checksums["train"]]])
-    monkeypatch.setattr(reader, "test_list", [["test", checksums["test"]]])
-    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": checksums["meta"]})
+    source = dataclasses.replace(
+        cifar.SOURCES["cifar100"],
+        train={"train": checksums["train"]},
+        test={"test": checksums["test"]},
+        names_file=("meta", checksums["meta"]),
+    )
+    monkeypatch.setitem(cifar.SOURCES, "cifar100", source)
 
 
 def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
@@ -103,7 +120,7 @@ def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
     assert sorted(splits.val.labels.tolist()) == list(range(100))
     assert splits.test.classes[7] == "class 7"
     assert (splits.test.images[3].flatten() == torch.from_numpy(CIFAR100_PIXELS[3])).all()
-    assert not torch.equal(splits.test.mean, torch.tensor(dataset.CIFAR["cifar10"][2][0]))
+    assert not torch.equal(splits.test.mean, torch.tensor(cifar.SOURCES["cifar10"].mean))
 
 
 def test_the_same_seed_draws_the_same_shapes():
@@ -351,9 +368,9 @@ class Attack:
         return os.mkdir, (self.folder,)
 
 
-@pytest.mark.parametrize("name", dataset.CIFAR)
+@pytest.mark.parametrize("name", cifar.SOURCES)
 def test_files_with_wrong_checksums_are_neither_unpickled_nor_unpacked(name, tmp_path):
-    reader, folder, _ = dataset.CIFAR[name]
+    reader, folder = torchvision_reader(name), cifar.SOURCES[name].folder
     (tmp_path / "data" / folder).mkdir(parents=True)
     for file in (*(file for file, _ in reader.train_list + reader.test_list), reader.meta["filename"]):
         (tmp_path / "data" / folder / file).write_bytes(pickle.dumps(Attack(tmp_path / "attacked")))
@@ -373,7 +390,7 @@ def test_class_names_with_a_wrong_checksum_are_not_unpickled(tmp_path, monkeypat
 
 
 def test_an_archive_is_not_unpacked_through_a_link(tmp_path, monkeypatch):
-    reader, folder, _ = dataset.CIFAR["cifar10"]
+    reader, folder = torchvision_reader("cifar10"), cifar.SOURCES["cifar10"].folder
     (tmp_path / "data").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data" / folder).symlink_to(tmp_path / "elsewhere")

@@ -8,7 +8,8 @@ from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
 from vit_cifar10.training.optim import ModelEma, Muon, build_optimizer, orthogonalize
-from vit_cifar10.training.schedule import FINAL_FACTOR, SCHEDULES, Schedule, schedule_factor
+from vit_cifar10.training.schedule import FINAL_FACTOR, Schedule, schedule_factor
+from vit_cifar10.utils.choices import SCHEDULES
 
 TOTAL, WARMUP = 200, 20
 

@@ -41,7 +41,7 @@ def test_every_recipe_is_in_the_table():
 
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_recipes_describe_networks_that_train(recipe):
-    args, *_ = train.parse([f"@{reproduce.RECIPES / recipe}.txt"])
+    args = train.parse([f"@{reproduce.RECIPES / recipe}.txt"])
     with torch.device("meta"):
         model = build_model(model_config(args, num_classes=10))
     if recipe in SIZES:
@@ -173,7 +173,8 @@ time.sleep(60)
 
 def test_only_a_run_with_the_same_flags_and_commit_is_resumed(runs):
     folders = runs / "model" / "cnn", runs / "output" / "cnn"
-    flags = training_flags(runs, "--num_train_images 600 --run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
+    flags = "--num_train_images 600 --run_name cnn --overwrite --epochs 2 --model cnn --learning_rate 2e-3"
+    flags = training_flags(runs, flags)
     commit = json.loads((folders[1] / "config.json").read_text())["git_commit"]
     assert reproduce.is_begun(flags, commit, *folders)
     assert not reproduce.is_begun(flags, "another commit", *folders)

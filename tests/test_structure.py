@@ -9,7 +9,8 @@ from helpers import ROOT
 COMMANDS = ("train", "test", "compare")
 LEVELS = {
     **dict.fromkeys(COMMANDS, 5),
-    **{"training": 4, "evaluation": 3, "explain": 2, "runs": 2, "plots": 1, "data": 1, "utils": 0, "model": 0},
+    **{"training": 4, "evaluation": 3, "explain": 2, "runs": 2, "flags": 2},
+    **{"plots": 1, "data": 1, "utils": 0, "model": 0},
 }
 
 
@@ -58,6 +59,20 @@ def test_imports_only_point_down():
 def test_there_are_no_circular_imports():
     order = TopologicalSorter({name: imports(name) & TREES.keys() for name in TREES}).static_order()
     assert set(order) == set(TREES)
+
+
+def test_flags_need_only_the_standard_library():
+    reached = [name for name in TREES if part(name) == "flags"]
+    assert len(reached) == len(COMMANDS)
+    for name in reached:  # grows in the loop
+        reached += (imports(name) & TREES.keys()) - set(reached)
+        assert packages(name) <= {"vit_cifar10"}, name
+
+
+def test_torchvision_is_imported_only_inside_functions():
+    for name, tree in TREES.items():
+        at_the_top = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("torchvision" in line for line in at_the_top), name
 
 
 def test_model_py_imports_only_torch():

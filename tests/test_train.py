@@ -23,7 +23,7 @@ def splits():
 
 
 def trainer_for(splits, flags=""):
-    args, *_ = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
+    args = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
     return trainer_module.Trainer(args, splits, torch.device("cpu"))
 
 
@@ -159,7 +159,7 @@ def test_a_run_never_takes_the_folders_of_another(tmp_path):
 
 def test_runs_started_in_the_same_second_get_different_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "default_name", lambda args: "same")
-    args, *_ = train.parse(folder_flags(tmp_path))
+    args = train.parse(folder_flags(tmp_path))
     runs = [writer.open_run(args) for _ in range(3)]
     for run in runs:
         run.begin()

@@ -38,7 +38,6 @@ OPERATIONS = (
 )
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS = range(7)
 COLOR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTO_CONTRAST, EQUALIZE = range(7, 14)
-POLICIES = ("none", "basic", "randaugment", "trivialaugment")
 
 GRAY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the luma
 
@@ -47,8 +46,8 @@ class Augment:
     """Turn a batch of uint8 images and its labels into the network's inputs and targets.
 
     Args:
-        policy: one of `POLICIES`. "none": unchanged images. "basic": random crop and flip. "randaugment": basic,
-            then two operations at magnitude 9 of 30. "trivialaugment": basic, then one operation at a random magnitude.
+        policy: "none": unchanged images. "basic": random crop and flip. "randaugment": basic, then two operations at
+            magnitude 9 of 30. "trivialaugment": basic, then one operation at a random magnitude.
         mean, std: float (3,), mean and standard deviation of the data set, on the same device as the batches.
         num_classes: width C of the soft targets.
         mixup, cutmix: alpha of the Beta distribution that `lam` is drawn from; 0 turns the method off. With both, each

@@ -9,18 +9,16 @@ A split is one uint8 tensor of images, on any device. After loading, no code han
 """
 
 import dataclasses
-import http.client
 import sys
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
-from torchvision.transforms.v2 import functional as tvf
 
-from vit_cifar10.data.images import decode_images, files_and_labels, list_images, report_skipped
+from vit_cifar10.data import cifar
+from vit_cifar10.data.image_files import files_and_labels, list_images, report_skipped
+from vit_cifar10.data.images import decode_images
 from vit_cifar10.data.shapes import SHAPES, draw_shapes
 from vit_cifar10.utils.device import physical_memory
 from vit_cifar10.utils.errors import UserError
@@ -30,20 +28,6 @@ from vit_cifar10.utils.text import one_line, printable
 VALIDATION_SEED = 20_210_322
 SUBSET_SEED = 20_200_622
 SHAPES_SEED = 20_090_408
-
-CIFAR = {  # torchvision's class, the folder in the archive, and the training images' mean and standard deviation
-    "cifar10": (
-        torchvision.datasets.CIFAR10,
-        "cifar-10-batches-py",
-        ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ),
-    "cifar100": (
-        torchvision.datasets.CIFAR100,
-        "cifar-100-python",
-        ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    ),
-}
-DATASETS = (*CIFAR, "folder", "shapes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +82,7 @@ def load(
     """Load a data set as `Splits` of uint8 tensors on the CPU.
 
     Args:
-        name: one of `DATASETS`.
+        name: one of `DATASETS` in utils/choices.py.
         data_path: folder of the data set. CIFAR is downloaded to it if it is missing.
         image_size: side of the images in pixels. Images of another size are resized.
         val_images: number of training images to hold out for validation, stratified by class and the same on every
@@ -220,10 +204,12 @@ def _resize_images(images, image_size):
     """Resize uint8 (N, 3, H, W) to (N, 3, image_size, image_size), a few images at a time to limit memory."""
     if images.shape[-1] == image_size:
         return images
+    from torchvision.transforms.v2 import InterpolationMode, functional  # only here because the import takes seconds
+
     resized = torch.empty((len(images), 3, image_size, image_size), dtype=torch.uint8)
-    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+    size = [image_size, image_size]
     for chunk, target in zip(images.split(100), resized.split(100), strict=True):
-        target.copy_(tvf.resize(chunk, [image_size, image_size], bicubic, antialias=True))
+        target.copy_(functional.resize(chunk, size, InterpolationMode.BICUBIC, antialias=True))
     return resized
 
 
@@ -242,9 +228,9 @@ def _load_split(name, data_path, is_train, image_size, num_workers):
     A `folder` data set gets mean 0 and std 1.
     """
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if name in CIFAR:
-        images, labels, classes = _read_cifar(name, data_path, is_train)
-        mean, std = CIFAR[name][2]
+    if name in cifar.SOURCES:
+        images, labels, classes = cifar.read_cifar(name, data_path, is_train)
+        mean, std = cifar.SOURCES[name].mean, cifar.SOURCES[name].std
     elif name == "folder":
         images, labels, classes = _read_folder(data_path, is_train, image_size, num_workers)
     else:
@@ -253,32 +239,6 @@ def _load_split(name, data_path, is_train, image_size, num_workers):
         images, labels = draw_shapes(count, image_size, SHAPES_SEED + is_train)
         classes, mean, std = SHAPES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
     return Split(images, labels, tuple(classes), torch.tensor(mean), torch.tensor(std))
-
-
-def _read_cifar(name, data_path, is_train):
-    """The images, uint8 (N, 3, 32, 32), labels and classes of CIFAR-10 or CIFAR-100, downloaded if they are missing.
-
-    The files are pickles, which can run programs, so they are loaded only if their checksums are correct.
-    """
-    reader, folder, _ = CIFAR[name]
-    existed = Path(data_path).exists()
-    try:
-        try:
-            data = reader(data_path, train=is_train, download=False)
-        except RuntimeError:  # files are missing or have wrong checksums
-            print(printable(f"{name} is missing or incomplete in {data_path}; downloading it"), file=sys.stderr)
-            data = reader(data_path, train=is_train, download=True)
-    except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
-        if not existed and Path(data_path).is_dir() and not any(Path(data_path).iterdir()):
-            Path(data_path).rmdir()  # torchvision has created it
-        state = "is damaged" if (Path(data_path) / folder).exists() else "is not"
-        raise UserError(
-            f"{name} {state} in {data_path} and could not be downloaded ({error}); set --data_path to the folder that"
-            f" contains {folder}, or download {reader.url} elsewhere and unpack it so that {Path(data_path) / folder}"
-            " exists, or run train.py --dataset shapes, which needs no download"
-        ) from error
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(data.targets), data.classes
 
 
 def _read_folder(data_path, is_train, image_size, num_workers):

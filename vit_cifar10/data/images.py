@@ -1,13 +1,10 @@
-"""Image files: read any image file as a uint8 tensor, and find and decode the images in a folder.
+"""Read image files as uint8 tensors.
 
     image = open_image("cat.jpg", 32)                           # uint8 (3, 32, 32)
-    by_class = list_images(folder, root)                        # {"cat": [path, ...], "dog": [path, ...]}
-    files, labels = files_and_labels(by_class)
     for image in decode_images(files, 32, num_workers=2):       # uint8 (3, 32, 32), or an error message
         ...
 
-Untrusted files are safe to read: only image formats are decoded, images of too many pixels are refused, and links that
-lead out of the folder are not followed.
+Untrusted files are safe to read: only image formats are decoded, and images of too many pixels are refused.
 """
 
 import contextlib
@@ -15,8 +12,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import stat
-import sys
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -27,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from vit_cifar10.data.image_files import check_image_file
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.text import one_line, printable
 
 FORMATS = (  # common image formats only: Pillow also reads many rare formats, and PostScript, which can run programs
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
@@ -67,14 +62,7 @@ def read_image(path):
         UserError: there is no such file, or it cannot be read as an image.
     """
     path = Path(path)
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise UserError(f"there is no image {path} ({getattr(error, 'strerror', error)}); check the path") from error
-    if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder, not an image; give the path of an image file")
-    if not stat.S_ISREG(mode):  # reading from a pipe could wait forever
-        raise UserError(f"{path} is not a regular file; give the path of an image file")
+    check_image_file(path)
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -115,48 +103,7 @@ def _to_rgb(image):
     return image.convert("RGB")
 
 
-# Folders of images
-
-
-def list_images(folder, root):
-    """List the files of each class: {name of a sub-folder of `folder`: sorted paths of the files in it}.
-
-    Folders that cannot be read, broken links, links to folders within a class, and links that lead out of both `folder`
-    and `root` are skipped and reported on standard error. Hidden files and folders are skipped silently. A class may
-    have no files.
-
-    Raises:
-        UserError: there is no such folder, it has fewer than two sub-folders, or the names of two sub-folders look the
-            same when they are printed.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; set --data_path to a folder with one sub-folder per class")
-    by_class = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_symlink() and not os.path.exists(entry):
-            report_skipped(f"{entry} is a broken link")
-        elif entry.is_dir() and _may_follow(entry, (root, folder)):
-            by_class[entry.name] = _list_files(entry, (root, folder))
-    if len(by_class) < 2:
-        raise UserError(f"{folder} has {len(by_class)} class folders, but needs at least 2; add a sub-folder per class")
-    _check_printed_names(by_class, folder)
-    return by_class
-
-
-def image_folders(dataset, data_path):
-    """The folders with the images of a `folder` data set; none for other data sets."""
-    if dataset != "folder":
-        return []
-    splits = [Path(data_path) / name for name in ("train", "test", "val")]
-    return splits if splits[0].is_dir() else [Path(data_path)]
-
-
-def files_and_labels(by_class):
-    """The files of all classes in one list, and a list of their labels. Labels number the classes from 0."""
-    files = [file for members in by_class.values() for file in members]
-    return files, [label for label, members in enumerate(by_class.values()) for _ in members]
+# Many image files
 
 
 def decode_images(files, image_size, num_workers):
@@ -182,56 +129,6 @@ def decode_images(files, image_size, num_workers):
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-@functools.cache  # reports everything once, although training and test images are listed separately
-def report_skipped(reason):
-    """Report on standard error, in one line, what is skipped and why."""
-    print(f"skipped: {one_line(reason)}", file=sys.stderr)
-
-
-def _list_files(folder, roots):
-    """The files in a folder and in all folders below it, sorted. Links may lead to any place inside one of `roots`."""
-    files, folders = [], [folder]
-    for parent in folders:  # grows in the loop; recursion could become too deep
-        try:
-            for entry in os.scandir(parent):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                elif entry.is_symlink() and os.path.isdir(entry.path):
-                    report_skipped(f"{entry.path} is a link to a folder")
-                elif _may_follow(entry.path, roots):
-                    files.append(entry.path)
-        except OSError as error:
-            report_skipped(f"{parent} cannot be read ({error.strerror})")
-    return sorted(files)
-
-
-def _may_follow(path, roots):
-    """Whether a path is not a link, or is a link that may be followed. Any other link is reported."""
-    if not os.path.islink(path):
-        return True
-    target = Path(os.path.realpath(path))
-    if not any(target.is_relative_to(os.path.realpath(root)) for root in roots):
-        report_skipped(f"{path} is a link that leads out of {roots[0]}; replace it with a copy of its target")
-        return False
-    if Path(os.path.realpath(os.path.dirname(path))).is_relative_to(target):
-        report_skipped(f"{path} is a link to a folder that contains the link")
-        return False
-    return True
-
-
-def _check_printed_names(names, folder):
-    """Raise `UserError` if two class names become the same text when characters that cannot be printed are replaced."""
-    printed = {}
-    for name in names:
-        other = printed.setdefault(printable(name), name)
-        if other != name:
-            raise UserError(
-                f"the class folders {other!r} and {name!r} in {folder} look the same when printed; rename one"
-            )
 
 
 def _decode_or_explain(file, image_size):

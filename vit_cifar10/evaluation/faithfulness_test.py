@@ -1,7 +1,8 @@
 """Measure how far a network's explanations can be trusted. It can be stopped, and continues where it was.
 
     measured = run_faithfulness_test(network, checkpoint_path, test, folder)    # see explain/faithfulness.py
-    write_faithfulness_test(measured, network, folder)
+    tables = write_faithfulness_test(measured, network, folder)
+    print_faithfulness(*tables, measured.methods)
 
 After each batch, output/<run>/faithfulness.pt holds what has been measured so far. A later call with the same weights,
 images and methods continues from it. The files in output/<run>/ are `FAITHFULNESS_FILES` in runs/run.py.
@@ -16,11 +17,12 @@ from tqdm import tqdm
 from vit_cifar10.data.dataset import normalize
 from vit_cifar10.evaluation.full_test import hash_checkpoint, hash_images
 from vit_cifar10.explain import faithfulness
-from vit_cifar10.plots.explanations import save_faithfulness
+from vit_cifar10.plots.explanations import BASELINE_LABELS, save_faithfulness
 from vit_cifar10.runs.schema import FAITHFULNESS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import atomic_write, save_tensors
+from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.tensors import save_tensors
 from vit_cifar10.utils.text import printable
 
 BATCH = 25  # images that are measured between two saves
@@ -109,3 +111,56 @@ def write_faithfulness_test(tested, network, folder):
         f"{network.name}: tests of its explanations on {len(tested.tensors['curves'])} test images",
     )
     return areas, by_method
+
+
+def print_faithfulness(areas, by_method, methods):
+    """Print the rows of both tables: areas and paired gains, one line per method, and what else was measured."""
+    cells = {(row["method"], row["fill"], row["kind"]): row for row in areas}
+    names, fills = (list(dict.fromkeys(row[key] for row in areas)) for key in ("method", "fill"))
+    reference = areas[0]["reference"]
+    for kind, better in (("deletion", "lower"), ("insertion", "higher")):
+        print(f"\n{kind}: mean probability of the predicted class along the curve, in %; {better} is better")
+        print(f"in brackets: gain over {reference} in points, image by image, 95 % interval; above 0 is better\n")
+        print(" " * 20 + "".join(f"{fill:<22}" for fill in fills).rstrip())
+        for name in names:
+            print(
+                f"{BASELINE_LABELS.get(name, name):<20}"
+                + "".join(f"{format_area(cells[name, fill, kind]):<22}" for fill in fills).rstrip()
+            )
+    print("\n* no clear gain over the best baseline: its 95 % interval is not above 0")
+    columns = {"class_sensitivity": "class sensitivity (%)", "randomized": "randomized"}
+    if "masks" in methods:
+        columns["agreement"] = "agrees with masks"
+    print(f"\n{'':<20}{'ms':>6}    " + "".join(f"{title:<23}" for title in columns.values()).rstrip())
+    for row in by_method:
+        values = "".join(f"{format_interval(row, key):<23}" for key in columns)
+        print(f"{row['method']:<20}{row['milliseconds']:>6.1f}    {values}".rstrip())
+    print("\nms: time for one class of one image")
+    print(
+        "class sensitivity: how much more the runner-up's map raises the runner-up than the predicted class's map does"
+    )
+    images = f"{by_method[0]['randomized_images']} images; intervals over {faithfulness.DRAWS} draws"
+    print(f"randomized: rank correlation with the maps of networks with random weights; near 0 is good ({images})")
+    if "masks" in methods:
+        print("agrees with masks: rank correlation with the maps of masks")
+    class_blind = " and ".join(name for name, method in methods.items() if method.is_class_blind)
+    if class_blind:
+        print(f"{class_blind} are the same for every class: they show where the network looks")
+
+
+def format_area(row):
+    """An area in %, with the interval of its gain over the reference, and a star unless it beats all baselines."""
+    star = "" if row["method"] in faithfulness.BASELINES or row["gain_over_baseline_low"] > 0 else "*"
+    text = f"{100 * row['area']:5.1f}{star}"
+    if row["method"] == row["reference"]:
+        return text
+    return f"{text} [{100 * row['gain_low']:+.1f}, {100 * row['gain_high']:+.1f}]"
+
+
+def format_interval(row, key):
+    """A mean with its interval, or nothing if it was not measured."""
+    if row[key] is None:
+        return ""
+    scale, digits = (100, 1) if key == "class_sensitivity" else (1, 2)
+    mean, low, high = (f"{scale * row[name]:+.{digits}f}" for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{mean} [{low}, {high}]"

@@ -1,7 +1,8 @@
 """A full test: scores, pictures, and the logits of every test image for a later comparison.
 
-    test = network.normalized_for(load_test_images(network, "./data"))
+    test = network.normalized_for(network.load_test_images("./data"))
     tested = run_full_test(network, checkpoint_path, test)
+    print_scores(tested.results)
     write_full_test(tested, network, test, folder)
     load_full_test(folder, network, checkpoint_path, test)   # an earlier test with these weights and images, or None
 
@@ -16,16 +17,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.runs.schema import LOGITS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import atomic_write, save_tensors
+from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.tensors import save_tensors
 from vit_cifar10.utils.text import shorten
 
 MISTAKES = 25
+SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
 
 @dataclasses.dataclass
@@ -35,20 +37,6 @@ class FullTest:
     results: dict
     logits: torch.Tensor
     labels: torch.Tensor
-
-
-def load_test_images(network, data_path, num_images=None, num_workers=2):
-    """The test split of the data set that a network was trained on, at its image size.
-
-    `num_images` is the size of a stratified subset; None takes all images.
-    """
-    return dataset.load_test(
-        network.saved["dataset"],
-        data_path,
-        image_size=network.image_size,
-        num_images=num_images,
-        num_workers=num_workers,
-    )
 
 
 def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
@@ -76,6 +64,44 @@ def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
     if tta:
         results["flip"] = scores(averaged, test.labels)
     return FullTest(results, logits.cpu(), test.labels.cpu())
+
+
+def print_scores(results):
+    """Print the contents of test_results.json."""
+    print_class_scores(results)
+    print_confusion_matrix(results)
+    low, high = (100 * end for end in results["accuracy_interval"])
+    print(
+        f"\ntest accuracy {100 * results['accuracy']:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
+        f" top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f},"
+        f" calibration error {100 * results['calibration']['error']:.2f} %, {results['images']} images"
+    )
+    if "flip" in results:
+        flip = results["flip"]
+        print(f"averaged with mirror images: test accuracy {100 * flip['accuracy']:.2f} %, loss {flip['loss']:.4f}")
+
+
+def print_class_scores(results):
+    """Print precision, recall, F1 and number of images per class, and their means."""
+    by_class, classes = results["by_class"], results["classes"]
+    width = max(map(len, [*classes, "weighted mean"]))
+    rows = [(name, *(by_class[key][i] for key in SCORES), by_class["support"][i]) for i, name in enumerate(classes)]
+    rows += [(f"{kind} mean", *(results[kind][key] for key in SCORES), results["images"]) for kind in MEANS]
+    print(f"\n{'class':<{width}}  precision   recall       F1  images")
+    for name, precision, recall, f1, images in rows:
+        print(f"{name:<{width}}   {100 * precision:6.2f} % {100 * recall:6.2f} % {100 * f1:6.2f} %  {images:>6}")
+
+
+def print_confusion_matrix(results):
+    """Print the counts, one row per true class, unless there are too many classes for a terminal."""
+    classes = results["classes"]
+    if len(classes) > 12:
+        return
+    width = max(map(len, classes)) + 4
+    numbers = "".join(f"{place:>6}" for place in range(len(classes)))
+    print(f"\n{'true class':<{width}}  predicted class\n{'':<{width}}{numbers}")
+    for place, (name, counts) in enumerate(zip(classes, results["confusion_matrix"], strict=True)):
+        print(f"{place:>2} {name:<{width - 3}}" + "".join(f"{count:>6}" for count in counts))
 
 
 def write_full_test(tested, network, test, folder):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from vit_cifar10.explain.masks import SAMPLES, mask_maps
+from vit_cifar10.explain.masks import mask_maps
 from vit_cifar10.explain.methods import (
     attention_maps,
     attention_rollout,
@@ -20,6 +20,7 @@ from vit_cifar10.explain.methods import (
     gradient_rollout,
 )
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
+from vit_cifar10.utils.choices import SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ https://arxiv.org/abs/1602.04938) and of KernelSHAP (Lundberg and Lee, 2017, htt
 import torch
 
 from vit_cifar10.explain.removal import enlarge
+from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.device import eval_mode
 
-SAMPLES = 512  # masks per image
 RIDGE = 1 / 16  # strength of the regularization per mask
 
 

@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as tvf
 
 BASELINES = ("random", "edges", "centre")
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches; closer together where the prediction changes most
@@ -55,8 +54,10 @@ def make_fills(inputs, generator):
     Returns:
         {fill: function}. A function takes bool (B, 1, H, W), True for removed pixels, and returns the changed images.
     """
+    from torchvision.transforms.v2.functional import gaussian_blur  # only here because the import takes seconds
+
     sigma = inputs.shape[-1] / 8
-    blurred = tvf.gaussian_blur(inputs, kernel_size=2 * math.ceil(1.5 * sigma) + 1, sigma=sigma)
+    blurred = gaussian_blur(inputs, kernel_size=2 * math.ceil(1.5 * sigma) + 1, sigma=sigma)
     noise = ROAD_NOISE * torch.randn(inputs.shape, generator=generator).to(inputs.device)
     return {
         "mean": lambda removed: torch.where(removed, 0.0, inputs),  # normalized images have the mean 0

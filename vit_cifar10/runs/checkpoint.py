@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from model import build_model
-from vit_cifar10.data.dataset import normalize
+from vit_cifar10.data import dataset
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import save_tensors
+from vit_cifar10.utils.tensors import save_tensors
 from vit_cifar10.utils.text import one_line, printable
 
 FORMAT = 1
@@ -150,7 +150,7 @@ class Network:
 
     def prepare(self, images):
         """uint8 (..., 3, H, W) -> the normalized input of the network, float, on its device."""
-        return normalize(images.to(self.device), self.mean, self.std)
+        return dataset.normalize(images.to(self.device), self.mean, self.std)
 
     def logits(self, images):
         """The logits, float (N, C), of uint8 images (N, 3, H, W).
@@ -167,6 +167,19 @@ class Network:
         """Raise `UserError` if logits of this network are not finite."""
         if not logits.isfinite().all():
             raise UserError(f"the logits of {self.name} are not finite; its weights are damaged, so train it again")
+
+    def load_test_images(self, data_path, num_images=None, num_workers=2):
+        """The test split of the data set that the network was trained on, at its image size.
+
+        `num_images` is the size of a stratified subset; None takes all images.
+        """
+        return dataset.load_test(
+            self.saved["dataset"],
+            data_path,
+            image_size=self.image_size,
+            num_images=num_images,
+            num_workers=num_workers,
+        )
 
     def normalized_for(self, split):
         """The split on the network's device, with the mean and std of the network's training images.

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from vit_cifar10.data.dataset import DATASETS
 from vit_cifar10.runs.metrics_csv import COLUMNS, MAY_BE_NONE
 from vit_cifar10.utils import limits
+from vit_cifar10.utils.choices import DATASETS, NETWORKS
 
 
 class Invalid(ValueError):
@@ -215,7 +215,7 @@ WEIGHTS = DictOf(Tensor())
 
 VIT = Record(
     {
-        "model": Text(choices=("vit", "cnn")),
+        "model": Text(choices=NETWORKS),
         "img_size": whole(1, limits.LARGEST_IMAGE),
         "patch_size": SIZE,
         "in_chans": whole(3, 3),
@@ -234,7 +234,7 @@ VIT = Record(
 )
 CNN = Record(
     {
-        "model": Text(choices=("vit", "cnn")),
+        "model": Text(choices=NETWORKS),
         "img_size": whole(1, limits.LARGEST_IMAGE),
         "in_chans": whole(3, 3),
         "num_classes": SIZE,

@@ -3,27 +3,18 @@
 Both packages are optional. They are imported only when `--log` asks for them.
 """
 
-import importlib.util
 import re
 
 from vit_cifar10.utils.errors import UserError
 
 TRACKING_FOLDERS = ("tensorboard", "wandb")
-PACKAGES = {"none": None, "tensorboard": "tensorboard", "wandb": "wandb"}
-
-
-def check_package(name):
-    """Raise `UserError` if `--log name` needs a package that is not installed."""
-    package = PACKAGES[name]
-    if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"--log {name} needs a package that is not installed: pip install {package}")
 
 
 def open_tracker(name, run_name, folder, config, first_epoch):
     """Open a `Tracker` that writes its files to `folder`.
 
     Args:
-        name: one of `PACKAGES`.
+        name: one of `TRACKERS` in utils/choices.py.
         config: the contents of config.json.
         first_epoch: the first epoch to be logged: 1, or the one after the last complete epoch of a resumed run.
 

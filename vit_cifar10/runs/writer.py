@@ -1,6 +1,7 @@
 """Writing a run while it trains: its folders, its history, and when to save what."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import checkpoint
@@ -30,28 +30,20 @@ from vit_cifar10.utils.files import (
     make_folder,
     remove_empty,
     remove_partial,
-    save_tensors,
 )
+from vit_cifar10.utils.tensors import save_tensors
 from vit_cifar10.utils.text import one_line
 
 
 def open_run(args, resumed_run=None):
-    """A writer for a new run, or for the run that is resumed. `begin` creates the folders.
-
-    Raises:
-        UserError: a run with this name already exists.
-    """
+    """A writer for a new run, or for the run that is resumed. `begin` creates the folders."""
     pace = {"save_every": args.save_every, "save_minutes": args.save_minutes}
     if resumed_run:
         folder = resumed_run.model_folder.resolve()
         return RunWriter(folder, Path(args.output_path) / folder.name, "resume", **pace)
     mode = "replace" if args.overwrite else "new" if args.run_name else "unnamed"
     name = args.run_name or default_name(args)
-    run = RunWriter(Path(args.model_path) / name, Path(args.output_path) / name, mode, **pace)
-    for folder in run.folders:
-        if folder.exists() and mode == "new":
-            raise UserError(f"{folder} already exists; choose another --run_name, or add --overwrite to replace it")
-    return run
+    return RunWriter(Path(args.model_path) / name, Path(args.output_path) / name, mode, **pace)
 
 
 def default_name(args):
@@ -178,7 +170,7 @@ class RunWriter(Run):
             "versions": {
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),
-                "torchvision": str(torchvision.__version__),
+                "torchvision": importlib.metadata.version("torchvision"),
                 "numpy": np.__version__,
             },
             "git_commit": git_commit(),

@@ -9,7 +9,6 @@ for step in range(total_steps):
 
 import math
 
-SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")
 FINAL_FACTOR = 0.01  # fraction of the peak at the end of cosine and linear; at 0, the last step would be wasted
 
 

@@ -12,8 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-
+from vit_cifar10 import end_on_ctrl_c
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import LocalError, UserError
 from vit_cifar10.utils.text import one_line, shorten
@@ -24,7 +23,7 @@ def command(main):
 
     A `UserError`, or a file that the system refuses to open or write, prints one line to standard error and exits
     with status 2. Ctrl-C exits with 130, and a closed pipe (`| head`) with 141. Any other exception is a bug and
-    keeps its traceback.
+    keeps its traceback. The line begins with the name of the file that defines `main`.
     """
 
     @functools.wraps(main)
@@ -55,6 +54,17 @@ def command(main):
             sys.exit(130)
 
     return run
+
+
+def answer_early(parse):
+    """Answer --help, and report mistakes in the flags, before a script imports PyTorch, which takes seconds.
+
+    `parse` reads and checks the flags; `main` does so again. Under torchrun, this is left to `main`: only rank 0 reads
+    the flags, and the others must learn how it went.
+    """
+    if not is_under_torchrun():
+        command(parse)()
+    end_on_ctrl_c()  # `command` has ended this
 
 
 def open_closed_streams():
@@ -91,7 +101,12 @@ def _print_error(main, error):
 
 def is_rank0():
     """Whether this is the only process, or the first of the processes that torchrun started."""
-    return not torch.distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
+    return not is_under_torchrun() or os.environ["RANK"] == "0"
+
+
+def is_under_torchrun():
+    """`torch.distributed.is_torchelastic_launched`, without PyTorch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class ArgumentParser(argparse.ArgumentParser):

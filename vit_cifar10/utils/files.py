@@ -10,8 +10,6 @@ import tempfile
 import zlib
 from pathlib import Path
 
-import torch
-
 from vit_cifar10.utils.errors import UserError
 
 try:
@@ -100,15 +98,6 @@ def remove_partial(folder, names):
         for file in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
             if file.is_file():
                 file.unlink(missing_ok=True)
-
-
-def save_tensors(path, value, previous=None):
-    """`torch.save`, completely or not at all; see `atomic_write`. Raises `UserError` if it cannot be written."""
-    try:
-        with atomic_write(path, previous) as partial, open(partial, "wb") as file:
-            torch.save(value, file)  # given a path, it would store the name of the temporary file
-    except RuntimeError as error:  # PyTorch's writer reports a full disk this way
-        raise UserError(f"cannot write {path}; is the disk full?") from error
 
 
 def check_outputs(outputs, inputs, image_folders=()):

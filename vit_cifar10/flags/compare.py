@@ -1,0 +1,23 @@
+"""The flags of compare.py."""
+
+from vit_cifar10.utils import choices
+from vit_cifar10.utils.cli import POSITIVE_INT, WORKERS, ArgumentParser, not_empty
+
+
+def parse(argv=None):
+    """Read and check the flags. Raises `UserError` if one of them is wrong."""
+    return build_parser().parse_args(argv)
+
+
+def build_parser():
+    parser = ArgumentParser(prog="compare.py", description="Compare trained runs.")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, or a run's name")
+    add("--model_path", type=not_empty, default="./model", help="folder of the runs' checkpoints")
+    add("--output_path", type=not_empty, default="./output", help="folder of the runs' metrics and test results")
+    add("--compare_path", type=not_empty, default="./output/comparison", help="folder for tables and pictures")
+    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
+    add("--batch_size", type=POSITIVE_INT, default=1000, help="test images per batch")
+    add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
+    return parser

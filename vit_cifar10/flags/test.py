@@ -1,0 +1,123 @@
+"""The flags of test.py: the parser, and checks that need neither PyTorch nor the network."""
+
+import os
+from pathlib import Path
+
+from vit_cifar10.data.image_files import check_image_file
+from vit_cifar10.utils import choices
+from vit_cifar10.utils.cli import (
+    FRACTION,
+    NON_NEGATIVE_INT,
+    POSITIVE_INT,
+    WORKERS,
+    ArgumentParser,
+    not_empty,
+    number,
+)
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.limits import LARGEST_SAMPLES
+
+MODES = ("cifar", "cifar-single", "custom", "faithfulness")
+SINGLE_MODES = ("cifar-single", "custom")
+FEWEST_IMAGES = 10  # with which --mode faithfulness measures anything
+
+
+def build_parser():
+    parser = ArgumentParser(prog="test.py", description="Test a trained network and explain its predictions.")
+    add = parser.add_argument
+    modes = (
+        "cifar: the whole test set of the network's data set; cifar-single: single images of it; "
+        "custom: any image file; faithfulness: how far the explanations can be trusted"
+    )
+    add("--mode", choices=MODES, default="cifar", help=modes)
+    index = "cifar-single: numbers of the test images to classify; the first is 0"
+    add("--index", type=NON_NEGATIVE_INT, nargs="+", default=[1], help=index)
+    add("--image_path", type=not_empty, help="custom: the image file")
+    model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
+    add("--model_path", type=not_empty, help=model)
+    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add(
+        "--output_path",
+        type=not_empty,
+        default="./output",
+        help="cifar, faithfulness: folder for results, one sub-folder per run",
+    )
+    add(
+        "--gif_path",
+        type=not_empty,
+        help="file for the GIF; the still is the .png next to it; default: attention_map_gif/IMAGE.gif",
+    )
+    add("--no_gif", action="store_true", help="write neither a GIF nor a still")
+    methods = (
+        "maps in the GIF; default: attention and attn-lrp for a ViT, deep-lift for a CNN; "
+        "masks classifies hundreds of changed images, and is slow"
+    )
+    add("--method", choices=choices.METHODS, nargs="+", help=methods)
+    masks = f"masks: number of random masks per image (default {choices.SAMPLES}); faithfulness: also measure masks"
+    add("--samples", type=number(int, at_least=2, at_most=LARGEST_SAMPLES), help=masks)
+    fusion = "GIF: how rollout combines the heads of a layer"
+    add("--head_fusion", choices=choices.HEAD_FUSIONS, default="mean", help=fusion)
+    discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
+    add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
+    add("--html", help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction")
+    add("--no_image", action="store_true", help="do not open a window")
+    add(
+        "--tta",
+        action="store_true",
+        help="cifar: also report the accuracy of predictions averaged over each image and its mirror image",
+    )
+    subset = "faithfulness: size of the stratified subset of the test images"
+    add("--num_images", type=POSITIVE_INT, default=500, help=subset)
+    add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
+    add("--batch_size", type=POSITIVE_INT, default=1000, help="cifar: images per batch")
+    add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
+    return parser
+
+
+def parse(argv=None):
+    """Read and check the flags. Raises `UserError` if they do not fit each other."""
+    args = build_parser().parse_args(argv)
+    check_flags(args)
+    return args
+
+
+def check_flags(args):
+    """Raise `UserError` for flags that do not fit each other, or an image that does not exist."""
+    if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
+        raise UserError(f"--gif_path {args.gif_path} is not a GIF file; its name must end in .gif")
+    if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
+        raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
+    if args.image_path and args.mode != "custom":
+        raise UserError("--image_path needs --mode custom")
+    if args.mode == "custom" and not args.image_path:
+        raise UserError("--mode custom needs --image_path, the image file to classify")
+    if args.image_path:
+        check_image_file(args.image_path)
+    if args.html is not None:
+        check_html(args)
+    has_gif_flags = has_rollout_flags(args) or args.method
+    if has_gif_flags and args.mode not in SINGLE_MODES:
+        names = "--method" if args.method else "--head_fusion and --discard_ratio"
+        raise UserError(f"only GIFs depend on {names}; add --mode cifar-single or --mode custom")
+    if has_gif_flags and args.no_gif and args.no_image:
+        raise UserError("--no_gif and --no_image leave nothing to draw; leave out one of them, or the flags about maps")
+    if args.mode == "faithfulness" and args.num_images < FEWEST_IMAGES:
+        raise UserError(f"--num_images {args.num_images} is too few for intervals; choose {FEWEST_IMAGES} or more")
+    if args.samples and args.mode != "faithfulness" and "masks" not in (args.method or ()):
+        raise UserError("--samples is the number of random masks; add --method masks, or --mode faithfulness")
+
+
+def has_rollout_flags(args):
+    return args.head_fusion != "mean" or args.discard_ratio > 0
+
+
+def check_html(args):
+    """Raise `UserError` if the page that --html asks for cannot be written."""
+    path = Path(args.html)
+    if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
+        raise UserError(f"--html {args.html!r} is not an HTML file; choose a file name that ends in .html")
+    if args.mode not in SINGLE_MODES:
+        raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"cannot write {path}; choose a folder you may write to")

@@ -1,0 +1,15 @@
+"""The values that flags offer and the code implements, in one place that imports nothing.
+
+The parsers and the code both import them, so that --help need not wait for PyTorch.
+"""
+
+NETWORKS = ("vit", "cnn")
+DATASETS = ("cifar10", "cifar100", "folder", "shapes")
+POLICIES = ("none", "basic", "randaugment", "trivialaugment")  # of augmentation
+SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")  # of the learning rate
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TRACKERS = ("none", "tensorboard", "wandb")  # each one except "none" is also the name of the package that it needs
+METHODS = ("attention", "rollout", "gradient-rollout", "grad-cam", "attn-lrp", "deep-lift", "masks")
+HEAD_FUSIONS = ("mean", "max", "min")
+SAMPLES = 512  # the default number of random masks per image
