@@ -8,6 +8,7 @@ import torch
 
 import reproduce
 import test as test_command
+from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
@@ -33,6 +34,19 @@ def test_shipped_weights_classify_an_image_after_cloning(folder, tmp_path, monke
     printed = capsys.readouterr().out
     assert f"test accuracy {100 * saved['metrics']['test_accuracy']:.2f} %" in printed
     assert (tmp_path / "attention_map_gif" / "cat.gif").exists()
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_shipped_weights_are_loaded_as_into_a_new_network(folder):
+    saved = checkpoint.load(folder)
+    new = build_model(saved["model_config"])
+    new.load_state_dict(saved["weights"])
+    loaded = checkpoint.load_network(folder, torch.device("cpu")).model
+    for ours, theirs in ((loaded.parameters(), new.parameters()), (loaded.buffers(), new.buffers())):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+            assert (one.dtype, one.stride(), one.device) == (other.dtype, other.stride(), other.device)
+            assert one.requires_grad == other.requires_grad
 
 
 def test_shipped_files_contain_no_paths_of_the_machine_that_made_them():

@@ -118,14 +118,19 @@ def check_counts(checkpoint):
 def check_weights(path, checkpoint):
     """Raise `UserError` if a checkpoint's weights do not fit the network that it describes.
 
-    The network is built without memory for its weights. A larger one than the file contains is therefore never built.
+    A network that is larger than what the file contains is never built.
     """
     try:
-        with torch.device("meta"):
-            build_model(checkpoint["model_config"]).load_state_dict(checkpoint["weights"], assign=True)
+        build_without_memory(checkpoint["model_config"]).load_state_dict(checkpoint["weights"], assign=True)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise UserError(f"the weights in {path} do not fit the network it describes ({reason})") from error
+
+
+def build_without_memory(config):
+    """`build_model`, without memory for the weights."""
+    with torch.device("meta"):
+        return build_model(config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +204,12 @@ def load_network(path, device):
         UserError: `load` fails.
     """
     saved = load(path)
-    model = build_model(saved["model_config"])
-    model.load_state_dict(saved.pop("weights"))
+    model = build_without_memory(saved["model_config"])  # drawing random weights would take longer than loading these
+    weights = saved.pop("weights")
+    for name, value in model.state_dict().items():
+        memory = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+        weights[name] = memory.copy_(weights[name])
+    model.load_state_dict(weights, assign=True)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     return Network(
         name=printable(folder.resolve().name),
