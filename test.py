@@ -66,8 +66,6 @@ def check_methods(args, model):
     """Raise `UserError` if the network cannot be explained as the flags ask."""
     if has_rollout_flags(args) and not model.has_attention:
         raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
-    if has_rollout_flags(args) and args.method and "rollout" not in args.method:
-        raise UserError("--head_fusion and --discard_ratio change only rollout; add rollout to --method")
     unfit = [flag for flag in args.method or () if flag not in methods_for(model)]
     if unfit:
         raise UserError(f"--method {unfit[0]} does not fit this network; choose from {', '.join(methods_for(model))}")

@@ -389,6 +389,15 @@ def test_class_names_with_a_wrong_checksum_are_not_unpickled(tmp_path, monkeypat
     assert not (tmp_path / "attacked").exists()
 
 
+def test_a_data_set_without_its_training_files_is_incomplete_even_for_a_test(tmp_path, monkeypatch, capsys):
+    save_cifar100(tmp_path, monkeypatch)
+    assert len(dataset.load_test("cifar100", tmp_path)) == 100
+    (tmp_path / "cifar-100-python" / "train").unlink()
+    with pytest.raises(UserError, match="cifar100 is damaged in"):
+        dataset.load_test("cifar100", tmp_path)
+    assert "cifar100 is missing or incomplete in" in capsys.readouterr().err
+
+
 def test_an_archive_is_not_unpacked_through_a_link(tmp_path, monkeypatch):
     reader, folder = torchvision_reader("cifar10"), cifar.SOURCES["cifar10"].folder
     (tmp_path / "data").mkdir()

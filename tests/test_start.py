@@ -56,6 +56,7 @@ EARLY_MISTAKES = [
     ("test.py", "--device abacus", "invalid choice: 'abacus'"),
     ("test.py", "--mode custom", "needs --image_path"),
     ("test.py", "--mode custom --image_path none.png", "there is no image none.png"),
+    ("test.py", "--mode cifar-single --method attention --head_fusion max", "add rollout to --method"),
     ("test.py", "--mode cifar-single --html page.txt", "is not an HTML file"),
     ("compare.py", "", "the following arguments are required: RUN"),
 ]

@@ -111,8 +111,11 @@ def read_cifar(name, data_path, is_train):
 
 
 def load_files(source, data_path, is_train):
-    """Load the files of one split. Raises `RuntimeError` if a file is missing or its checksum is wrong."""
+    """Load the files of one split. Raises `RuntimeError` if they are damaged, or a file of either split is missing."""
     folder = Path(os.path.expanduser(data_path), source.folder)
+    for file in (*source.train, *source.test):
+        if not os.path.isfile(folder / file):
+            raise RuntimeError(f"{folder / file} is missing")
     files = source.train if is_train else source.test
     contents = [load_pickle(folder / file, checksum) for file, checksum in files.items()]
     names_file, checksum = source.names_file

@@ -101,6 +101,8 @@ def check_flags(args):
         raise UserError(f"only GIFs depend on {names}; add --mode cifar-single or --mode custom")
     if has_gif_flags and args.no_gif and args.no_image:
         raise UserError("--no_gif and --no_image leave nothing to draw; leave out one of them, or the flags about maps")
+    if has_rollout_flags(args) and args.method and "rollout" not in args.method:
+        raise UserError("--head_fusion and --discard_ratio change only rollout; add rollout to --method")
     if args.mode == "faithfulness" and args.num_images < FEWEST_IMAGES:
         raise UserError(f"--num_images {args.num_images} is too few for intervals; choose {FEWEST_IMAGES} or more")
     if args.samples and args.mode != "faithfulness" and "masks" not in (args.method or ()):
