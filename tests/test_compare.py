@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import compare
 import train
 from model import build_model
+from vit_cifar10.data import dataset
 from vit_cifar10.evaluation import comparison, full_test, tables
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training import trainer
@@ -177,7 +178,7 @@ def test_without_the_test_images_earlier_results_are_compared(copied, monkeypatc
     def fail(*_, **__):
         raise UserError("the data set is not there")
 
-    monkeypatch.setattr(full_test.dataset, "load_test", fail)
+    monkeypatch.setattr(dataset, "load_test", fail)
     _, warnings, found = run_compare(copied, ["vit", "cnn"])
     assert found == before
     assert warnings.count("the data set is not there") == 1
