@@ -23,7 +23,8 @@ from torch.nn import functional as F
 class PatchEmbed(nn.Module):
     """Cut images into patches and project each patch to a token: (B, in_chans, H, W) -> (B, num_patches, embed_dim).
 
-    A convolution whose stride equals its kernel size applies the same linear layer to every patch.
+    A convolution whose stride equals its kernel size applies the same linear layer to every patch. With
+    `strict_img_size = False`, the images may have other sizes than `img_size`, and then have more or fewer patches.
     """
 
     def __init__(self, img_size, patch_size, in_chans, embed_dim):
@@ -34,15 +35,37 @@ class PatchEmbed(nn.Module):
                 f"patch_size {patch_size} does not divide img_size {img_size}; choose one of {', '.join(divisors)}"
             )
         self.img_size = img_size
+        self.strict_img_size = True
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images):
-        for side in (images.shape[-2], images.shape[-1]):  # without `if`, so that the network can be traced
-            torch._assert(side == self.img_size, f"the network takes images of {self.img_size}x{self.img_size} pixels")
+        if self.strict_img_size:
+            for side in (images.shape[-2], images.shape[-1]):  # without `if`, so that the network can be traced
+                message = f"the network takes images of {self.img_size}x{self.img_size} pixels"
+                torch._assert(side == self.img_size, message)
         patches = self.proj(images)  # (B, D, H / patch_size, W / patch_size)
         return patches.flatten(2).transpose(1, 2).contiguous()  # (B, N, D); all blocks keep this memory layout
+
+
+class PatchDropout(nn.Module):
+    """PatchDropout (https://arxiv.org/abs/2208.07220): in training, keep random patches of each image.
+
+    (B, N, D) -> (B, round(keep * N), D), in random order. Positions must have been added before. Fewer patches take
+    less time. `keep` may change from step to step; at 1, all patches are kept.
+    """
+
+    def __init__(self, keep=1.0):
+        super().__init__()
+        self.keep = keep
+
+    def forward(self, patches):
+        if not self.training or self.keep == 1:
+            return patches
+        B, N, D = patches.shape
+        chosen = torch.rand(B, N, device=patches.device).argsort(dim=1)[:, : max(1, round(self.keep * N))]
+        return patches.gather(1, chosen[:, :, None].expand(-1, -1, D))
 
 
 @torch.fx.wrap  # the computation depends on the device, which is unknown in a symbolic trace
@@ -241,6 +264,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
         num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
+        self.patch_drop = PatchDropout()
         self.pos_drop = Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, drop_rate, attn_drop_rate, drop_path_rate * i / max(1, depth - 1))
@@ -289,10 +313,23 @@ class VisionTransformer(nn.Module):
 
     def embed(self, images):
         """Images (B, C, H, W) -> tokens (B, N, D). The class token, if there is one, precedes the patches."""
-        tokens = self.patch_embed(images)  # (B, num_patches, D)
+        positions = self.pos_embed if self.patch_embed.strict_img_size else self.resized_positions(images.shape[-1])
+        patches = self.patch_embed(images) + positions[:, self.num_prefix_tokens :]  # (B, num_patches, D)
+        tokens = self.patch_drop(patches)
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (B, N, D)
-        return self.pos_drop(tokens + self.pos_embed)
+            cls_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
+            tokens = torch.cat([cls_token, tokens], dim=1)  # (B, N, D)
+        return self.pos_drop(tokens)
+
+    def resized_positions(self, img_size):
+        """The position embeddings for square images of any size, interpolated as in timm: (1, N, D)."""
+        grid = img_size // self.patch_embed.proj.kernel_size[0]
+        if grid == self.grid_size:
+            return self.pos_embed
+        prefix, patches = self.pos_embed.split([self.num_prefix_tokens, self.patch_embed.num_patches], dim=1)
+        maps = patches.unflatten(1, self.patch_embed.grid_size).permute(0, 3, 1, 2)  # (1, D, grid_size, grid_size)
+        maps = F.interpolate(maps.float(), size=(grid, grid), mode="bicubic", antialias=True)
+        return torch.cat([prefix, maps.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
 
     def forward_features(self, images):
         """Images (B, C, H, W) -> tokens (B, N, D) after the last block."""
@@ -419,12 +456,13 @@ def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(config, backward=False):
+def count_flops(config, backward=False, keep_patches=1.0):
     """Number of floating-point operations in the matrix products and convolutions for one image.
 
     Args:
         config: a dict for `build_model`. The network is built without allocating memory for its weights.
         backward: whether to count the backward pass in addition to the forward pass.
+        keep_patches: fraction of the patches that the `PatchDropout` of a ViT keeps.
     """
     from torch.utils.flop_counter import FlopCounterMode  # takes a tenth of a second to import
 
@@ -434,6 +472,8 @@ def count_flops(config, backward=False):
     for module in model.modules():
         if isinstance(module, Attention):
             module.fused_attn = False  # the counter does not support every fused kernel
+        if isinstance(module, PatchDropout):
+            module.keep = keep_patches
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
         logits = model(images)
         if backward:

@@ -13,6 +13,7 @@ and, on a GPU, autocast. Every round times all contenders in turn, so that other
 Results are medians over the rounds. Tables are printed as Markdown.
 """
 
+import functools
 import itertools
 import math
 import os
@@ -45,6 +46,7 @@ from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
 from vit_cifar10.training.optim import Muon, split_parameters
+from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.utils.choices import DEVICES, PRECISIONS
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.device import (
@@ -193,7 +195,8 @@ def training(args, device):
     rates = measure(contenders, args)
     precision = contenders["ours"].trainer.precision
     matmul_rate = measure_matmul_rate(device, precision)
-    flops, per_update = training_flops(contenders["ours"].trainer.config, args.optimizer)
+    config = contenders["ours"].trainer.config
+    flops, per_update = count_flops(config, backward=True), update_flops(config, args.optimizer)
     ours = statistics.median(rates["ours"])
     print(
         f"\n{flops / 1e9:.3f} GFLOP per image, forward and backward; {per_update / 1e9:.2f} GFLOP per update;"
@@ -298,7 +301,7 @@ def step(args, device):
     for name, median in medians.items():
         print(f"| {name} | {1e3 * median:.2f} | {100 * median / medians['whole step']:.0f} % |")
     matmul_rate = measure_matmul_rate(device, trainer.precision)
-    per_image, per_update = training_flops(trainer.config, args.optimizer)
+    per_image, per_update = count_flops(trainer.config, backward=True), update_flops(trainer.config, args.optimizer)
     rate = (len(batch[1]) * per_image + per_update) / medians["whole step"]
     print(
         f"\n{per_image / 1e9:.3f} GFLOP per image, {per_update / 1e9:.2f} GFLOP per update, {rate / 1e12:.3f} TFLOP/s:"
@@ -382,30 +385,44 @@ def cost(args):
         config, (epochs, _) = run.read_config(), run.read_metrics()
     except (OSError, ValueError) as error:
         raise UserError(f"the record of the run in {run.output_folder} cannot be read ({error})") from error
-    per_image, per_update = training_flops(config["model_config"], config["flags"]["optimizer"])
-    batch_size = min(config["flags"]["batch_size"], config["train_images"])
-    updates = config["train_images"] // batch_size
-    print(
-        f"\n{run.output_folder.name}: {per_image / 1e9:.3f} GFLOP per image, forward and backward;"
-        f" {per_update / 1e9:.2f} GFLOP per update of {batch_size} images; {config['device']}, {config['precision']}\n"
-    )
+    flops = list(itertools.accumulate(epoch_flops(config)))
+    print(f"\n{run.output_folder.name}, {config['device']}, {config['precision']}\n")
     print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
     best = max(metrics["test_accuracy"] for metrics in epochs)
     for accuracy in (*(value for value in ACCURACIES if value < best), best):
-        count = next(i for i, metrics in enumerate(epochs, 1) if metrics["test_accuracy"] >= accuracy)
-        flops = count * updates * (batch_size * per_image + per_update)
-        seconds = sum(metrics["train_seconds"] for metrics in epochs[:count])
-        print(f"| {100 * accuracy:.2f} % | {epochs[count - 1]['epoch']} | {flops / 1e15:.3g} | {seconds / 60:.1f} |")
+        reached = next(i for i, metrics in enumerate(epochs) if metrics["test_accuracy"] >= accuracy)
+        seconds = sum(metrics["train_seconds"] for metrics in epochs[: reached + 1])
+        epoch = epochs[reached]["epoch"]
+        print(f"| {100 * accuracy:.2f} % | {epoch} | {flops[epoch - 1] / 1e15:.3g} | {seconds / 60:.1f} |")
 
 
-def training_flops(config, optimizer):
-    """Floating-point operations in matrix products and convolutions: per image, forward and backward, and per update.
+def epoch_flops(config):
+    """Floating-point operations in the matrix products and convolutions of each epoch of a run, given its config.json.
 
-    AdamW has none; those of Muon are its Newton-Schulz steps.
+    Those of the optimizer count, too.
     """
-    per_image = count_flops(config, backward=True)
+    flags, network = config["flags"], config["model_config"]
+    batch_size = min(flags["batch_size"], config["train_images"])
+    steps = config["train_images"] // batch_size
+    small_steps, first_keep = round(flags.get("small_epochs", 0) * steps), flags.get("keep_patches", 1.0)
+    patches = PatchSchedule(flags["epochs"] * steps, small_steps, first_keep)
+    per_update = update_flops(network, flags["optimizer"])
+    per_image = functools.cache(
+        lambda is_small, keep: count_flops(
+            network | {"img_size": network["img_size"] // 2} if is_small else network, backward=True, keep_patches=keep
+        )
+    )
+    for first in range(0, flags["epochs"] * steps, steps):
+        yield sum(
+            batch_size * per_image(patches.is_small(step), patches.keep(step)) + per_update
+            for step in range(first, first + steps)
+        )
+
+
+def update_flops(config, optimizer):
+    """Floating-point operations in the matrix products of an update: AdamW has none, Muon its Newton-Schulz steps."""
     if optimizer != "muon":
-        return per_image, 0
+        return 0
     with torch.device("meta"):
         matrices, _ = split_parameters(build_model(config))
     hidden = matrices[1:-1]
@@ -413,7 +430,7 @@ def training_flops(config, optimizer):
         weight.grad = torch.empty_like(weight)
     with FlopCounterMode(display=False) as counter:
         Muon(hidden, lr=0.01).step()
-    return per_image, counter.get_total_flops()
+    return counter.get_total_flops()
 
 
 ACCURACIES = (0.6, 0.7, 0.75, 0.8, 0.834, 0.85, 0.88, 0.9, 0.92, 0.94)

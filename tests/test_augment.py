@@ -97,13 +97,15 @@ def test_each_image_draws_its_operation_sign_and_magnitude(policy):
     assert len(angles.abs().unique()) == (31 if policy is augment.trivial_augment_wide else 1)
 
 
-def test_crop_and_flip_match_torchvision(images):
+@pytest.mark.parametrize(("padding", "border", "mode"), [(4, "black", "constant"), (2, "reflect", "reflect")])
+def test_crop_and_flip_match_torchvision(padding, border, mode, images):
     count = len(images)
-    top, left = torch.randint(0, 9, (2, count))
+    top, left = torch.randint(0, 2 * padding + 1, (2, count))
     flip = torch.rand(count) < 0.5
-    ours = augment.crop_and_flip(images, top, left, flip, padding=4)
+    ours = augment.crop_and_flip(images, top, left, flip, padding, border)
     for index, image in enumerate(images):
-        expected = reference.crop(reference.pad(image, 4), top[index], left[index], 32, 32)
+        padded = reference.pad(image, padding, padding_mode=mode)
+        expected = reference.crop(padded, top[index], left[index], 32, 32)
         expected = reference.hflip(expected) if flip[index] else expected
         assert torch.equal(ours[index], expected)
 
@@ -111,7 +113,7 @@ def test_crop_and_flip_match_torchvision(images):
 def test_random_crops_reach_every_position():
     one_pixel = torch.zeros(2000, 1, 32, 32, dtype=torch.uint8)
     one_pixel[:, :, 16, 16] = 1
-    counts = augment.random_crop_and_flip(one_pixel).sum(dim=(0, 1))
+    counts = augment.random_crop_and_flip(one_pixel, padding=4).sum(dim=(0, 1))
     assert (counts > 0).sum() == 9 * 10  # 9 rows; 10 columns, because flipping shifts them by one
     assert counts.sum() == 2000
 

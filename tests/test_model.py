@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.utils import AttentionExtract
 
-from model import Dropout, SimpleCNN, VisionTransformer, build_model
+from model import Dropout, PatchDropout, SimpleCNN, VisionTransformer, build_model
 
 SIZES = [
     {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3},
@@ -138,6 +138,28 @@ def test_errors_about_sizes_suggest_sizes_that_fit(arguments, advice):
 def test_images_of_another_size_are_refused():
     with pytest.raises(AssertionError, match="32x32"):
         VisionTransformer(depth=1)(torch.zeros(1, 3, 64, 64))
+
+
+def test_patch_dropout_keeps_different_random_patches_of_each_image():
+    drop = PatchDropout(keep=0.25)
+    patches = torch.arange(64.0).expand(4000, -1)[:, :, None].repeat(1, 1, 2)  # patch i is (i, i)
+    kept = drop(patches)
+    assert kept.shape == (4000, 16, 2)
+    assert all(len(image.unique()) == 16 for image in kept[:100])
+    assert kept[..., 0].flatten().long().bincount() / 4000 == pytest.approx(torch.full((64,), 0.25), abs=0.05)
+    assert drop.eval()(patches) is patches
+
+
+@pytest.mark.parametrize("pool", [{}, {"global_pool": "avg", "class_token": False}], ids=["token", "avg"])
+def test_images_of_other_sizes_match_timm_where_they_are_allowed(pool):
+    ours = random_weights(VisionTransformer(embed_dim=24, depth=2, num_heads=2, **pool)).eval()
+    size = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 10}
+    theirs = timm.models.VisionTransformer(dynamic_img_size=True, **size, **pool).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ours.patch_embed.strict_img_size = False
+    for side in (16, 32, 40):
+        images = torch.randn(2, 3, side, side)
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
 
 
 def test_the_cnn_has_four_convolutions_of_the_right_widths():

@@ -8,6 +8,7 @@ from timm.optim import param_groups_weight_decay
 
 from model import SimpleCNN, VisionTransformer
 from vit_cifar10.training.optim import ModelEma, Muon, build_optimizer, orthogonalize
+from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import FINAL_FACTOR, Schedule, schedule_factor
 from vit_cifar10.utils.choices import SCHEDULES
 
@@ -17,6 +18,17 @@ TOTAL, WARMUP = 200, 20
 def factors(schedule, total=TOTAL, warmup=WARMUP):
     """The learning rate of each step, relative to its peak."""
     return [schedule_factor(schedule, step, total, warmup) for step in range(total)]
+
+
+def test_patches_grow_in_eighths_to_all_at_the_last_step():
+    patches = PatchSchedule(total_steps=100, small_steps=20, first_keep=0.4)
+    keep = [patches.keep(step) for step in range(100)]
+    assert [patches.is_small(step) for step in range(100)] == [True] * 20 + [False] * 80
+    assert keep[:20] == [1.0] * 20
+    assert keep[20:] == sorted(keep[20:])
+    assert set(keep) == {3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0}
+    assert sum(keep[20:]) / 80 == pytest.approx(0.7, abs=0.01)
+    assert {PatchSchedule(100).keep(step) for step in range(100)} == {1.0}
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])

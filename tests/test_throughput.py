@@ -33,7 +33,11 @@ def test_the_parts_of_a_step_are_measured(capsys):
     assert all(float(value) > 0 for value in times.values())
 
 
-@pytest.mark.parametrize("network", [SMALL_VIT, "--model cnn --width 8"], ids=["vit", "cnn"])
+@pytest.mark.parametrize(
+    "network",
+    [SMALL_VIT, f"{SMALL_VIT} --small_epochs 0.5 --keep_patches 0.5", "--model cnn --width 8"],
+    ids=["vit", "fewer patches", "cnn"],
+)
 def test_the_cost_of_a_run_is_the_operations_of_its_steps(network, tmp_path, capsys, monkeypatch):
     counts, train_step = [], Trainer.train_step
 

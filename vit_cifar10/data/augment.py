@@ -53,6 +53,8 @@ class Augment:
         mixup, cutmix: alpha of the Beta distribution that `lam` is drawn from; 0 turns the method off. With both, each
             image draws one of the two.
         random_erasing: probability that a rectangle of an image is set to the mean.
+        crop_padding: pixels of padding on each side before the random crop; None pads by 1/8 of the side.
+        crop_border: what the padding shows, "black" or, with "reflect", the mirrored image.
         mix_prob: probability that Mixup or CutMix is applied to an image.
         compile: whether to compile the operations of RandAugment and TrivialAugment.
     """
@@ -68,6 +70,8 @@ class Augment:
         cutmix=0.0,
         random_erasing=0.0,
         mix_prob=1.0,
+        crop_padding=None,
+        crop_border="black",
         compile=False,
     ):
         self.policy = policy
@@ -78,12 +82,18 @@ class Augment:
         self.cutmix = cutmix
         self.random_erasing = random_erasing
         self.mix_prob = mix_prob
+        self.crop_padding = crop_padding
+        self.crop_border = crop_border
         self.apply = torch.compile(apply_operations) if compile else apply_operations
 
-    def __call__(self, images, labels):
-        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C)."""
+    def __call__(self, images, labels, flip=None):
+        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C).
+
+        `flip`, bool (B,), chooses the images to mirror; None draws them. The policy "none" ignores it.
+        """
         if self.policy != "none":
-            images = random_crop_and_flip(images)
+            padding = images.shape[-1] // 8 if self.crop_padding is None else self.crop_padding
+            images = random_crop_and_flip(images, padding, self.crop_border, flip)
         if self.policy == "randaugment":
             images = rand_augment(images, self.apply)
         elif self.policy == "trivialaugment":
@@ -113,27 +123,40 @@ class Augment:
 # Crop and flip
 
 
-def random_crop_and_flip(images):
-    """Pad uint8 (B, 3, H, W) with black by 1/8 of the side, crop at random, and flip with probability 1/2."""
-    padding = images.shape[-1] // 8
+def random_crop_and_flip(images, padding, border="black", flip=None):
+    """Crop uint8 (B, 3, H, W) at random positions, as in `crop_and_flip`, and flip with probability 1/2.
+
+    `flip`, bool (B,), chooses the images to flip instead.
+    """
     top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), device=images.device)
-    flip = torch.rand(len(images), device=images.device) < 0.5
-    return crop_and_flip(images, top, left, flip, padding)
+    if flip is None:
+        flip = torch.rand(len(images), device=images.device) < 0.5
+    return crop_and_flip(images, top, left, flip, padding, border)
 
 
-def crop_and_flip(images, top, left, flip, padding):
-    """Pad images with black, crop each one to its original size, and flip it where `flip` is true, in one gather.
+def crop_and_flip(images, top, left, flip, padding, border="black"):
+    """Pad images, crop each one to its original size, and flip it where `flip` is true, in one gather.
 
-    `top`, `left`: int64 (B,), where the crop starts in the padded image. `flip`: bool (B,). `padding`: pixels per side.
+    `top`, `left`: int64 (B,), where the crop starts in the padded image. `flip`: bool (B,). `padding`: pixels per side,
+    which are black, or with `border="reflect"` mirror the image without repeating its outermost pixels.
     """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) + top[:, None]
     columns = torch.arange(width, device=images.device).expand(len(images), -1)
     columns = torch.where(flip[:, None], columns.flip(1), columns) + left[:, None]
+    if border == "reflect":
+        rows, columns = _reflect(rows - padding, height), _reflect(columns - padding, width)
+    else:
+        images = F.pad(images, (padding,) * 4)
     image = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    padded = F.pad(images, (padding,) * 4)
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _reflect(index, size):
+    """Mirror indices below 0 and above `size` - 1 back into the range, without repeating the ends."""
+    last = size - 1
+    return last - (last - index.abs()).abs()
 
 
 # RandAugment and TrivialAugment

@@ -86,6 +86,10 @@ def add_training_flags(parser):
     add("--epochs", type=epochs, default=200, help="passes over the training images")
     batch = "images per step; a large GPU prefers 512 or 1024 with a higher learning rate"
     add("--batch_size", type=POSITIVE_INT, default=128, help=batch)
+    small = "ViT: first epochs, on images of half the side; they take a quarter of the time, and cost little accuracy"
+    add("--small_epochs", type=NON_NEGATIVE, default=0.0, help=small)
+    keep = "ViT: fraction of the patches to train on after --small_epochs; it grows to 1 by the end, and saves time"
+    add("--keep_patches", type=number(float, above=0, at_most=1), default=1.0, help=keep)
     optimizers = "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest"
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help=optimizers)
     add("--learning_rate", type=POSITIVE, default=5e-4, help="peak learning rate of AdamW")
@@ -109,6 +113,10 @@ def add_augmentation_flags(parser):
         f"default: trivialaugment from {LONG_RUN} epochs on, otherwise basic"
     )
     add("--augment", choices=choices.POLICIES, help=policies)
+    padding = "pixels around an image before its random crop; default: an eighth of the side; short runs prefer fewer"
+    add("--crop_padding", type=NON_NEGATIVE_INT, help=padding)
+    border = "what is around an image: nothing, or its own mirror image"
+    add("--crop_border", choices=choices.BORDERS, default="black", help=border)
     add("--mixup", type=ALPHA, default=0.0, help="alpha of Mixup; often 0.8; 0 turns it off")
     cutmix = "alpha of CutMix; often 1; 0 turns it off; with --mixup, each image draws one of the two"
     add("--cutmix", type=ALPHA, default=0.0, help=cutmix)
@@ -119,7 +127,7 @@ def add_augmentation_flags(parser):
 def add_run_flags(parser):
     add = parser.add_argument_group("run").add_argument
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
-    precision = "precision of the forward pass; auto: bf16 on recent GPUs and AMX CPUs, fp16 on older GPUs, else fp32"
+    precision = "precision of the forward pass; auto: bf16 on GPUs and CPUs built for it, fp16 on older GPUs, else fp32"
     add("--precision", choices=choices.PRECISIONS, default="auto", help=precision)
     compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
@@ -178,6 +186,8 @@ def check_flags(args):
             f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs};"
             f" add --warmup_epochs {0.2 * args.epochs:g}"
         )
+    if args.small_epochs >= args.epochs:
+        raise UserError(f"--small_epochs {args.small_epochs:g} must be less than --epochs {args.epochs}")
     if args.schedule == "plateau" and args.val_images == 0:
         raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")
     if args.run_name is not None and not is_folder_name(args.run_name):
@@ -186,7 +196,11 @@ def check_flags(args):
 
 def check_sizes(args):
     """Raise `UserError` for sizes that do not fit each other. The networks in model.py refuse the same ones."""
+    if args.crop_padding is not None and args.crop_padding >= args.image_size:
+        raise UserError(f"--crop_padding {args.crop_padding} must be less than --image_size {args.image_size}")
     if args.model == "cnn":
+        if args.small_epochs or args.keep_patches < 1:
+            raise UserError("--small_epochs and --keep_patches need --model vit; leave them out")
         if args.image_size < 16:
             raise UserError(
                 f"--image_size {args.image_size} is too small for the CNN's four poolings; choose 16 or more"
@@ -198,6 +212,8 @@ def check_sizes(args):
             f"--patch_size {args.patch_size} does not divide --image_size {args.image_size};"
             f" choose one of {', '.join(divisors)}"
         )
+    if args.small_epochs and args.image_size % (2 * args.patch_size):
+        raise UserError("--small_epochs halves the images, so it needs an even number of patches per side")
     if args.embed_dim % args.n_attention_heads:
         nearest = max(1, round(args.embed_dim / args.n_attention_heads)) * args.n_attention_heads
         raise UserError(

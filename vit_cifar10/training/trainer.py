@@ -22,6 +22,7 @@ from vit_cifar10.runs import checkpoint
 from vit_cifar10.training.distributed import Job
 from vit_cifar10.training.hooks import Hooks
 from vit_cifar10.training.optim import ModelEma, build_optimizer, load_state
+from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.device import (
     autocast,
@@ -93,10 +94,12 @@ class Trainer:
         self.config = model_config(args, self.num_classes)
         seed_everything(args.seed)
         self.model = self.job.convert_sync_batchnorm(build_model(self.config)).to(device)
+        if args.small_epochs:
+            self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
         self.is_compiled = pick_compile(args.compile, device)
         parallel = self.job.parallel(self.model)
-        self.forward = torch.compile(parallel) if self.is_compiled else parallel
+        self.forward = torch.compile(parallel, dynamic=False) if self.is_compiled else parallel
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.augment = Augment(
@@ -108,6 +111,8 @@ class Trainer:
             cutmix=args.cutmix,
             mix_prob=args.mix_prob,
             random_erasing=args.random_erasing,
+            crop_padding=args.crop_padding,
+            crop_border=args.crop_border,
             compile=self.is_compiled,
         )
         muon = {"lr": args.muon_learning_rate, "weight_decay": args.muon_weight_decay, "compile": self.is_compiled}
@@ -117,10 +122,12 @@ class Trainer:
             weight_decay=args.weight_decay,
             muon=muon if args.optimizer == "muon" else None,
         )
+        total_steps = args.epochs * self.steps_per_epoch
+        self.patches = PatchSchedule(total_steps, round(args.small_epochs * self.steps_per_epoch), args.keep_patches)
         self.schedule = Schedule(
             self.optimizer,
             args.schedule,
-            total_steps=args.epochs * self.steps_per_epoch,
+            total_steps=total_steps,
             warmup_steps=round(args.warmup_epochs * self.steps_per_epoch),
         )
         self.epoch = self.step = 0
@@ -206,6 +213,9 @@ class Trainer:
             float (2,): the sum of the losses in the shard, and its number of correct predictions.
         """
         inputs, targets = self.augment(images, labels)
+        inputs = self.patches.shrink(inputs, self.step)
+        if self.args.keep_patches < 1:
+            self.model.patch_drop.keep = self.patches.keep(self.step)
         if self.job.size > 1:
             shard = self.job.shard(len(inputs))
             inputs, targets = inputs[shard], targets[shard]

@@ -6,6 +6,7 @@ The parsers and the code both import them, so that --help need not wait for PyTo
 NETWORKS = ("vit", "cnn")
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 POLICIES = ("none", "basic", "randaugment", "trivialaugment")  # of augmentation
+BORDERS = ("black", "reflect")  # around an image before its random crop
 SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")  # of the learning rate
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
