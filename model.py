@@ -451,6 +451,12 @@ def build_model(config):
         raise ValueError(f"these arguments do not fit the network {name}: {error}") from error
 
 
+def build_without_memory(config):
+    """`build_model`, without memory for the weights, on PyTorch's "meta" device."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
 def count_parameters(model):
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -466,9 +472,8 @@ def count_flops(config, backward=False, keep_patches=1.0):
     """
     from torch.utils.flop_counter import FlopCounterMode  # takes a tenth of a second to import
 
-    with torch.device("meta"):
-        model = build_model(config).train(backward)
-        images = torch.empty(1, config.get("in_chans", 3), config["img_size"], config["img_size"])
+    model = build_without_memory(config).train(backward)
+    images = torch.empty(1, config.get("in_chans", 3), config["img_size"], config["img_size"], device="meta")
     for module in model.modules():
         if isinstance(module, Attention):
             module.fused_attn = False  # the counter does not support every fused kernel

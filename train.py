@@ -26,9 +26,7 @@ if __name__ == "__main__":
 import shlex
 from pathlib import Path
 
-import torch
-
-from model import build_model, count_parameters
+from model import build_without_memory, count_parameters
 from vit_cifar10.data import dataset
 from vit_cifar10.flags.train import build_parser, complete, parse
 from vit_cifar10.runs.resume import resume_flags
@@ -116,9 +114,7 @@ def read_flags(argv):
 
 def check_network(args):
     """Raise `UserError` for a network that needs more memory than this machine has."""
-    with torch.device("meta"):  # takes no memory
-        model = build_model(model_config(args, num_classes=2))
-    parameters = count_parameters(model)
+    parameters = count_parameters(build_without_memory(model_config(args, num_classes=2)))
     needed, available = BYTES_PER_PARAMETER * parameters, physical_memory()
     if needed > available:
         raise UserError(

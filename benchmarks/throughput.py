@@ -38,14 +38,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import train
-from model import build_model, count_flops
+from model import build_model, build_without_memory, count_flops
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
-from vit_cifar10.training.optim import Muon, split_parameters
+from vit_cifar10.training.optim import Muon, muon_weights
 from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.utils.choices import DEVICES, PRECISIONS
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command
@@ -404,8 +404,8 @@ def epoch_flops(config):
     flags, network = config["flags"], config["model_config"]
     batch_size = min(flags["batch_size"], config["train_images"])
     steps = config["train_images"] // batch_size
-    small_steps, first_keep = round(flags.get("small_epochs", 0) * steps), flags.get("keep_patches", 1.0)
-    patches = PatchSchedule(flags["epochs"] * steps, small_steps, first_keep)
+    fewer = {name: flags[name] for name in ("small_epochs", "keep_patches") if name in flags}  # not in earlier runs
+    patches = PatchSchedule.of_run(steps, flags["epochs"], **fewer)
     per_update = update_flops(network, flags["optimizer"])
     per_image = functools.cache(
         lambda is_small, keep: count_flops(
@@ -423,9 +423,7 @@ def update_flops(config, optimizer):
     """Floating-point operations in the matrix products of an update: AdamW has none, Muon its Newton-Schulz steps."""
     if optimizer != "muon":
         return 0
-    with torch.device("meta"):
-        matrices, _ = split_parameters(build_model(config))
-    hidden = matrices[1:-1]
+    hidden = muon_weights(build_without_memory(config))
     for weight in hidden:
         weight.grad = torch.empty_like(weight)
     with FlopCounterMode(display=False) as counter:

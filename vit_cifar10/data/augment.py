@@ -86,14 +86,11 @@ class Augment:
         self.crop_border = crop_border
         self.apply = torch.compile(apply_operations) if compile else apply_operations
 
-    def __call__(self, images, labels, flip=None):
-        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C).
-
-        `flip`, bool (B,), chooses the images to mirror; None draws them. The policy "none" ignores it.
-        """
+    def __call__(self, images, labels):
+        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C)."""
         if self.policy != "none":
             padding = images.shape[-1] // 8 if self.crop_padding is None else self.crop_padding
-            images = random_crop_and_flip(images, padding, self.crop_border, flip)
+            images = random_crop_and_flip(images, padding, self.crop_border)
         if self.policy == "randaugment":
             images = rand_augment(images, self.apply)
         elif self.policy == "trivialaugment":
@@ -123,14 +120,10 @@ class Augment:
 # Crop and flip
 
 
-def random_crop_and_flip(images, padding, border="black", flip=None):
-    """Crop uint8 (B, 3, H, W) at random positions, as in `crop_and_flip`, and flip with probability 1/2.
-
-    `flip`, bool (B,), chooses the images to flip instead.
-    """
+def random_crop_and_flip(images, padding, border="black"):
+    """Crop uint8 (B, 3, H, W) at random positions, as in `crop_and_flip`, and flip with probability 1/2."""
     top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), device=images.device)
-    if flip is None:
-        flip = torch.rand(len(images), device=images.device) < 0.5
+    flip = torch.rand(len(images), device=images.device) < 0.5
     return crop_and_flip(images, top, left, flip, padding, border)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from model import build_model
+from model import build_without_memory
 from vit_cifar10.data import dataset
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
@@ -125,12 +125,6 @@ def check_weights(path, checkpoint):
     except (ValueError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise UserError(f"the weights in {path} do not fit the network it describes ({reason})") from error
-
-
-def build_without_memory(config):
-    """`build_model`, without memory for the weights."""
-    with torch.device("meta"):
-        return build_model(config)
 
 
 @dataclasses.dataclass(frozen=True)

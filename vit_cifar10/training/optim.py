@@ -18,17 +18,21 @@ def split_parameters(model):
     return matrices, rest
 
 
+def muon_weights(model):
+    """The hidden matrices and kernels: all except the first, which reads pixels, and the last, which makes logits."""
+    return split_parameters(model)[0][1:-1]
+
+
 def build_optimizer(model, learning_rate, weight_decay, muon=None):
     """AdamW (Loshchilov and Hutter, 2019), combined with Muon if `muon` holds Muon's options.
 
-    Weight decay applies only to matrices and kernels. Muon updates the hidden ones: all except the first, which reads
-    pixels, and the last, which produces the logits.
+    Weight decay applies only to matrices and kernels. Muon updates `muon_weights`.
     """
     matrices, rest = split_parameters(model)
     decayed = matrices if muon is None else [matrices[0], matrices[-1]]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel updates all weights
-    return adamw if muon is None else CombinedOptimizer(adamw, Muon(matrices[1:-1], **muon))
+    return adamw if muon is None else CombinedOptimizer(adamw, Muon(muon_weights(model), **muon))
 
 
 def load_state(optimizer, saved):

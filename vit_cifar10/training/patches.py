@@ -28,6 +28,11 @@ class PatchSchedule:
         self.small_steps = small_steps
         self.first_keep = first_keep
 
+    @classmethod
+    def of_run(cls, steps_per_epoch, epochs, small_epochs=0.0, keep_patches=1.0):
+        """The schedule that the flags of a run ask for."""
+        return cls(epochs * steps_per_epoch, round(small_epochs * steps_per_epoch), keep_patches)
+
     def shrink(self, images, step):
         """The images (B, C, H, W) for `step`: unchanged, or (B, C, H / 2, W / 2), the means of 2 x 2 pixels."""
         return F.avg_pool2d(images, 2) if self.is_small(step) else images

@@ -122,12 +122,11 @@ class Trainer:
             weight_decay=args.weight_decay,
             muon=muon if args.optimizer == "muon" else None,
         )
-        total_steps = args.epochs * self.steps_per_epoch
-        self.patches = PatchSchedule(total_steps, round(args.small_epochs * self.steps_per_epoch), args.keep_patches)
+        self.patches = PatchSchedule.of_run(self.steps_per_epoch, args.epochs, args.small_epochs, args.keep_patches)
         self.schedule = Schedule(
             self.optimizer,
             args.schedule,
-            total_steps=total_steps,
+            total_steps=args.epochs * self.steps_per_epoch,
             warmup_steps=round(args.warmup_epochs * self.steps_per_epoch),
         )
         self.epoch = self.step = 0
