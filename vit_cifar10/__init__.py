@@ -18,6 +18,7 @@ def end_on_ctrl_c():
 def end_quickly():
     """Skip the search for unused objects at the end of the process, which takes about half a second after PyTorch.
 
-    The system frees the memory anyway.
+    The system frees the memory anyway. Only test.py calls this: at the end of a training run, libraries would report
+    the objects that are left as leaks.
     """
     atexit.register(gc.freeze)
