@@ -10,10 +10,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import CHROMIUM, ROOT, run_test
+from browser import NARROW, evaluate, small_network, wait_until_drawn
+from helpers import ROOT, run_test
 from PIL import Image
 
-from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.maps import best_method
@@ -21,46 +21,7 @@ from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollo
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 from vit_cifar10.runs import checkpoint
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # attention has 16 bits, everything else is float32
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """A function that opens a page from its file. Afterwards, no page may have sent a request or logged a message."""
-    contexts, requests, messages = [], [], []
-
-    def open_page(path, viewport=None, **options):
-        context = browser.new_context(viewport=viewport or WIDE, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("dialog", lambda dialog: messages.append(dialog.message))
-        page.goto(path.as_uri())
-        requests.remove(path.as_uri())
-        return page
-
-    open_page.requests, open_page.messages = requests, messages
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not requests
-    assert not messages
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +33,6 @@ def pages(runs):
         entries = [explorer.explain_image(network, test.images[i], f"image {i}", "a label") for i in (5, 10, 13)]
         explorer.write_page(runs / f"{name}.html", network, entries)
     return {name: (runs / f"{name}.html", network, test.images) for name, network in networks.items()}
-
-
-def small_network(config):
-    """An untrained ViT whose class scores differ."""
-    sizes = {"model": "vit", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10, **config}
-    classes = [f"class {i}" for i in range(sizes["num_classes"])]
-    model = build_model(sizes)
-    torch.nn.init.normal_(model.head.weight)
-    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder"}
-    return checkpoint.Network("net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved)
-
-
-def evaluate(page, expression):
-    """An array of numbers that the page computes, as float32."""
-    return torch.tensor(page.evaluate(f"Array.from({expression})"), dtype=torch.float32)
-
-
-def wait_until_drawn(page):
-    """Wait until the page has drawn its last change."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def read(page):

@@ -1,0 +1,98 @@
+"""A network as the live page stores it: matrices with 8 bits a weight, and everything else in float32."""
+
+import contextlib
+
+import torch
+
+from vit_cifar10.explain.encoding import encode
+
+LEVELS = 127  # an 8-bit weight is an integer from -127 to 127, times the scale of its row
+
+
+def is_rounded(name, tensor):
+    """Whether a tensor is stored in 8 bits: the weights of linear layers and convolutions."""
+    return tensor.ndim >= 2 and name.endswith(".weight")
+
+
+def round_rows(matrix):
+    """Round the rows of a matrix (rows, ...) to 8 bits: int8 (rows, columns) and their float32 scales (rows, 1)."""
+    rows = matrix.flatten(1).float()
+    scales = (rows.abs().amax(dim=1, keepdim=True) / LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
+    return (rows / scales).round().to(torch.int8), scales
+
+
+def stored_tensors(model):
+    """The names and values of all weights and statistics that the forward pass reads."""
+    return [(name, value.cpu()) for name, value in model.state_dict().items() if value.is_floating_point()]
+
+
+def rounded_state(model):
+    """The state dict that the page computes with, as float32 tensors."""
+    state = dict(model.state_dict())
+    for name, value in stored_tensors(model):
+        if is_rounded(name, value):
+            integers, scales = round_rows(value)
+            state[name] = (integers * scales).view_as(value)
+    return state
+
+
+@contextlib.contextmanager
+def rounded(model):
+    """Give a network the weights that the page computes with."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(rounded_state(model))
+    try:
+        yield
+    finally:
+        model.load_state_dict(state)
+
+
+def rounding_effect(network, images):
+    """How far rounding the weights moves the class probabilities of images, uint8 (B, 3, H, W): the largest change."""
+    probabilities = network.logits(images).softmax(dim=1)
+    with rounded(network.model):
+        return (network.logits(images).softmax(dim=1) - probabilities).abs().max().item()
+
+
+def encode_network(network):
+    """A network as plain values for the page: its configuration, and its weights as base64."""
+    tensors, integers, floats = [], [], []
+    for name, value in stored_tensors(network.model):
+        rows = value.flatten(1) if value.ndim > 1 else value[None]
+        tensor = {"name": name, "rows": rows.shape[0], "columns": rows.shape[1], "isRounded": is_rounded(name, value)}
+        tensors.append(tensor)
+        if tensor["isRounded"]:
+            rounded, scales = round_rows(value)
+            integers.append(rounded.flatten())
+            floats.append(scales.flatten())
+        else:
+            floats.append(rows.flatten().float())
+    return {
+        "config": describe_network(network),
+        "tensors": tensors,
+        "integers": encode(torch.cat(integers), "i1"),
+        "floats": encode(torch.cat(floats)),
+    }
+
+
+def describe_network(network):
+    """The sizes of a network, with the names that page/network.js uses."""
+    model = network.model
+    sizes = {
+        "isVit": model.has_attention,
+        "imageSize": network.image_size,
+        "classes": len(network.classes),
+        "mean": network.mean.flatten().tolist(),
+        "std": network.std.flatten().tolist(),
+    }
+    if not model.has_attention:
+        return sizes
+    return sizes | {
+        "patchSize": model.patch_embed.proj.kernel_size[0],
+        "width": model.head.in_features,
+        "depth": len(model.blocks),
+        "heads": model.blocks[0].attn.num_heads,
+        "hidden": model.blocks[0].mlp.fc1.out_features,
+        "pool": model.global_pool,
+        "prefix": model.num_prefix_tokens,
+    }
