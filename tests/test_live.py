@@ -307,8 +307,9 @@ def test_changes_can_be_undone_and_are_in_the_address(visit, tmp_path):
     page.locator("#switch-mlp").click()
     wait_for_answer(page)
     assert page.locator("#answers-title").inner_text() == (
-        "Probabilities with your painting, without 4 patches, without MLP of layer 3"
+        "Probabilities with your painting, without 4 patches, without the MLP of layer 3"
     )
+    assert "→ now " in page.locator("h1").inner_text()
     probabilities = evaluate(page, "state.answer.probabilities")
     page.wait_for_timeout(600)  # the address follows after a moment
     address = page.url

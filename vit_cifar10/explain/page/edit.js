@@ -5,9 +5,12 @@ const TOOLS = ["remove", "paint"];
 function buildEditing() {
   byId("editing").hidden = byId("switches").hidden = false;
   byId("switches").hidden = !data.isVit;
-  byId("tool-remove").addEventListener("click", () => change({ tool: "remove" }));
+  byId("tool-remove").addEventListener("click", () => {
+    change({ tool: "remove", strength: state.strengthBefore ?? state.strength, strengthBefore: null });
+  });
   byId("tool-paint").addEventListener("click", () => { // the map would hide the colors
-    change({ tool: "paint", strength: Math.min(state.strength, 15) });
+    if (state.tool === "paint") return;
+    change({ tool: "paint", strength: Math.min(state.strength, 15), strengthBefore: state.strength });
   });
   byId("tools").addEventListener("keydown", moveAmong);
   byId("color").addEventListener("input", () => change({ color: byId("color").value, tool: "paint" }));
@@ -91,7 +94,8 @@ function toggleSwitch(name) {
 
 function switchName(name) {
   const [layer, head] = name.slice(1).split(".");
-  return { h: `head ${head} of layer ${layer}`, a: `attention of layer ${layer}`, m: `MLP of layer ${layer}` }[name[0]];
+  const ofLayer = `of layer ${layer}`;
+  return { h: `head ${head} ${ofLayer}`, a: `the attention ${ofLayer}`, m: `the MLP ${ofLayer}` }[name[0]];
 }
 
 function drawEditing() {
@@ -114,7 +118,7 @@ function drawEditing() {
     control.hidden = name === null;
     if (name === null) continue;
     control.setAttribute("aria-pressed", state.off.has(name));
-    control.textContent = capital(switchName(name));
+    control.textContent = `${capital(switchName(name))}${state.off.has(name) ? ": off" : ""}`;
   }
   drawSwitchedOff();
   for (const choice of byId("thumbnails").querySelectorAll("button")) {
@@ -151,5 +155,5 @@ function liveNote() {
   if (live.failure) return live.failure;
   if (!state.answer) return "The network is being loaded …";
   const time = Math.max(1, Math.round(state.answer.milliseconds));
-  return `Select a class to explain it. All numbers are computed by the network in this page, these in ${time} ms.`;
+  return `Select a class to see which patches speak for and against it. The network took ${time} ms.`;
 }

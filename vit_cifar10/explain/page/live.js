@@ -116,12 +116,11 @@ function receive({ kind, id, ...part }) {
 /** Use the worker's answer for an untouched image, so that changes are compared within one arithmetic. */
 function adoptWhole(answered) {
   const image = images[answered.image], isNew = !image.whole, { probabilities } = answered;
-  image.whole = answered;
-  live.wholes.add(answered.image);
-  if (!isNew) return;
   const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
+  image.whole = answered;
   image.explained = order.slice(0, data.explainedClasses);
-  state.target = order.includes(image.target) ? image.target : order[0];
+  live.wholes.add(answered.image);
+  if (isNew) state.target = order.includes(image.target) ? image.target : order[0];
 }
 
 function fail(message) {

@@ -21,8 +21,9 @@ const state = {
   pixels: null, // of the image, if it has been painted on
   version: 0, // a number for these pixels; 0 for the original ones
   tool: "remove", // what dragging over the image does: "remove" or "paint"
-  color: "#808080",
+  color: "#d02020",
   brush: 2, // its radius in pixels
+  strengthBefore: null, // the overlay before painting, which lowers it
   step: null, // of the explanation of how the network works, or null if it is closed
 };
 
@@ -37,9 +38,10 @@ function toggle(patch) {
   edit({ removed, token: patch });
 }
 
-/** Show another image. */
+/** Show another image. What was changed on the last one can no longer be undone. */
 function selectImage(index) {
-  edit(stateOfImage(index));
+  past.length = future.length = 0;
+  choose(stateOfImage(index));
 }
 
 /** The changes of the state that show an image without changes to it. */
@@ -68,7 +70,7 @@ function setTheme(isDark) {
 }
 
 const past = [], future = []; // what Undo and Redo restore
-const EDITED = ["image", "removed", "off", "fill", "pixels", "version"]; // the parts of the state that they restore
+const EDITED = ["removed", "off", "fill", "pixels", "version"]; // the parts of the state that they restore
 
 function snapshot() {
   return Object.fromEntries(EDITED.map((key) => [key, state[key]]));
@@ -84,6 +86,7 @@ function remember() {
 /** Change the image or the network, so that it can be undone. */
 function edit(changes) {
   remember();
+  if (isLive) byId("editing-note").textContent = "";
   choose(changes);
 }
 
@@ -92,7 +95,7 @@ function restore(from, to) {
   const kept = from.pop();
   if (!kept) return;
   to.push(snapshot());
-  choose(kept.image === state.image ? kept : { ...stateOfImage(kept.image), ...kept });
+  choose(kept);
 }
 
 function change(changes) {

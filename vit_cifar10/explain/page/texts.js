@@ -154,6 +154,15 @@ const largestOf = (values) => values.indexOf(Math.max(...values));
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
+/** The name of an image and its prediction, before and after what the user has changed. */
+function headline({ name, whole }) {
+  const effect = isLive ? comparison() : null, { probabilities } = whole;
+  const was = largestOf(probabilities), before = `${data.classes[was]}, ${percent(probabilities[was])}`;
+  if (!effect) return `${name}: predicted ${before}`;
+  const is = largestOf(effect.after);
+  return `${name}: predicted ${before} → now ${data.classes[is]}, ${percent(effect.after[is])}`;
+}
+
 function removalNote() {
   if (isLive) return liveNote();
   return {
@@ -186,9 +195,10 @@ function contributionText(moves) {
     const layer = Math.floor(index / data.heads) + 1, head = (index % data.heads) + 1;
     return `layer ${layer}, head ${head} (${contribution(moves[index])})`;
   };
-  return `The bar below each map shows how far the head's output moves the score of ${targetName()} directly: red to `
-    + `the right raises it, blue to the left lowers it. It rises most by ${name(order[0])}, and falls most, or rises `
-    + `least, by ${name(order.at(-1))}.`;
+  const largest = moves[order[0]] > 0 ? ` It is raised most by ${name(order[0])}.` : "";
+  const smallest = moves[order.at(-1)] < 0 ? ` It is lowered most by ${name(order.at(-1))}.` : "";
+  return `The bar below each map shows how far the head's output moves the score of ${targetName()} directly, without `
+    + `the reaction of later layers: red to the right raises it, blue to the left lowers it.${largest}${smallest}`;
 }
 
 /** Where the numbers come from. */

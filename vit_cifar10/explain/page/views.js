@@ -6,9 +6,7 @@ function draw() {
     ask();
     return;
   }
-  const { probabilities } = image.whole;
-  const predicted = largestOf(probabilities), confidence = percent(probabilities[predicted]);
-  byId("title").textContent = `${image.name}: predicted ${data.classes[predicted]}, ${confidence}`;
+  byId("title").textContent = headline(image);
   const small = byId("image");
   small.width = small.height = data.imageSize;
   small.getContext("2d").drawImage(shownPicture().color, 0, 0);

@@ -1,11 +1,14 @@
 // Live pages of a ViT: how the network works, in six steps, with the numbers of the image on the page.
 
+const CLASS_TOKEN_TEXT = " One more token, the class token, belongs to no patch: it gathers information, and the "
+  + "prediction is read from it.";
+
 const STEPS = [
   {
     title: "Patches become tokens",
     text: ({ patch, size }) => `The image is cut into ${patches} patches of ${size} × ${size} pixels. The `
       + `${3 * size * size} numbers of each patch are multiplied by one matrix. The result is its token: `
-      + `${live.config.width} numbers.`,
+      + `${live.config.width} numbers.${prefix ? CLASS_TOKEN_TEXT : ""}`,
     draw({ patch, projected }) {
       addImageWith(patch);
       addPicture(`the patch in ${patchName(patch)}`, (canvas) => drawPatch(canvas, patch), true);
@@ -57,7 +60,7 @@ const STEPS = [
     },
   },
   {
-    title: "The head",
+    title: "From token to prediction",
     text: () => `After the last layer, ${output} is normalized and multiplied by one more matrix. This gives one score `
       + "per class, and the softmax turns the scores into probabilities.",
     draw({ final, logits }) {
