@@ -5,9 +5,9 @@ function address() {
   const isOwn = state.image >= data.images.length, image = isOwn ? null : state.image;
   const own = isOwn ? images[state.image].name : null;
   const pixels = state.pixels ?? (isOwn ? images[state.image].pixels : null);
-  const { method, layer, head, token, target, fill } = state;
+  const { method, layer, head, token, target, fill, step } = state;
   const removed = [...state.removed].sort((a, b) => a - b).join("."), off = [...state.off].sort().join("-");
-  const parts = { image, own, method, layer, head, token, target, removed, off, fill };
+  const parts = { image, own, method, layer, head, token, target, removed, off, fill, step };
   if (pixels) parts.pixels = encode(pixels);
   const kept = Object.entries(parts).filter(([, value]) => value !== null && value !== "");
   return new URLSearchParams(kept).toString();
@@ -49,6 +49,7 @@ function readAddress() {
     removed: new Set(listed("removed", ".").map(Number).filter(isPatch)),
     off: new Set(listed("off", "-").filter(isSwitch)),
     fill: parts.get("fill") === "blur" ? "blur" : "mean",
+    step: data.isVit ? number("step", 0, STEPS.length - 1, null) : null,
     ...(pixels && !isOwn && { pixels, version: versions }),
   });
 }

@@ -50,6 +50,7 @@ function build() {
 
   drawScale(byId("other-scale"), false);
   byId("origin").textContent = originText();
+  byId("layer-keys").hidden = !data.isVit;
   if (isLive) buildEditing();
 }
 

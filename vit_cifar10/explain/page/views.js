@@ -57,7 +57,7 @@ function drawMaps(method) {
   const ends = {
     attention: ["0", percent(maximum)],
     evidence: [`against: ${contribution(-maximum)}`, `for: ${contribution(maximum)}`],
-    removal: [`without it: ${points(maximum)}`, `without it: ${points(-maximum)}`],
+    removal: ["raises", "lowers"].map((verb) => `${verb} it by ${points(maximum).replace("+", "")}`),
   };
   [byId("main-least").textContent, byId("main-most").textContent] = ends[state.method] ?? ["0", "maximum"];
   if (to) {
