@@ -182,7 +182,10 @@ def test_any_patches_can_be_removed(fill, visit, tmp_path):
         mask = torch.zeros(1, grid, grid)
         mask.view(-1)[removed] = 1
         change(page, f"{{removed: new Set({removed}), fill: '{fill}', target: {TARGET}}}")
-        check_answer(page, network, replace(enlarge(mask, 32).bool()))
+        expected = replace(enlarge(mask, 32).bool())
+        check_answer(page, network, expected)
+        seen = evaluate(page, "state.answer.seen").view(32, 32, 3).permute(2, 0, 1)
+        torch.testing.assert_close(seen, 255 * expected[0], rtol=0, atol=0.51)  # mean 0 and std 1 in this network
     page.evaluate("explorer.change({removed: new Set([7]), method: 'removal'})")
     wait_until_drawn(page)
     wait_for_answer(page)

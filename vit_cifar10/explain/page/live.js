@@ -95,9 +95,9 @@ function receive({ kind, id, ...part }) {
   if (id !== live.number || !live.asked) return; // the state has changed since
   const { answer: answered } = live.asked;
   if (kind === "answer") {
-    const { logits: scores, attention: weights, rollout, lens, milliseconds } = part;
+    const { logits: scores, attention: weights, rollout, lens, seen, milliseconds } = part;
     const probabilities = softmaxOf(scores);
-    Object.assign(answered, { scores, probabilities, attention: weights, rollout, lens, milliseconds });
+    Object.assign(answered, { scores, probabilities, attention: weights, rollout, lens, seen, milliseconds });
     if (!live.wholes.has(answered.image)) adoptWhole(answered);
     state.answer = answered;
     live.asked.target ??= state.target;

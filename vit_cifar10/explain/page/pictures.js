@@ -43,9 +43,14 @@ function paintMap(canvas, map, maximum, isSigned = false, opacity = 1) {
 
 const pictures = new Map(); // of the last pixels that were shown
 
+/** The pixels that the network sees instead of removed patches, with the rest of the image, or null if unknown. */
+function seenPixels() {
+  return state.removed.size ? state.answer?.seen ?? null : null;
+}
+
 /** The image as it now is, in color and in gray. */
 function shownPicture() {
-  const pixels = state.pixels ?? images[state.image].pixels;
+  const pixels = seenPixels() ?? state.pixels ?? images[state.image].pixels;
   if (!pictures.has(pixels)) {
     pictures.clear();
     pictures.set(pixels, { color: picture(pixels), gray: picture(pixels, true) });
@@ -87,16 +92,21 @@ function drawScale(canvas, isSigned) {
   canvas.getContext("2d").putImageData(content, 0, 0);
 }
 
+/** Cross out a removed patch. If it is not known what the network sees there, it becomes gray. */
 function drawRemoved(context, patch, cell) {
   const x = (patch % data.grid) * cell, y = Math.floor(patch / data.grid) * cell;
-  context.fillStyle = "rgb(120 120 120)";
-  context.fillRect(x, y, cell, cell);
-  context.strokeStyle = "rgb(255 255 255)";
-  context.lineWidth = 2;
+  if (!seenPixels()) {
+    context.fillStyle = "rgb(120 120 120)";
+    context.fillRect(x, y, cell, cell);
+  }
   context.beginPath();
-  context.moveTo(x + cell * 0.25, y + cell * 0.25); context.lineTo(x + cell * 0.75, y + cell * 0.75);
-  context.moveTo(x + cell * 0.75, y + cell * 0.25); context.lineTo(x + cell * 0.25, y + cell * 0.75);
-  context.stroke();
+  context.moveTo(x + cell * 0.3, y + cell * 0.3); context.lineTo(x + cell * 0.7, y + cell * 0.7);
+  context.moveTo(x + cell * 0.7, y + cell * 0.3); context.lineTo(x + cell * 0.3, y + cell * 0.7);
+  for (const [style, width] of [["rgb(0 0 0 / 60%)", 4], ["rgb(255 255 255)", 2]]) {
+    context.strokeStyle = style;
+    context.lineWidth = width;
+    context.stroke();
+  }
 }
 
 function outline(context, patch, cell) {

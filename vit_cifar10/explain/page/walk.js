@@ -166,10 +166,7 @@ function drawPatch(canvas, patch) {
   const size = data.imageSize / data.grid;
   const left = (patch % data.grid) * size, top = Math.floor(patch / data.grid) * size;
   canvas.width = canvas.height = size;
-  const context = canvas.getContext("2d");
-  context.fillStyle = "rgb(120 120 120)"; // of removed patches
-  if (state.removed.has(patch)) context.fillRect(0, 0, size, size);
-  else context.drawImage(shownPicture().color, -left, -top);
+  canvas.getContext("2d").drawImage(shownPicture().color, -left, -top);
 }
 
 function addScores(logits) {

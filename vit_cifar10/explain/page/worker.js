@@ -87,7 +87,7 @@ function nextMessage() {
 function* answers(current) {
   const { pixels, fill, off, target, wantsRemoval } = current, parts = new Set(off), started = performance.now();
   const { inputs, trace } = see(current);
-  const answer = { kind: "answer", logits: trace.logits };
+  const answer = { kind: "answer", logits: trace.logits, seen: current.removed.length ? toPixels(inputs) : null };
   if (isVit) {
     answer.attention = allWeights(trace);
     answer.rollout = join(rollout(network, trace, parts));
@@ -209,6 +209,16 @@ function normalize(pixels) {
   for (let index = 0; index < out.length; index += 1) {
     const channel = index % 3;
     out[channel * area + Math.floor(index / 3)] = (pixels[index] / 255 - mean[channel]) / std[channel];
+  }
+  return out;
+}
+
+/** The reverse of `normalize`. */
+function toPixels(inputs) {
+  const area = inputs.length / 3, out = new Uint8ClampedArray(inputs.length);
+  for (let index = 0; index < out.length; index += 1) {
+    const channel = index % 3;
+    out[index] = 255 * (inputs[channel * area + Math.floor(index / 3)] * std[channel] + mean[channel]);
   }
   return out;
 }
