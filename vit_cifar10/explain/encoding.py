@@ -10,8 +10,3 @@ def encode(values, dtype="<f4"):
     """An array or tensor as base64 of its little-endian bytes."""
     values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
     return base64.b64encode(np.ascontiguousarray(values, dtype=dtype)).decode()
-
-
-def encode_grids(grids):
-    """Square maps (..., side, side) as base64, together with their side."""
-    return {"side": grids.shape[-1], "values": encode(grids)}

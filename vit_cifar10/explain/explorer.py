@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 
-from vit_cifar10.explain.encoding import encode, encode_grids
+from vit_cifar10.explain.encoding import encode
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import encode_network, rounding_effect
 from vit_cifar10.explain.maps import best_method
@@ -64,16 +64,16 @@ def explain_image(network, image, name, label):
         "probabilities": encode(probabilities),
         "explained": explained.tolist(),
         "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
-        "evidence": encode_grids(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
-        "gradCam": encode_grids(grad_cam(model, repeated, explained)),  # (explained, h * w)
+        "evidence": encode(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
+        "gradCam": encode(grad_cam(model, repeated, explained)),  # (explained, h * w)
     }
     if model.has_attention:
         maps = attention_maps(model, inputs)
         fractions = (maps[:, 0] * 65535).round().cpu().numpy()
         entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
-        entry["rollout"] = encode_grids(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
+        entry["rollout"] = encode(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
         by_layer = gradient_rollout_by_layer(model, repeated, explained)
-        entry["gradientRollout"] = encode_grids(by_layer.transpose(0, 1))  # (explained, layers, patches)
+        entry["gradientRollout"] = encode(by_layer.transpose(0, 1))  # (explained, layers, patches)
         entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
         contributions = head_contributions(model, repeated, explained)
         entry["contributions"] = encode(contributions.transpose(0, 1))  # (explained, layers, heads)

@@ -6,8 +6,9 @@ function address() {
   const own = isOwn ? images[state.image].name : null;
   const pixels = state.pixels ?? (isOwn ? images[state.image].pixels : null);
   const { method, layer, head, token, target, fill, step } = state;
-  const removed = [...state.removed].sort((a, b) => a - b).join("."), off = [...state.off].sort().join("-");
-  const parts = { image, own, method, layer, head, token, target, removed, off, fill, step };
+  const { removed, off } = describeState(false);
+  const parts = { image, own, method, layer, head, token, target };
+  Object.assign(parts, { removed: removed.join("."), off: off.join("-"), fill, step });
   if (pixels) parts.pixels = encode(pixels);
   const kept = Object.entries(parts).filter(([, value]) => value !== null && value !== "");
   return new URLSearchParams(kept).toString();

@@ -33,7 +33,7 @@ const images = data.images.map((image) => ({
 function measured(image) {
   const stacks = {};
   for (const name of ["evidence", "gradCam", "gradientRollout", "contributions"]) {
-    if (image[name]) stacks[name] = floats(image[name].values ?? image[name]);
+    if (image[name]) stacks[name] = floats(image[name]);
   }
   const explanations = new Map(image.explained.map((target, index) => {
     const maps = Object.entries(stacks).map(([name, values]) => {
@@ -48,7 +48,7 @@ function measured(image) {
     probabilities: floats(image.probabilities),
     removal: floats(image.removal),
     attention: image.attention && fractions(image.attention),
-    rollout: image.rollout && floats(image.rollout.values),
+    rollout: image.rollout && floats(image.rollout),
     lens: image.lens && floats(image.lens),
     explanations,
   };

@@ -1,9 +1,10 @@
 // Live pages: changing the image and the network, and the address that restores the changes.
 
 const TOOLS = ["remove", "paint"];
+const PARTS = ["head", "attention", "mlp"]; // what can be switched off in the selected layer
 
 function buildEditing() {
-  byId("editing").hidden = byId("switches").hidden = false;
+  byId("editing").hidden = false;
   byId("switches").hidden = !data.isVit;
   byId("tool-remove").addEventListener("click", () => {
     change({ tool: "remove", strength: state.strengthBefore ?? state.strength, strengthBefore: null });
@@ -36,7 +37,7 @@ function buildEditing() {
   board.addEventListener("pointerdown", startStroke);
   board.addEventListener("pointermove", continueStroke);
   for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => { stroke = null; });
-  for (const part of ["head", "attention", "mlp"]) {
+  for (const part of PARTS) {
     byId(`switch-${part}`).addEventListener("click", () => toggleSwitch(partOf(part)));
   }
   window.addEventListener("hashchange", () => location.hash.slice(1) !== address() && readAddress());
@@ -113,7 +114,7 @@ function drawEditing() {
   byId("redo").disabled = future.length === 0;
   byId("reset").disabled = !isEdited() && state.fill === "mean";
   byId("patches").classList.toggle("painting", state.tool === "paint");
-  for (const part of ["head", "attention", "mlp"]) {
+  for (const part of PARTS) {
     const name = partOf(part), control = byId(`switch-${part}`);
     control.hidden = name === null;
     if (name === null) continue;
@@ -130,7 +131,7 @@ function drawEditing() {
 
 /** One button for each part that is off and has no button above. They are only replaced if they change. */
 function drawSwitchedOff() {
-  const above = ["head", "attention", "mlp"].map(partOf), list = byId("switched-off");
+  const above = PARTS.map(partOf), list = byId("switched-off");
   const names = [...state.off].filter((name) => !above.includes(name)).sort();
   if (list.dataset.names === names.join()) return;
   list.dataset.names = names.join();

@@ -115,8 +115,7 @@ function receive({ kind, id, ...part }) {
 
 /** Use the worker's answer for an untouched image, so that changes are compared within one arithmetic. */
 function adoptWhole(answered) {
-  const image = images[answered.image], isNew = !image.whole, { probabilities } = answered;
-  const order = Array.from(probabilities.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
+  const image = images[answered.image], isNew = !image.whole, order = orderOf(answered.probabilities);
   image.whole = answered;
   image.explained = order.slice(0, data.explainedClasses);
   live.wholes.add(answered.image);

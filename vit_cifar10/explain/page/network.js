@@ -168,7 +168,7 @@ class SimpleCNN {
     return { kernel, scale, shift, inputs, outputs };
   }
 
-  /** Normalized pixels (3 × size × size) -> {stages, hidden, active, logits}. Maps are (size · size × channels). */
+  /** Normalized pixels (3 × size × size) -> {stages, hidden, logits}. Maps are (size · size × channels). */
   forward(pixels) {
     let size = this.imageSize, x = transpose(pixels, 3, size * size);
     const stages = this.stages.map((stage) => {
@@ -188,7 +188,7 @@ class SimpleCNN {
     const hidden = linear(flat, weights["classifier.1.weight"], weights["classifier.1.bias"], 1, flat.length, units);
     const active = hidden.map((value) => Math.max(0, value));
     const logits = linear(active, weights["classifier.4.weight"], weights["classifier.4.bias"], 1, units, classes);
-    return { stages, pooledSize: size, hidden, active, logits };
+    return { stages, hidden, logits };
   }
 }
 

@@ -104,7 +104,7 @@ function readout(map, to) {
   const sentences = [];
   if (map.isPending) return "";
   if (state.method === "attention") {
-    const strongest = ({ values }) => Array.from(values.keys()).sort((a, b) => values[b] - values[a]).slice(0, 3)
+    const strongest = ({ values }) => orderOf(values).slice(0, 3)
       .map((patch) => `${patchName(patch)} (${percent(values[patch])})`).join("; ");
     sentences.push(`${capital(tokenName(state.token))} attends most to ${strongest(map)}.`);
     if (map.classToken !== null) sentences.push(`Attention to the class token: ${percent(map.classToken)}.`);
@@ -150,6 +150,9 @@ function comparison() {
   return { before, after, cause: `without ${patchName(patch)}` };
 }
 
+/** The indices of values, that of the largest value first. */
+const orderOf = (values) => Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
+
 const largestOf = (values) => values.indexOf(Math.max(...values));
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
@@ -190,7 +193,7 @@ function lensText(layers) {
 
 function contributionText(moves) {
   if (!moves) return "";
-  const order = Array.from(moves.keys()).sort((a, b) => moves[b] - moves[a]);
+  const order = orderOf(moves);
   const name = (index) => {
     const layer = Math.floor(index / data.heads) + 1, head = (index % data.heads) + 1;
     return `layer ${layer}, head ${head} (${contribution(moves[index])})`;

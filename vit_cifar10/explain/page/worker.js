@@ -124,9 +124,9 @@ function see({ pixels, version, removed, fill, off }) {
 /** The forward pass, from the first layer whose switches have changed since the last one. */
 function forward(inputs, key, off) {
   let trace;
-  if (last.key !== key || !isVit) {
-    trace = last.key === key ? last.trace : network.forward(inputs, off);
-  } else {
+  if (last.key !== key) {
+    trace = network.forward(inputs, off);
+  } else { // a CNN has no switches
     const layers = symmetricDifference(off, last.off).map((part) => Number.parseInt(part.slice(1), 10) - 1);
     trace = layers.length ? network.forward(inputs, off, last.trace, Math.min(...layers)) : last.trace;
   }
