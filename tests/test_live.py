@@ -312,7 +312,7 @@ def test_changes_can_be_undone_and_are_in_the_address(visit, tmp_path):
     assert page.locator("#answers-title").inner_text() == (
         "Probabilities with your painting, without 4 patches, without the MLP of layer 3"
     )
-    assert "→ now " in page.locator("h1").inner_text()
+    assert " → " in page.locator("h1").inner_text()
     probabilities = evaluate(page, "state.answer.probabilities")
     page.wait_for_timeout(600)  # the address follows after a moment
     address = page.url
@@ -364,6 +364,43 @@ def test_the_walk_and_the_page_fit_a_phone(name, visit, tmp_path):
         assert page.locator("#walk-picture").locator("canvas, ol").count() >= 1
         assert "NaN" not in page.locator("#walk").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("name", ["token", "avg"])
+def test_the_walk_shows_the_numbers_of_pytorch(name, visit, tmp_path):
+    network = random_network(NETWORKS[name])
+    images = write_live(network, tmp_path / "page.html", 1)
+    page = visit(tmp_path / "page.html")
+    wait_for_answer(page)
+    page.evaluate("drawWalk = (numbers) => { window.walked = numbers; }")
+    model, patch, head = network.model, 9, 1
+    token = patch + model.num_prefix_tokens
+    with rounded(model), torch.inference_mode():
+        tokens = model.embed(network.prepare(images))
+        position = model.pos_embed[0]
+        expected = {
+            "projected": tokens[0, token] - position[token],
+            "similarity": torch.cosine_similarity(position[token][None], position[model.num_prefix_tokens :]),
+        }
+        for layer, block in enumerate(model.blocks, start=1):
+            mixed, weights = block.attn.forward_with_weights(block.norm1(tokens))
+            query, key, _ = block.attn.project(block.norm1(tokens))
+            made = block.mlp(block.norm2(tokens + mixed))
+            expected |= {
+                "query": query[0, head - 1, token],
+                "scores": key[0, head - 1] @ query[0, head - 1, token] * block.attn.scale,
+                "weights": weights[0, head - 1, token],
+                "before": tokens[0, token],
+                "gathered": mixed[0, token],
+                "made": made[0, token],
+                "after": (tokens + mixed + made)[0, token],
+            }
+            tokens = tokens + mixed + made
+            page.evaluate("delete window.walked")
+            change(page, f"{{step: 4, layer: {layer}, head: {head + 1}, token: {patch}}}")
+            page.wait_for_timeout(100)
+            for part, values in expected.items():
+                check_relative(evaluate(page, f"walked.{part}"), values)
 
 
 def test_a_page_without_an_image_opens_with_a_drawn_one(runs, visit, monkeypatch):

@@ -32,7 +32,7 @@ from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable
 
 PAGE = Path(__file__).parent / "page"
-PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "save")
+PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "chart", "save")
 LIVE_SCRIPTS = ("image", "live", "edit", "strokes", "address", "walk")
 WORKER_SCRIPTS = ("kernel", "matrix", "network", "gradients", "worker")
 KINDS = {"vit": "ViT", "cnn": "CNN"}
@@ -97,18 +97,11 @@ def describe(network):
         "heads": model.blocks[0].attn.num_heads if is_vit else 0,
         "hasClassToken": is_vit and model.num_prefix_tokens == 1,
         "pool": model.global_pool if is_vit else None,
-        "reference": None if is_vit else encode(mean_color_scores(network)),
         **{
             name: encode((255 * matplotlib.colormaps[palette](np.arange(256))[:, :3]).round(), "u1")
             for name, palette in palettes.items()
         },
     }
-
-
-@torch.inference_mode()
-def mean_color_scores(network):
-    """The logits (C,) of an image in the mean color of the data set, to which DeepLIFT compares images."""
-    return network.model(torch.zeros(1, 3, network.image_size, network.image_size, device=network.device))[0]
 
 
 def fill_page(network, entries, live=False):

@@ -23,6 +23,8 @@ function build() {
   }
   byId("methods").addEventListener("keydown", moveAmong);
 
+  for (const tool of TOOLS) byId(`tool-${tool}`).addEventListener("click", () => selectTool(tool));
+  byId("tools").addEventListener("keydown", moveAmong);
   buildPatches();
   if (data.isVit) {
     const names = [...(data.hasClassToken ? [CLASS_TOKEN] : []), ...(data.pool === "avg" ? [ALL_PATCHES] : [])];
@@ -47,6 +49,7 @@ function build() {
   byId("export").addEventListener("click", save);
   byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
   document.addEventListener("keydown", shortcut);
+  window.addEventListener("resize", show); // the chart fits its width
 
   drawScale(byId("other-scale"), false);
   byId("origin").textContent = originText();
@@ -60,7 +63,7 @@ function buildImage(image, index) {
   const small = picture(image.pixels);
   small.setAttribute("aria-hidden", "true");
   choice.append(small, image.name);
-  byId("images").hidden = images.length < 2;
+  byId("gallery").hidden = !isLive && images.length < 2;
 }
 
 const cells = []; // one button per patch
@@ -78,12 +81,16 @@ function buildPatches() {
     const cell = button(row, "", (event) => {
       const isFirstTap = touched === patch; // a finger cannot hover, so its first tap only selects
       touched = null;
-      if (!isFirstTap && !(isLive && isHandledByStroke(event))) toggle(patch);
+      if (isFirstTap || (isLive && isHandledByStroke(event))) return;
+      if (state.tool === "select") selectPatch(patch);
+      else toggle(patch);
     });
     cells.push(cell);
     cell.setAttribute("role", "gridcell");
     cell.dataset.patch = patch;
-    cell.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && change({ token: patch }));
+    cell.addEventListener("pointerenter", (event) => {
+      if (event.pointerType === "mouse" && state.tool !== "select") change({ token: patch });
+    });
     cell.addEventListener("pointerdown", (event) => {
       touched = event.pointerType !== "mouse" && state.token !== patch ? patch : null;
       if (touched !== null) change({ token: patch });
@@ -104,7 +111,7 @@ function buildPatches() {
 /** Build the thumbnails, with one column per layer and one row per head. */
 function buildOverview() {
   const table = byId("thumbnails");
-  table.style.gridTemplateColumns = `max-content repeat(${data.layers}, minmax(0, 5rem))`;
+  table.style.gridTemplateColumns = `max-content repeat(${data.layers}, minmax(0, 7rem))`;
   const label = (text) => {
     const element = document.createElement("span");
     element.textContent = text;
@@ -129,7 +136,7 @@ function moveAmong(event) {
   const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
   if (!step) return;
   event.preventDefault();
-  const choices = [...event.currentTarget.children];
+  const choices = [...event.currentTarget.children].filter((choice) => !choice.hidden);
   const next = choices[(choices.indexOf(document.activeElement) + step + choices.length) % choices.length];
   next.click();
   next.focus();

@@ -11,7 +11,6 @@ const prefix = data.hasClassToken ? 1 : 0;
 const tokens = patches + prefix;
 const colors = palette(data.colors);
 const differences = palette(data.differences);
-let referenceScores = data.reference && floats(data.reference); // of a CNN: of an image in the mean color
 
 /**
  * The images: {name, label, pixels, whole, explained}. `whole` is the network's answer for the untouched

@@ -1,21 +1,16 @@
 // Live pages: changing the image and the network, and the address that restores the changes.
 
-const TOOLS = ["remove", "paint"];
 const PARTS = ["head", "attention", "mlp"]; // what can be switched off in the selected layer
 
 function buildEditing() {
-  byId("editing").hidden = false;
+  for (const id of ["editing", "tool-paint", "open", "filling"]) byId(id).hidden = false;
   byId("switches").hidden = !data.isVit;
-  byId("tool-remove").addEventListener("click", () => {
-    change({ tool: "remove", strength: state.strengthBefore ?? state.strength, strengthBefore: null });
-  });
-  byId("tool-paint").addEventListener("click", () => { // the map would hide the colors
-    if (state.tool === "paint") return;
-    change({ tool: "paint", strength: Math.min(state.strength, 15), strengthBefore: state.strength });
-  });
-  byId("tools").addEventListener("keydown", moveAmong);
-  byId("color").addEventListener("input", () => change({ color: byId("color").value, tool: "paint" }));
-  byId("brush").addEventListener("input", () => change({ brush: Number(byId("brush").value), tool: "paint" }));
+  for (const [name, read] of [["color", String], ["brush", Number]]) {
+    byId(name).addEventListener("input", () => {
+      selectTool("paint");
+      change({ [name]: read(byId(name).value) });
+    });
+  }
   byId("fill").addEventListener("change", () => edit({ fill: byId("fill").value }));
   byId("undo").addEventListener("click", () => restore(past, future));
   byId("redo").addEventListener("click", () => restore(future, past));
@@ -100,20 +95,14 @@ function switchName(name) {
 }
 
 function drawEditing() {
-  for (const tool of TOOLS) {
-    byId(`tool-${tool}`).setAttribute("aria-checked", state.tool === tool);
-    byId(`tool-${tool}`).tabIndex = state.tool === tool ? 0 : -1;
-  }
   byId("progress").hidden = !live.asked?.wantsRemoval;
   byId("progress").value = live.progress;
-  byId("paint-part").hidden = state.tool !== "paint";
   byId("color").value = state.color;
   byId("brush").value = state.brush;
   byId("fill").value = state.fill;
   byId("undo").disabled = past.length === 0;
   byId("redo").disabled = future.length === 0;
   byId("reset").disabled = !isEdited() && state.fill === "mean";
-  byId("patches").classList.toggle("painting", state.tool === "paint");
   for (const part of PARTS) {
     const name = partOf(part), control = byId(`switch-${part}`);
     control.hidden = name === null;

@@ -86,10 +86,7 @@ function findAnswer(about, isWhole) {
 
 /** Take a part of an answer from the worker. */
 function receive({ kind, id, ...part }) {
-  if (kind === "ready") {
-    live.isFast = part.isFast;
-    if (part.reference) referenceScores = part.reference;
-  }
+  if (kind === "ready") live.isFast = part.isFast;
   if (kind === "error") fail(part.message);
   if (kind === "walk" && id === live.walkNumber) drawWalk(part);
   if (id !== live.number || !live.asked) return; // the state has changed since

@@ -69,11 +69,11 @@ class VisionTransformer {
   }
 
   /**
-   * One block. If only the class token is classified, the last block computes only its row: nothing reads the others.
+   * One block, for the first `rows` tokens. If only the class token is classified, the last block computes only its
+   * row: nothing reads the others.
    */
-  block(x, layer, off) {
+  block(x, layer, off, rows = layer === this.depth - 1 && this.pool === "token" ? 1 : this.tokens) {
     const { width, hidden } = this;
-    const rows = layer === this.depth - 1 && this.pool === "token" ? 1 : this.tokens;
     const attention = this.attention(x, layer, rows, off);
     const middle = off.has(`a${layer + 1}`) ? x.slice(0, rows * width) : add(x, attention.out);
     const norm = layerNorm(middle, this.of(layer, "norm2.weight"), this.of(layer, "norm2.bias"));

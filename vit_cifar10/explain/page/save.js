@@ -1,5 +1,19 @@
 // Saving the view as a picture.
 
+const NOTE = "14px sans-serif";
+
+/** Cut a text into lines of at most `width` pixels. */
+function wrap(context, text, width) {
+  context.font = NOTE;
+  const lines = [""];
+  for (const word of text.split(" ")) {
+    const longer = `${lines.at(-1)} ${word}`.trim();
+    if (context.measureText(longer).width <= width) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
 /** Save the boards, with their captions and scales, and the class probabilities as a PNG file. */
 function save() {
   const shown = ["main", "other"].slice(0, byId("other").hidden ? 1 : 2);
@@ -39,11 +53,13 @@ function save() {
     write(name.textContent, x, y, side * 0.45);
     write(value.textContent, x + side * 0.5, y, side * 0.5);
   });
-  write(byId("readout").textContent, margin, canvas.height - line, whole, "14px sans-serif");
+  const lines = wrap(context, byId("readout").textContent, whole), below = top + size + 2.6 * line;
+  lines.slice(0, 3).forEach((text, index) => write(text, margin, below + index * 20, whole, NOTE));
   canvas.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `${images[state.image].name.replace(/[^\w.-]+/g, "-").slice(0, 60)}-${state.method}.png`;
+    const name = images[state.image].name.replace(/\.\w{1,5}$/, ""); // without the ending of a file's name
+    link.download = `${name.replace(/[^\w.-]+/g, "-").slice(0, 60)}-${state.method}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });

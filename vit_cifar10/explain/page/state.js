@@ -11,6 +11,7 @@ const state = {
   head: MEAN,
   strength: 60,
   token: defaultToken,
+  tool: "remove", // what pressing or dragging on the image does; see TOOLS
   target: images[0].explained[0],
   removed: new Set(),
   timer: null,
@@ -20,8 +21,7 @@ const state = {
   fill: "mean", // what replaces removed patches: "mean" or "blur"
   pixels: null, // of the image, if it has been painted on
   version: 0, // a number for these pixels; 0 for the original ones
-  tool: "remove", // what dragging over the image does: "remove" or "paint"
-  color: "#d02020",
+  color: "#ff2020",
   brush: 2, // its radius in pixels
   strengthBefore: null, // the overlay before painting, which lowers it
   step: null, // of the explanation of how the network works, or null if it is closed
@@ -30,6 +30,21 @@ const state = {
 function choose(changes) {
   if (state.timer) stop();
   change(changes);
+}
+
+const TOOLS = ["select", "remove", "paint"]; // "paint" is for live pages only
+
+/** Painting makes the map on the image faint, because it would hide the colors. */
+function selectTool(tool) {
+  const isPainting = tool === "paint", wasPainting = state.tool === "paint";
+  const faint = { strength: Math.min(state.strength, 15), strengthBefore: state.strength };
+  const restored = { strength: state.strengthBefore ?? state.strength, strengthBefore: null };
+  change({ tool, ...(isPainting !== wasPainting && (isPainting ? faint : restored)) });
+}
+
+/** Select a patch, or clear the selection if it is selected already. */
+function selectPatch(patch) {
+  change({ token: state.token === patch ? defaultToken : patch });
 }
 
 function toggle(patch) {

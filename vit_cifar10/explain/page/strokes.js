@@ -9,7 +9,8 @@ function isHandledByStroke(event) {
 }
 
 function startStroke(event) {
-  wasStroke = event.button === 0 && (state.tool === "paint" || event.pointerType === "mouse");
+  const isDragged = state.tool === "paint" || (state.tool === "remove" && event.pointerType === "mouse");
+  wasStroke = event.button === 0 && isDragged;
   if (!wasStroke) return;
   stroke = { removes: !state.removed.has(Number(event.target.dataset.patch)), at: placeOf(event) };
   remember();

@@ -2,9 +2,11 @@
 
 const output = data.pool === "avg" ? "the mean of the patches" : "the class token";
 
+// What has a part of a score that AttnLRP gives to no patch.
+const elsewhere = `biases, positions${prefix ? ", class token" : ""} and softmax`;
+
 const sumOfEvidence = data.isVit
-  ? "this score, except for a part that belongs to no patch: "
-    + `biases, positions${prefix ? ", class token" : ""} and softmax`
+  ? `this score, except for a part that belongs to no patch: ${elsewhere}`
   : "the difference between this score and the score of an image in the mean color of the data set";
 
 const METHODS = {
@@ -22,7 +24,8 @@ const METHODS = {
   rollout: {
     name: "Rollout", vit: true, layers: true,
     meaning: "The attention of all layers up to this one, multiplied together, with the residual connections counted "
-      + `half: an estimate of how much of each patch has reached ${output}. It is the same for every class.`,
+      + `half: an estimate of how much of each patch has reached ${output}. It is the same for every class. In late `
+      + "layers, it is often nearly the same for every patch, too.",
   },
   gradientRollout: {
     name: "Gradient rollout", vit: true, layers: true, classes: true,
@@ -104,6 +107,10 @@ function readout(map, to) {
   const sentences = [];
   if (map.isPending) return "";
   if (state.method === "attention") {
+    if (state.off.has(`a${state.layer}`)) sentences.push("The attention of this layer is off, so it has no effect.");
+    if (state.off.has(`h${state.layer}.${state.head - FIRST_HEAD + 1}`)) {
+      sentences.push("This head is off, so its attention has no effect.");
+    }
     const strongest = ({ values }) => orderOf(values).slice(0, 3)
       .map((patch) => `${patchName(patch)} (${percent(values[patch])})`).join("; ");
     sentences.push(`${capital(tokenName(state.token))} attends most to ${strongest(map)}.`);
@@ -111,13 +118,10 @@ function readout(map, to) {
     if (to) sentences.push(`It receives most attention from ${strongest(to)}.`);
   } else if (patch === null) {
     if (state.method === "evidence") {
-      const sum = map.values.reduce((total, value) => total + value, 0);
-      const score = contribution(answer().scores[state.target]).replace("+", "");
-      const reference = referenceScores
-        ? `; the score of an image in the mean color is ${contribution(referenceScores[state.target]).replace("+", "")}`
-        : "";
-      const whole = `The score of ${targetName()} is ${score}${reference}.`;
-      sentences.push(`All patches together: ${contribution(sum)}. ${whole}`);
+      const sum = map.values.reduce((total, value) => total + value, 0), score = answer().scores[state.target];
+      const rest = data.isVit ? `everything else (${elsewhere})` : "an image in the mean color";
+      sentences.push(`All patches together: ${contribution(sum)}; ${rest}: ${contribution(score - sum)}; `
+        + `the score of ${targetName()}: ${contribution(score)}.`);
     }
     sentences.push("Select a patch to read its value.");
   } else {
@@ -160,10 +164,9 @@ const capital = (text) => text[0].toUpperCase() + text.slice(1);
 /** The name of an image and its prediction, before and after what the user has changed. */
 function headline({ name, whole }) {
   const effect = isLive ? comparison() : null, { probabilities } = whole;
-  const was = largestOf(probabilities), before = `${data.classes[was]}, ${percent(probabilities[was])}`;
-  if (!effect) return `${name}: predicted ${before}`;
-  const is = largestOf(effect.after);
-  return `${name}: predicted ${before} → now ${data.classes[is]}, ${percent(effect.after[is])}`;
+  const was = largestOf(probabilities), is = largestOf(effect?.after ?? probabilities);
+  const before = effect ? `${data.classes[was]} → ` : "";
+  return `${name}: predicted ${before}${data.classes[is]}, ${percent((effect?.after ?? probabilities)[is])}`;
 }
 
 function removalNote() {
@@ -187,8 +190,8 @@ function lensText(layers) {
   let first = data.layers;
   while (first > 0 && largestOf(layers[first - 1]) === final) first -= 1;
   const since = first === 0 ? "from the start" : `from layer ${first} on`;
-  return "What the network would predict if it stopped after a layer: its final norm and head, applied to "
-    + `${output} as it is then. “${data.classes[final]}” leads ${since}.`;
+  return `What the network would predict if it stopped early. Here, its last step, which normally follows layer `
+    + `${data.layers}, is applied to ${output} after each layer. “${data.classes[final]}” leads ${since}.`;
 }
 
 function contributionText(moves) {
@@ -198,10 +201,11 @@ function contributionText(moves) {
     const layer = Math.floor(index / data.heads) + 1, head = (index % data.heads) + 1;
     return `layer ${layer}, head ${head} (${contribution(moves[index])})`;
   };
-  const largest = moves[order[0]] > 0 ? ` It is raised most by ${name(order[0])}.` : "";
-  const smallest = moves[order.at(-1)] < 0 ? ` It is lowered most by ${name(order.at(-1))}.` : "";
-  return `The bar below each map shows how far the head's output moves the score of ${targetName()} directly, without `
-    + `the reaction of later layers: red to the right raises it, blue to the left lowers it.${largest}${smallest}`;
+  const largest = moves[order[0]] > 0 ? ` Strongest push up: ${name(order[0])}.` : "";
+  const smallest = moves[order.at(-1)] < 0 ? ` Strongest push down: ${name(order.at(-1))}.` : "";
+  return `The bar below each map shows how far the head's output moves the score (logit) of ${targetName()} directly, `
+    + "as if no later layer reacted to it: red to the right raises the score, blue to the left lowers it."
+    + `${largest}${smallest}`;
 }
 
 /** Where the numbers come from. */

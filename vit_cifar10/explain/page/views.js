@@ -13,11 +13,10 @@ function draw() {
   small.setAttribute("aria-label", `${image.name}, as the network sees it`);
   byId("subtitle").textContent = [image.label, data.network].filter(Boolean).join(" · ");
   [...byId("images").children].forEach((choice, index) => choice.setAttribute("aria-pressed", index === state.image));
-  for (const choice of byId("methods").children) {
-    const isSelected = choice.dataset.method === state.method;
-    choice.setAttribute("aria-checked", isSelected);
-    choice.tabIndex = isSelected ? 0 : -1;
-  }
+  for (const choice of byId("methods").children) markRadio(choice, choice.dataset.method === state.method);
+  for (const tool of TOOLS) markRadio(byId(`tool-${tool}`), tool === state.tool);
+  byId("patches").classList.toggle("painting", state.tool === "paint");
+  byId("patches").classList.toggle("selecting", state.tool === "select");
   byId("meaning").textContent = method.meaning;
   byId("layer-part").hidden = !method.layers;
   byId("play").hidden = !method.layers || data.layers < 2;
@@ -42,6 +41,12 @@ function draw() {
     ask();
     if (data.isVit) askForWalk();
   }
+}
+
+/** Show whether a radio button is selected. Only the selected one can be reached with the Tab key. */
+function markRadio(choice, isSelected) {
+  choice.setAttribute("aria-checked", isSelected);
+  choice.tabIndex = isSelected ? 0 : -1;
 }
 
 function drawMaps(method) {
@@ -71,6 +76,7 @@ function drawMaps(method) {
     choice.setAttribute("aria-pressed", choice.dataset.token === state.token);
     const isClassToken = choice.dataset.token === CLASS_TOKEN;
     choice.textContent = isClassToken ? `class token: ${percent(map.classToken ?? 0)}` : "the average patch";
+    choice.title = isClassToken ? "Select the class token" : "Select no patch";
   }
   byId("readout").textContent = readout(map, to);
   const tabbable = selectedPatch() ?? 0;
@@ -143,57 +149,4 @@ function drawContribution(choice, value, largest) {
   const moved = value === undefined ? "" : `, moves the score by ${contribution(value)}`;
   choice.setAttribute("aria-label", `layer ${layer}, head ${head - FIRST_HEAD + 1}${moved}`);
   choice.title = value === undefined ? "" : `${contribution(value)} for ${targetName()}`;
-}
-
-const LINES = 5; // the number of classes in the chart
-
-/** Draw the class probabilities after every layer as lines, each with its name at its end. */
-function drawLens(image) {
-  const { lens } = answer(), count = data.classes.length;
-  const after = (_, layer) => softmaxOf(lens.subarray(layer * count, (layer + 1) * count));
-  const layers = Array.from({ length: data.layers + 1 }, after);
-  const peak = (index) => Math.max(...layers.map((probabilities) => probabilities[index]));
-  const others = image.explained.filter((index) => index !== state.target).sort((a, b) => peak(b) - peak(a));
-  const chart = byId("lens"), left = 44, right = 110, top = 8, height = 170, bottom = 24;
-  const width = Math.min(720, Math.max(300, chart.clientWidth || 720));
-  const x = (layer) => left + (layer / data.layers) * (width - left - right);
-  const y = (fraction) => top + (1 - fraction) * (height - top - bottom);
-  chart.replaceChildren();
-  chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  for (const fraction of [0, 0.5, 1]) {
-    svg(chart, "line", { x1: left, x2: width - right, y1: y(fraction), y2: y(fraction), class: "grid" });
-    svg(chart, "text", { x: left - 6, y: y(fraction) + 4, "text-anchor": "end" }, `${100 * fraction} %`);
-  }
-  layers.forEach((_, layer) => {
-    const every = Math.ceil((data.layers * 36) / (width - left - right)); // so that the numbers do not touch
-    if (layer % every) return;
-    svg(chart, "text", { x: x(layer), y: height - 6, "text-anchor": "middle" }, layer === 0 ? "start" : layer);
-  });
-  const names = [];
-  [state.target, ...others.slice(0, LINES - 1)].forEach((index, line) => {
-    const points = layers.map((probabilities, layer) => `${x(layer).toFixed(1)},${y(probabilities[index]).toFixed(1)}`);
-    svg(chart, "polyline", { points: points.join(" "), class: `line line-${line}` });
-    names.push({ line, text: data.classes[index], at: y(layers[data.layers][index]) });
-  });
-  names.sort((a, b) => a.at - b.at);
-  let lowest = height - bottom;
-  for (const name of [...names].reverse()) { // names that would overlap or leave the chart move up
-    name.at = Math.min(name.at, lowest);
-    lowest = name.at - 14;
-  }
-  for (const { line, text, at } of names) {
-    const shown = text.length > 14 ? `${text.slice(0, 13)}…` : text;
-    svg(chart, "text", { x: width - right + 8, y: at + 4, class: `name line-${line}` }, shown);
-  }
-  if (state.method === "attention" || METHODS[state.method].layers) {
-    svg(chart, "line", { x1: x(state.layer), x2: x(state.layer), y1: top, y2: height - bottom, class: "layer" });
-  }
-  byId("lens-note").textContent = lensText(layers);
-}
-
-function svg(parent, name, attributes, text = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  element.textContent = text;
-  parent.append(element);
 }

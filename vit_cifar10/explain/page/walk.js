@@ -1,7 +1,9 @@
 // Live pages of a ViT: how the network works, in six steps, with the numbers of the image on the page.
 
-const CLASS_TOKEN_TEXT = " One more token, the class token, belongs to no patch: it gathers information, and the "
-  + "prediction is read from it.";
+const CLASS_TOKEN_TEXT = " One more token, the class token, belongs to no patch: it gathers information from the "
+  + "patches, and the prediction is read from it.";
+
+const UNREAD = " After the last layer, however, only the class token is read.";
 
 const STEPS = [
   {
@@ -11,14 +13,14 @@ const STEPS = [
       + `${live.config.width} numbers.${prefix ? CLASS_TOKEN_TEXT : ""}`,
     draw({ patch, projected }) {
       addImageWith(patch);
-      addPicture(`the patch in ${patchName(patch)}`, (canvas) => drawPatch(canvas, patch), true);
-      addStrip("its token", projected);
+      addPicture("the patch, enlarged", (canvas) => drawPatch(canvas, patch), true);
+      addNumbers("its token", projected);
     },
   },
   {
     title: "Positions",
-    text: () => "One learned vector per position is added to the tokens, because attention alone would not know where "
-      + "a patch was. The map shows how similar the vectors of other positions are to that of the selected patch.",
+    text: () => "Attention alone would not know where a patch was. So the network adds a learned vector to each token, "
+      + "a different one for each position. The map compares the vector of this position with all others.",
     draw({ patch, similarity }) {
       addImageWith(patch);
       addMap(`similarity to the position in ${patchName(patch)}, from −1 (blue) to 1 (red)`, similarity, 1, true);
@@ -26,37 +28,38 @@ const STEPS = [
   },
   {
     title: "Queries and keys",
-    text: ({ head, query }) => `In layer ${state.layer}, head ${head}, every token makes a query and a key of `
-      + `${query.length} numbers each. A score is the product of this token's query and another token's key, divided `
-      + `by the square root of ${query.length}.`,
-    draw({ name, scores }) {
-      addImageWith(walkPatch());
+    text: ({ head, query }) => `Layer ${state.layer} makes a query, a key and a value from each token, `
+      + `${live.config.width} numbers each. Its ${data.heads} heads share them: ${query.length} numbers per head. In `
+      + `head ${head}, a score is the product of this token's query and another token's key, divided by the square `
+      + `root of ${query.length}.`,
+    draw({ patch, name, scores }) {
+      addImageWith(patch);
       const shown = scores.subarray(prefix), largest = Math.max(...shown.map(Math.abs));
-      const range = `from ${contribution(-largest)} (blue) to ${contribution(largest)} (red)`;
-      addMap(`scores of ${name}, ${range}`, shown, largest, true);
+      addMap(`scores of ${name}, ${rangeOf(largest)}`, shown, largest, true);
     },
   },
   {
     title: "Attention",
     text: ({ head }) => `The softmax turns the scores into fractions that add up to 100 %: the attention of layer `
-      + `${state.layer}, head ${head}. Each head then takes the weighted mean of the tokens' values.`,
-    draw({ name, weights }) {
-      addImageWith(walkPatch());
+      + `${state.layer}, head ${head}. The head's output is the mean of all tokens' values, weighted by these `
+      + "fractions.",
+    draw({ patch, name, weights }) {
+      addImageWith(patch);
       const shown = weights.subarray(prefix), largest = Math.max(...shown);
       addMap(`attention of ${name}, from 0 to ${percent(largest)}`, shown, largest, false);
     },
   },
   {
     title: "What a layer adds",
-    text: () => `Layer ${state.layer} changes a token by adding to it: first what the attention has gathered from all `
-      + "tokens, then what the MLP, a small network that sees only this token, makes of the sum.",
-    draw({ streamName, before, gathered, made, after }) {
+    text: () => `Layer ${state.layer} adds two vectors to the token: what its heads have gathered from all tokens, and `
+      + "what its MLP, a small network that sees only this token, computes from the sum."
+      + (state.layer === data.layers && data.pool === "token" ? UNREAD : ""),
+    draw({ before, gathered, made, after }) {
       const largest = Math.max(...after.map(Math.abs));
-      for (const [label, values] of [
-        ["before", before], ["from the attention", gathered], ["from the MLP", made], ["after", after],
-      ]) {
-        addStrip(`${streamName}, ${label} (length ${Math.hypot(...values).toFixed(1)})`, values, largest);
-      }
+      addStrip(`the token before layer ${state.layer}: ${before.length} numbers, ${rangeOf(largest)}`, before, largest);
+      addStrip("+ from the heads", gathered, largest);
+      addStrip("+ from the MLP", made, largest);
+      addStrip(`= the token after layer ${state.layer}`, after, largest);
     },
   },
   {
@@ -64,7 +67,7 @@ const STEPS = [
     text: () => `After the last layer, ${output} is normalized and multiplied by one more matrix. This gives one score `
       + "per class, and the softmax turns the scores into probabilities.",
     draw({ final, logits }) {
-      addStrip(`${output}, normalized`, final);
+      addNumbers(`${output}, normalized`, final);
       addScores(logits);
     },
   },
@@ -81,6 +84,8 @@ function buildWalk() {
     choice.setAttribute("role", "radio");
   });
   byId("walk-steps").addEventListener("keydown", moveAmong);
+  byId("walk-back").addEventListener("click", () => change({ step: state.step - 1 }));
+  byId("walk-next").addEventListener("click", () => change({ step: state.step + 1 }));
 }
 
 /** Ask the worker for the numbers of the open step. */
@@ -90,36 +95,30 @@ function askForWalk() {
   if (state.step === null || !state.answer) return;
   live.walkNumber += 1; // answers to earlier questions are ignored
   const head = Math.max(0, state.head - FIRST_HEAD); // without a selected head, the first
-  const pixels = state.pixels ?? images[state.image].pixels, token = walkToken();
-  const question = { pixels, ...describeState(false), layer: state.layer - 1, head, token, patch: walkPatch() ?? 0 };
+  const pixels = state.pixels ?? images[state.image].pixels;
+  const question = { pixels, ...describeState(false), layer: state.layer - 1, head, patch: walkPatch() };
   live.worker.postMessage({ kind: "walk", id: live.walkNumber, ...question });
 }
 
-/** The patch that the walk follows, or null if it follows the class token. */
+/** The patch that the walk follows: the selected one or, without one, the patch with most attention in the layer. */
 function walkPatch() {
-  return walkToken() < prefix ? null : walkToken() - prefix;
-}
-
-/** The token whose attention the walk follows, as an index. */
-function walkToken() {
-  return state.token === ALL_PATCHES ? prefix : tokenIndex(state.token);
+  return selectedPatch() ?? largestOf(attentionOf(state.token, true, state.layer, MEAN).values);
 }
 
 function drawWalk(numbers) {
   if (state.step === null) return;
   const step = STEPS[state.step], picture = byId("walk-picture");
-  const nameOf = (token) => tokenName(token < prefix ? CLASS_TOKEN : token - prefix);
   const all = {
     ...numbers,
     head: Math.max(1, state.head - FIRST_HEAD + 1),
     size: data.imageSize / data.grid,
-    name: nameOf(walkToken()),
-    streamName: nameOf(numbers.streamToken),
+    name: `the patch in ${patchName(numbers.patch)}`,
   };
-  [...byId("walk-steps").children].forEach((choice, index) => {
-    choice.setAttribute("aria-checked", index === state.step);
-    choice.tabIndex = index === state.step ? 0 : -1;
-  });
+  [...byId("walk-steps").children].forEach((choice, index) => markRadio(choice, index === state.step));
+  byId("walk-back").disabled = state.step === 0;
+  byId("walk-next").disabled = state.step === STEPS.length - 1;
+  const reason = selectedPatch() === null ? `, to which ${tokenName(state.token)} attends most in this layer` : "";
+  byId("walk-note").textContent = `These steps follow ${all.name}${reason}. Select another patch to follow it.`;
   byId("walk-text").textContent = step.text(all);
   picture.replaceChildren();
   step.draw(all);
@@ -135,14 +134,14 @@ function addPicture(caption, draw, isSmall = false) {
   draw(canvas);
 }
 
-/** The image, with a patch outlined if it is not null. */
+/** The image, with a patch outlined. */
 function addImageWith(patch) {
   addPicture("the image", (canvas) => {
     const side = 224, context = canvas.getContext("2d");
     canvas.width = canvas.height = side;
     context.imageSmoothingEnabled = false;
     context.drawImage(shownPicture().color, 0, 0, side, side);
-    if (patch !== null) outline(context, patch, side / data.grid);
+    outline(context, patch, side / data.grid);
   }, true);
 }
 
@@ -150,8 +149,19 @@ function addMap(caption, values, maximum, isSigned) {
   addPicture(caption, (canvas) => paintMap(canvas, { side: data.grid, values }, maximum, isSigned), true);
 }
 
+/** The meaning of the colors of signed values, as text. */
+function rangeOf(maximum) {
+  return `from ${contribution(-maximum)} (blue) to ${contribution(maximum)} (red)`;
+}
+
+/** Numbers as a strip of colors, with their number and range. */
+function addNumbers(caption, values) {
+  const maximum = Math.max(...values.map(Math.abs));
+  addStrip(`${caption}: ${values.length} numbers, ${rangeOf(maximum)}`, values, maximum);
+}
+
 /** Numbers as a strip of colors: positive ones red, negative ones blue. */
-function addStrip(caption, values, maximum = Math.max(...values.map(Math.abs))) {
+function addStrip(caption, values, maximum) {
   addPicture(caption, (canvas) => {
     canvas.width = values.length;
     canvas.height = 1;

@@ -48,7 +48,7 @@ function load({ config, tensors, integers, floats }) {
   }
   network = isVit ? new VisionTransformer(config, weights) : new SimpleCNN(config, weights);
   if (!isVit) reference = network.forward(new Float32Array(3 * config.imageSize ** 2));
-  postMessage({ kind: "ready", isFast: kernel !== null, reference: reference?.logits });
+  postMessage({ kind: "ready", isFast: kernel !== null });
 }
 
 /** Work on the newest task until it is done or replaced. */
@@ -103,9 +103,10 @@ function* answers(current) {
 /** Remove each patch of an image in turn. Between two patches, other messages may arrive. */
 function* removals(inputs, pixels, fill, off) {
   const patches = network.grid ** 2, probabilities = new Float32Array(patches * network.classes);
+  const filling = fillingOf(normalize(pixels), fill);
   let reported = performance.now();
   for (let patch = 0; patch < patches; patch += 1) {
-    const without = withoutPatches(inputs, [patch], fill, pixels);
+    const without = withoutPatches(inputs, [patch], filling);
     probabilities.set(softmax(network.forward(without, off).logits, network.classes), patch * network.classes);
     const isDue = performance.now() - reported > 100;
     if (isDue) reported = performance.now();
@@ -117,7 +118,8 @@ function* removals(inputs, pixels, fill, off) {
 /** The inputs and the forward pass for a state: {inputs, trace}. */
 function see({ pixels, version, removed, fill, off }) {
   const key = `${version} ${fill} ${removed.join()}`;
-  const inputs = last.key === key ? last.inputs : withoutPatches(normalize(pixels), removed, fill);
+  const whole = normalize(pixels);
+  const inputs = last.key === key ? last.inputs : withoutPatches(whole, removed, fillingOf(whole, fill));
   return { inputs, trace: forward(inputs, key, new Set(off)) };
 }
 
@@ -156,24 +158,22 @@ function explain(trace, inputs, target, off) {
   };
 }
 
-/** The numbers of the walk through a ViT: of one patch, and of one token in one head. */
-function walk(trace, { layer, head, token, patch }) {
-  const { width, prefix, patches, tokens, headWidth } = network, block = trace.blocks[layer];
+/** The numbers of the walk through a ViT, which follows one patch through one layer and head. */
+function walk(trace, { layer, head, patch, off }) {
+  const { width, prefix, patches, tokens, headWidth } = network, token = patch + prefix;
+  const block = network.block(trace.tokens[layer], layer, new Set(off), tokens);
   const row = (matrix, index) => matrix.slice(index * width, (index + 1) * width);
   const position = (index) => row(network.weights.pos_embed, index + prefix);
   const { query, key, weights } = block.attention.heads[head];
   const ofToken = query.slice(token * headWidth, (token + 1) * headWidth);
-  const streamToken = token < block.rows ? token : 0; // the last layer computes only what the network's head reads
-  const [before, after] = [trace.tokens[layer], block.out].map((matrix) => row(matrix, streamToken));
-  const middle = row(block.middle, streamToken);
+  const [before, middle, after] = [trace.tokens[layer], block.middle, block.out].map((matrix) => row(matrix, token));
   return {
     patch,
-    projected: row(trace.tokens[0], patch + prefix).map((value, index) => value - position(patch)[index]),
+    projected: row(trace.tokens[0], token).map((value, index) => value - position(patch)[index]),
     similarity: Float32Array.from({ length: patches }, (_, other) => cosine(position(patch), position(other))),
     query: ofToken,
     scores: linear(ofToken, key, null, 1, headWidth, tokens).map((score) => score / Math.sqrt(headWidth)),
     weights: weights.slice(token * tokens, (token + 1) * tokens),
-    streamToken,
     before,
     gathered: middle.map((value, index) => value - before[index]),
     made: after.map((value, index) => value - middle[index]),
@@ -223,15 +223,15 @@ function toPixels(inputs) {
   return out;
 }
 
-/**
- * Normalized pixels with some patches replaced by the mean color (0) or by a blurred copy.
- *
- * `whole` are the pixels to blur, if they are not the same.
- */
-function withoutPatches(inputs, removed, fill, whole = null) {
+/** What replaces removed patches of an image: a blurred copy, or null for the mean color. */
+function fillingOf(inputs, fill) {
+  return fill === "blur" ? blurred(inputs, network.imageSize) : null;
+}
+
+/** Normalized pixels with some patches replaced by those of `filling` or, if it is null, by the mean color (0). */
+function withoutPatches(inputs, removed, filling) {
   if (!removed.length) return inputs;
   const size = network.imageSize, { grid } = network, gone = new Set(removed), out = inputs.slice();
-  const filling = fill === "blur" ? blurred(whole ? normalize(whole) : inputs, size) : null;
   const cell = (place) => Math.floor((place * grid) / size);
   for (let index = 0; index < out.length; index += 1) {
     const pixel = index % (size * size);
