@@ -13,7 +13,9 @@ and, on a GPU, autocast. Every round times all contenders in turn, so that other
 Results are medians over the rounds. Tables are printed as Markdown.
 """
 
+import copy
 import functools
+import importlib.util
 import itertools
 import math
 import os
@@ -28,9 +30,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timm
 import torch
-import vit_pytorch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -160,13 +160,22 @@ def training_flags(args):
     return [*flags, "--dropout", "0"]
 
 
-def build_peers(args):
-    """Build the ViTs of timm and vit-pytorch with the size that the flags ask for."""
+def build_peer(package, args):
+    """A ViT of the size that the flags ask for, from timm or vit_pytorch. None, with a warning, if it is missing."""
+    if importlib.util.find_spec(package) is None:
+        name = package.replace("_", "-")
+        print(f"WARNING: {name} is not installed, so its ViT is left out; pip install {name}", file=sys.stderr)
+        return None
     size = {"patch_size": args.patch_size, "num_classes": 10, "depth": args.n_layers}
-    timm_vit = timm.models.VisionTransformer(
-        img_size=32, embed_dim=args.embed_dim, num_heads=args.n_attention_heads, **size
-    )
-    lucidrains_vit = vit_pytorch.ViT(
+    if package == "timm":
+        import timm
+
+        return timm.models.VisionTransformer(
+            img_size=32, embed_dim=args.embed_dim, num_heads=args.n_attention_heads, **size
+        )
+    import vit_pytorch
+
+    return vit_pytorch.ViT(
         image_size=32,
         dim=args.embed_dim,
         heads=args.n_attention_heads,
@@ -174,7 +183,6 @@ def build_peers(args):
         mlp_dim=4 * args.embed_dim,
         **size,
     )
-    return timm_vit, lucidrains_vit
 
 
 def training(args, device):
@@ -185,10 +193,11 @@ def training(args, device):
         contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
         contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
     if args.model == "vit":
-        contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=build_peers(args)[0])
-        timm_vit, lucidrains_vit = build_peers(args)
-        contenders["timm's ViT, typical loop"] = TypicalLoop(args, splits, device, timm_vit)
-        contenders["vit-pytorch's ViT, typical loop"] = TypicalLoop(args, splits, device, lucidrains_vit)
+        if timm_vit := build_peer("timm", args):
+            contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=copy.deepcopy(timm_vit))
+            contenders["timm's ViT, typical loop"] = TypicalLoop(args, splits, device, timm_vit)
+        if lucidrains_vit := build_peer("vit_pytorch", args):
+            contenders["vit-pytorch's ViT, typical loop"] = TypicalLoop(args, splits, device, lucidrains_vit)
     else:
         contiguous = build_model(contenders["ours"].trainer.config).to(memory_format=torch.contiguous_format)
         contenders["the same CNN, typical loop"] = TypicalLoop(args, splits, device, contiguous)
@@ -218,10 +227,10 @@ def inference(args, device):
     ours = build_model(trainer.model_config(train.parse(training_flags(args)), num_classes=10))
     contenders = {"ours": Inference(predict, ours, test.to(device), device)}
     if args.model == "vit":
-        timm_vit, _ = build_peers(args)
-        timm_vit.load_state_dict(ours.state_dict())
-        contenders["timm's ViT, our predict"] = Inference(predict, timm_vit, test.to(device), device)
-        contenders["timm's ViT, DataLoader"] = Inference(typical_predict(args, device), timm_vit, test, device)
+        if timm_vit := build_peer("timm", args):
+            timm_vit.load_state_dict(ours.state_dict())
+            contenders["timm's ViT, our predict"] = Inference(predict, timm_vit, test.to(device), device)
+            contenders["timm's ViT, DataLoader"] = Inference(typical_predict(args, device), timm_vit, test, device)
     else:
         contenders["the same CNN, DataLoader"] = Inference(typical_predict(args, device), ours, test, device)
     rates = measure(contenders, args, extra_warmup_steps=0)
