@@ -86,10 +86,10 @@ def test_the_same_seed_gives_the_same_weights_even_across_an_interruption(optimi
 
     train_step = trainer.Trainer.train_step
 
-    def step_and_interrupt(self, images, labels):
+    def step_and_interrupt(self, *batch):
         if self.step == 7:  # the second step of the third epoch
             signal.raise_signal(signal.SIGTERM)
-        return train_step(self, images, labels)
+        return train_step(self, *batch)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", step_and_interrupt)
     with exits_with(128 + signal.SIGTERM):
@@ -200,8 +200,8 @@ def test_the_usual_command_parses_with_the_usual_defaults():
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monkeypatch, capsys):
     train_step = trainer.Trainer.train_step
 
-    def diverge_in_epoch_2(self, images, labels):
-        sums = train_step(self, images, labels)
+    def diverge_in_epoch_2(self, *batch):
+        sums = train_step(self, *batch)
         return sums * torch.nan if (tmp_path / "model" / "run" / "last.pt").exists() else sums
 
     monkeypatch.setattr(trainer.Trainer, "train_step", diverge_in_epoch_2)

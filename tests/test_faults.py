@@ -130,10 +130,10 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(number, tmp_p
 def hang_in_the_third_step():
     train_step = trainer.Trainer.train_step
 
-    def step(self, images, labels):
+    def step(self, *batch):
         if self.step == 2:
             time.sleep(1000)
-        return train_step(self, images, labels)
+        return train_step(self, *batch)
 
     trainer.Trainer.train_step = step
 
@@ -199,7 +199,7 @@ def test_out_of_memory_reports_the_flags_to_lower_and_changes_no_files(before, t
         run_training(tmp_path, f"--run_name run --epochs 1 {SMALL_VIT} --num_train_images 100")
     files = read_files(tmp_path)
 
-    def fail(self, images, labels):
+    def fail(self, *batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(trainer.Trainer, "train_step", fail)

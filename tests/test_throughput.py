@@ -46,9 +46,9 @@ def test_the_parts_of_a_step_are_measured(capsys):
 def test_the_cost_of_a_run_is_the_operations_of_its_steps(network, tmp_path, capsys, monkeypatch):
     counts, train_step = [], Trainer.train_step
 
-    def counted(trainer, images, labels):
+    def counted(trainer, *batch):
         with FlopCounterMode(display=False) as counter:
-            result = train_step(trainer, images, labels)
+            result = train_step(trainer, *batch)
         counts.append(counter.get_total_flops())
         return result
 

@@ -98,8 +98,11 @@ class Trainer:
             self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
         self.is_compiled = pick_compile(args.compile, device)
-        parallel = self.job.parallel(self.model)
-        self.forward = torch.compile(parallel, dynamic=False) if self.is_compiled else parallel
+        self.forward, self.loss_and_sums = self.job.parallel(self.model), self.forward_step
+        if self.is_compiled and self.job.size > 1:  # with its communication, only the network can be compiled
+            self.forward = torch.compile(self.forward, dynamic=False)
+        elif self.is_compiled:
+            self.loss_and_sums = torch.compile(self.forward_step, dynamic=False)
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.augment = Augment(
@@ -168,6 +171,10 @@ class Trainer:
         generator = torch.Generator().manual_seed(ORDER_SEEDS + self.args.seed + 1_000_003 * epoch)
         return torch.randperm(len(self.train_split), generator=generator)[: self.steps_per_epoch * self.batch_size]
 
+    def seed_of(self, step):
+        """The seed of a step's random draws."""
+        return self.args.seed + 1_000_003 * step
+
     def train_epoch(self, epoch):
         """Run the remaining steps of an epoch and return its metrics, {column of metrics.csv: number}.
 
@@ -180,10 +187,13 @@ class Trainer:
         first_step = (epoch - 1) * self.steps_per_epoch
         self.step_time.start()
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
-        for images, labels in dataset.batches(self.train_split, self.batch_size, remaining):
+        seeds = [self.seed_of(step) for step in range(self.step, first_step + self.steps_per_epoch)]
+        lams = self.augment.draw_lams(seeds, self.batch_size)
+        batches = dataset.batches(self.train_split, self.batch_size, remaining)
+        for (images, labels), lams_of_batch in zip(batches, lams, strict=True):
             self.schedule.set_step(self.step)
-            seed_step(self.args.seed + 1_000_003 * self.step, self.device)
-            self.sums += self.train_step(images, labels)
+            seed_step(self.seed_of(self.step), self.device)
+            self.sums += self.train_step(images, labels, lams_of_batch)
             self.step += 1
             self.count_time()
             self.hooks.after_step()
@@ -203,15 +213,15 @@ class Trainer:
             "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
         }
 
-    def train_step(self, images, labels):
-        """Update the weights once, from a batch, uint8 (B, 3, H, W) and int64 (B,).
+    def train_step(self, images, labels, lams=None):
+        """Update the weights once, from a batch, uint8 (B, 3, H, W) and int64 (B,), and its draws for mixing.
 
         Every rank augments the full batch with the same seed, then keeps its shard, so results match one process.
 
         Returns:
             float (2,): the sum of the losses in the shard, and its number of correct predictions.
         """
-        inputs, targets = self.augment(images, labels)
+        inputs, targets = self.augment(images, labels, lams)
         inputs = self.patches.shrink(inputs, self.step)
         if self.args.keep_patches < 1:
             self.model.patch_drop.keep = self.patches.keep(self.step)
@@ -219,10 +229,9 @@ class Trainer:
             shard = self.job.shard(len(inputs))
             inputs, targets = inputs[shard], targets[shard]
             seed_step(torch.initial_seed() + 7_919 * self.job.rank, self.device)  # ranks draw different dropout
-        with autocast(self.device, self.precision):
-            logits = self.forward(inputs)
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
         self.model.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            loss, sums = self.loss_and_sums(inputs, targets)
         self.scaler.scale(loss).backward()
         if self.args.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -231,9 +240,15 @@ class Trainer:
         self.scaler.update()
         if self.ema:
             self.ema.update()
+        return sums
+
+    def forward_step(self, inputs, targets):
+        """The forward pass: the mean loss of a shard, and its sums as `train_step` returns them."""
+        logits = self.forward(inputs)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
         main_class = targets if targets.ndim == 1 else targets.argmax(dim=1)
         correct = (logits.argmax(dim=1) == main_class).sum()
-        return torch.stack([loss.detach().float() * len(inputs), correct])
+        return loss, torch.stack([loss.detach().float() * len(inputs), correct])
 
     def count_time(self):
         """Count a step's time, except for the first step of a process, which compiles and allocates memory."""
