@@ -14,7 +14,7 @@ from helpers import training_flags, wait_for
 import reproduce
 import train
 from model import build_model
-from vit_cifar10.training.trainer import model_config
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.utils.errors import UserError
 
 ALL_RECIPES = sorted(path.stem for path in reproduce.RECIPES.glob("*.txt"))
