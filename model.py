@@ -290,7 +290,7 @@ class VisionTransformer(nn.Module):
     def parts_from_head_to_input(self):
         """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
-        embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed"))
+        embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed", "pos_drop."))
         return [("head", ("head.", "norm.", "fc_norm.")), *blocks, embedding]
 
     def describe(self):

@@ -49,11 +49,11 @@ def init_flags(parser, args, argv):
     own = network_flags(saved["model_config"])
     parser.set_defaults(**own)
     args = parser.parse_args(argv)
-    for flag in own.keys() - OTHER_FLAGS[own["model"]].keys():
-        if getattr(args, flag) != own[flag]:
+    for flag, value in own.items():
+        if flag not in OTHER_FLAGS[own["model"]] and getattr(args, flag) != value:
             raise UserError(
                 f"--{flag} {getattr(args, flag)} does not fit --init {network.name}, whose network has"
-                f" --{flag} {own[flag]}; leave out the flag"
+                f" --{flag} {value}; leave out the flag"
             )
     args.init = network.name
     record = {"name": network.name, "sha256": sha256}
