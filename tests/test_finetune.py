@@ -229,7 +229,7 @@ def test_compare_reports_fine_tuning_and_groups_seeds_of_the_same_source(sources
     report = json.loads((tmp_path / "output" / "comparison" / "comparison.json").read_text())
     assert [seeds["runs"] for seeds in report["seeds"]] == [["seed0", "seed1"]]
     assert {row["network"] for row in report["runs"]} == {"ViT 3 x 32, patch 8, fine-tuned"}
-    note = "seed0 was fine-tuned from vit; its epochs and times exclude the training of vit"
+    note = "seed0 was fine-tuned from vit; its epochs and times exclude vit's training"
     assert note in capsys.readouterr().err
 
 

@@ -113,7 +113,7 @@ def load_trained_run(typed, model_path, output_path, device):
         notes.append(f"{trained.name} is unfinished: it has {epochs[-1]['epoch']} of {trained.planned_epochs} epochs")
     if trained.init:
         source = trained.init["name"]
-        notes.append(f"{trained.name} was fine-tuned from {source}; its epochs and times exclude the training of {source}")
+        notes.append(f"{trained.name} was fine-tuned from {source}; its epochs and times exclude {source}'s training")
     return trained
 
 
