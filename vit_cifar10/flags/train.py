@@ -24,7 +24,7 @@ from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import check_outputs, is_same_path
 
 LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
-RATES = {"learning_rate": (5e-4, 1e-4), "muon_learning_rate": (0.01, 0.002)}  # from scratch, and with --init
+RATES = {"learning_rate": (5e-4, 2e-4), "muon_learning_rate": (0.01, 0.005)}  # from scratch, and with --init
 CONVOLUTIONS = 4  # of the CNN
 
 
@@ -94,7 +94,7 @@ def add_fine_tuning_flags(parser):
     add = parser.add_argument_group("fine-tuning").add_argument
     init = "start from the weights of a run, given by its name, folder or checkpoint; the network keeps its shape"
     add("--init", type=not_empty, metavar="RUN", help=init)
-    freeze = "with --init: do not train the first N blocks (CNN: convolutions), and what precedes them; 0 trains all"
+    freeze = "with --init: do not train the embedding and the first N blocks (CNN: N convolutions); 0 trains everything"
     add("--freeze_blocks", type=NON_NEGATIVE_INT, metavar="N", default=0, help=freeze)
 
 
