@@ -236,6 +236,7 @@ class VisionTransformer(nn.Module):
     """
 
     has_attention = True
+    block_name, head_name = "block", "head"  # in `parts_from_head_to_input`, and in the state dict
 
     def __init__(
         self,
@@ -289,7 +290,7 @@ class VisionTransformer(nn.Module):
     def parts_from_head_to_input(self):
         """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
-        embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed"))
+        embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed", "pos_drop."))
         return [("head", ("head.", "norm.", "fc_norm.")), *blocks, embedding]
 
     def describe(self):
@@ -330,6 +331,11 @@ class VisionTransformer(nn.Module):
         maps = patches.unflatten(1, self.patch_embed.grid_size).permute(0, 3, 1, 2)  # (1, D, grid_size, grid_size)
         maps = F.interpolate(maps.float(), size=(grid, grid), mode="bicubic", antialias=True)
         return torch.cat([prefix, maps.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
+
+    def weights_for(self, img_size):
+        """The state dict of this network for square images of any size: the position embeddings are resized."""
+        with torch.no_grad():
+            return {**self.state_dict(), "pos_embed": self.resized_positions(img_size)}
 
     def forward_features(self, images):
         """Images (B, C, H, W) -> tokens (B, N, D) after the last block."""
@@ -381,6 +387,7 @@ class SimpleCNN(nn.Module):
     """
 
     has_attention = False
+    block_name, head_name = "convolution", "classifier.4"  # in `parts_from_head_to_input`, and in the state dict
 
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=32, drop_rate=0.3):
         super().__init__()
@@ -425,6 +432,17 @@ class SimpleCNN(nn.Module):
     def describe(self):
         """A short description, always "CNN"."""
         return "CNN"
+
+    def weights_for(self, img_size):
+        """The state dict of this network for square images of any size, without the weights that do not fit them.
+
+        Only the convolutions fit if the images do not give the hidden layer as many inputs as it has now.
+        """
+        weights = self.state_dict()
+        channels = self.features[-1][0].out_channels
+        if self.classifier[1].in_features == channels * (img_size // 16) ** 2:
+            return weights
+        return {name: value for name, value in weights.items() if name.startswith("features.")}
 
     def forward(self, images):
         """Normalized images (B, C, H, W) -> logits (B, num_classes)."""

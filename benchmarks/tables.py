@@ -38,7 +38,11 @@ TABLE_RECIPES = (  # in the order of the table
     "vit-laptop",
     "vit-laptop-layer6",
 )
-OTHER_RECIPES = ("shapes",)  # not in the table because they do not train on CIFAR-10
+OTHER_RECIPES = (  # not in the table because they do not train on CIFAR-10 alone
+    "shapes",
+    "finetune-cifar100",
+    "finetune-folder",
+)
 HEADLINE = {  # the first of these that have been measured make up the README's table
     "vit-best": "ViT, 8 layers, 384 wide",
     "vit-fast": "ViT, 7 layers, 384 wide",

@@ -42,6 +42,7 @@ from model import build_model, build_without_memory, count_flops
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
@@ -224,7 +225,7 @@ def inference(args, device):
     """Measure the test images per second of every contender, and the run time of test.py on one image."""
     num_images = None if device.type == "cuda" else 1000
     test = dataset.load_test(args.dataset, args.data_path, num_images=num_images)
-    ours = build_model(trainer.model_config(train.parse(training_flags(args)), num_classes=10))
+    ours = build_model(model_config(train.parse(training_flags(args)), num_classes=10))
     contenders = {"ours": Inference(predict, ours, test.to(device), device)}
     if args.model == "vit":
         if timm_vit := build_peer("timm", args):
@@ -265,7 +266,7 @@ def time_test_command(model, args):
         The medians of both, in seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = trainer.model_config(train.parse(training_flags(args)), num_classes=10)
+        config = model_config(train.parse(training_flags(args)), num_classes=10)
         state = {"model_config": config, "weights": checkpoint.cpu_weights(model), "classes": list("abcdefghij")}
         state |= {"mean": [0.5] * 3, "std": [0.25] * 3, "dataset": "cifar10", "epoch": 0, "metrics": {}, "recipe": {}}
         checkpoint.save(Path(folder) / "best.pt", state)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import training_flags, wait_for
+from helpers import checkpoint_contents, training_flags, wait_for
 
 import bundle
 import reproduce
@@ -21,7 +21,7 @@ import tables
 import train
 from model import build_model
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.training.trainer import model_config
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.utils.errors import UserError
 
 ALL_RECIPES = sorted(path.stem for path in tables.RECIPES.glob("*.txt"))
@@ -46,11 +46,23 @@ def test_every_recipe_is_in_the_table():
     assert sorted(tables.TABLE_RECIPES) == sorted(set(ALL_RECIPES) - set(tables.OTHER_RECIPES))
 
 
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    """A folder with the runs that recipes start from; the one that is pre-trained on CIFAR-100 is untrained here."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "vit-layer12-32-cifar10").symlink_to(tables.ROOT / "model" / "vit-layer12-32-cifar10")
+    flags = f"@{tables.RECIPES / 'vit-layer12'}.txt --dataset cifar100".split()
+    config, classes = model_config(train.parse(flags), num_classes=100), [str(label) for label in range(100)]
+    contents = checkpoint_contents(model_config=config, weights=build_model(config).state_dict(), classes=classes)
+    checkpoint.save(folder / "vit-layer12-32-cifar100" / "best.pt", contents)
+    return folder
+
+
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
-def test_recipes_describe_networks_that_train(recipe):
-    args = train.parse([f"@{tables.RECIPES / recipe}.txt"])
+def test_recipes_describe_networks_that_train(recipe, model_path):
+    args, _, _, initial = train.read_flags([f"@{tables.RECIPES / recipe}.txt", f"--model_path={model_path}"])
     with torch.device("meta"):
-        model = build_model(model_config(args, num_classes=10))
+        model = build_model(model_config(args, num_classes=10, shape=initial and initial.model_config))
     if recipe in SIZES:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         assert parameters / 1e6 == pytest.approx(SIZES[recipe], abs=0.005)

@@ -17,8 +17,8 @@ import model
 from vit_cifar10.data import cifar
 from vit_cifar10.explain import maps, methods
 from vit_cifar10.flags import train as train_flags
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS
-from vit_cifar10.training.trainer import model_config
 from vit_cifar10.utils import choices
 from vit_cifar10.utils.device import AUTOCAST_DTYPES
 from vit_cifar10.utils.errors import UserError

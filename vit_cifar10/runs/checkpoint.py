@@ -11,6 +11,7 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
     dataset         name of the data set that the network was trained on
     epoch, metrics  number of complete epochs, and the last one's row of metrics.csv
     recipe          every flag of the run
+    init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
 
 `model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
 `training` holds everything else that an exact resume needs. `model/<run>/previous.pt` is the save before last.pt, in
@@ -18,6 +19,7 @@ case last.pt is damaged.
 """
 
 import dataclasses
+import hashlib
 import sys
 from pathlib import Path
 
@@ -214,6 +216,14 @@ def load_network(path, device):
         std=torch.tensor(saved["std"], device=device),
         saved=saved,
     )
+
+
+def hash_file(path):
+    """SHA-256 of a checkpoint file. Raises `UserError` if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
 
 
 def cpu_weights(model):

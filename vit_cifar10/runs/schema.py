@@ -309,9 +309,10 @@ CHECKPOINT = Record(
         "epoch": whole(0, limits.LARGEST_EPOCHS),
         "metrics": EPOCH_METRICS,
         "recipe": RECIPE,
+        "init": Record({"name": Text(), "sha256": HASH}),
         "training": TRAINING,
     },
-    optional={"training"},
+    optional={"init", "training"},
 )
 LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})
 PROBABILITIES, CORRELATIONS = Tensor(low=-1e-3, high=1 + 1e-3), Tensor(low=-1 - 1e-3, high=1 + 1e-3)  # with rounding

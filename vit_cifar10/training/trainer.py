@@ -19,9 +19,11 @@ from vit_cifar10.data import dataset
 from vit_cifar10.data.augment import Augment
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.training.distributed import Job
+from vit_cifar10.training.finetune import freeze, load_initial
 from vit_cifar10.training.hooks import Hooks
-from vit_cifar10.training.optim import ModelEma, build_optimizer, load_state
+from vit_cifar10.training.optim import CombinedOptimizer, ModelEma, build_optimizer, load_state
 from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.device import (
@@ -38,32 +40,6 @@ from vit_cifar10.utils.errors import UserError
 ORDER_SEEDS = 2**40  # added to the seed of an epoch's image order, so that it differs from the seeds of all steps
 
 
-def model_config(args, num_classes):
-    """The argument of `build_model`, from the flags."""
-    if args.model == "cnn":
-        return {
-            "model": "cnn",
-            "img_size": args.image_size,
-            "num_classes": num_classes,
-            "width": args.width,
-            "drop_rate": args.dropout,
-        }
-    return {
-        "model": "vit",
-        "img_size": args.image_size,
-        "patch_size": args.patch_size,
-        "num_classes": num_classes,
-        "global_pool": args.pool,
-        "class_token": args.pool == "token",
-        "embed_dim": args.embed_dim,
-        "depth": args.n_layers,
-        "num_heads": args.n_attention_heads,
-        "mlp_ratio": args.forward_mul,
-        "drop_rate": args.dropout,
-        "drop_path_rate": args.drop_path,
-    }
-
-
 class Trainer:
     """The state of a run, and its steps. `step` and `epoch` count the steps and epochs completed since the run began.
 
@@ -71,9 +47,11 @@ class Trainer:
     of the step or epoch. Random draws (order, augmentation, dropout) therefore do not depend on what came before: from
     any step and on any number of ranks, a resumed run draws the same numbers as an uninterrupted one. No random state
     is saved.
+
+    `initial` is the `Initial` of a fine-tuning. If it has a network, the training starts from its weights.
     """
 
-    def __init__(self, args, splits, device, job=None):
+    def __init__(self, args, splits, device, job=None, initial=None):
         self.args = args
         self.device = device
         self.job = job or Job()
@@ -91,9 +69,16 @@ class Trainer:
                 f"a batch of {self.batch_size} images cannot be split evenly among {self.job.size} processes;"
                 f" use {f'--batch_size {even}' if even else 'fewer'}"
             )
-        self.config = model_config(args, self.num_classes)
+        self.init_record = initial and initial.record
+        self.config = model_config(args, self.num_classes, initial and initial.model_config)
         seed_everything(args.seed)
-        self.model = self.job.convert_sync_batchnorm(build_model(self.config)).to(device)
+        self.model = build_model(self.config)
+        self.initial_changes = []  # phrases that describe how the initial weights differ from the ones of `initial`
+        if initial and initial.network:
+            keep_head = list(splits.train.classes) == initial.network.classes
+            self.initial_changes = load_initial(self.model, initial.network.model, args.image_size, keep_head)
+        self.frozen = freeze(self.model, args.freeze_blocks)
+        self.model = self.job.convert_sync_batchnorm(self.model).to(device)
         if args.small_epochs:
             self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
@@ -156,6 +141,7 @@ class Trainer:
         """The facts about the network, the device and the data for config.json, as plain values."""
         return {
             "model_config": self.config,
+            **({"init": self.init_record} if self.init_record else {}),
             "parameters": count_parameters(self.model),
             "precision": self.precision,
             "compiled": self.is_compiled,
@@ -184,6 +170,8 @@ class Trainer:
         self.hooks.start_epoch(epoch)
         self.epoch_time.start()
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         first_step = (epoch - 1) * self.steps_per_epoch
         self.step_time.start()
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
@@ -281,7 +269,7 @@ class Trainer:
     def check_loss(self, loss, split="train"):
         """Raise `UserError`, before anything is saved, if a loss is not finite."""
         if not math.isfinite(loss):
-            flag = "--learning_rate" if self.args.optimizer == "adamw" else "--muon_learning_rate"
+            flag = "--muon_learning_rate" if isinstance(self.optimizer, CombinedOptimizer) else "--learning_rate"
             rate = self.optimizer.param_groups[-1]["lr"]  # Muon's if it is used
             raise UserError(
                 f"the {split} loss is not finite (epoch {self.epoch + 1}, step {self.step}, learning rate"
@@ -339,6 +327,7 @@ class Trainer:
             "epoch": metrics.get("epoch", 0),
             "metrics": metrics,
             "recipe": vars(self.args),
+            **({"init": self.init_record} if self.init_record else {}),
         }
 
     def training_state(self):
