@@ -29,7 +29,7 @@ from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.tensors import save_tensors
-from vit_cifar10.utils.text import one_line, printable
+from vit_cifar10.utils.text import one_line, printable, shorten
 
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
@@ -142,6 +142,12 @@ class Network:
     mean: torch.Tensor
     std: torch.Tensor
     saved: dict
+
+    @property
+    def origin(self):
+        """Where the network comes from, such as "trained on cifar10"."""
+        source = self.saved["recipe"].get("converted_from")
+        return f"converted from {shorten(str(source))}" if source else f"trained on {self.saved['dataset']}"
 
     @property
     def image_size(self):

@@ -1,10 +1,13 @@
 // All texts that depend on the data or the state.
 
-const output = data.pool === "avg" ? "the mean of the patches" : "the class token";
+const output = {
+  avg: "the mean of the patches", distilled: "the class token and the distillation token",
+}[data.pool] ?? "the class token";
+const otherTokens = `${data.hasClassToken ? ", class token" : ""}${prefix > data.hasClassToken ? ", registers" : ""}`;
 
 const sumOfEvidence = data.isVit
   ? "this score, except for a part that belongs to no patch: "
-    + `biases, positions${prefix ? ", class token" : ""} and softmax`
+    + `biases, positions${otherTokens} and softmax`
   : "the difference between this score and the score of an image in the mean color of the data set";
 
 const METHODS = {
