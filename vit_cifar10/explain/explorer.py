@@ -25,7 +25,13 @@ from vit_cifar10.explain.encoding import encode
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
 from vit_cifar10.explain.maps import best_method
-from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from vit_cifar10.explain.methods import (
+    attention_maps,
+    grad_cam,
+    gradient_rollout_by_layer,
+    images_at_once,
+    rollout_by_layer,
+)
 from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.errors import UserError
@@ -58,7 +64,7 @@ def explain_image(network, image, name, label):
     num_classes = len(network.classes)
     count = num_classes if num_classes <= MAX_CLASSES else TOP_CLASSES
     explained = probabilities.topk(count).indices
-    repeated = inputs.expand(count, -1, -1, -1)
+    parts = [(inputs.expand(len(part), -1, -1, -1), part) for part in explained.split(images_at_once(inputs))]
     entry = {
         "name": name,
         "label": label,
@@ -68,16 +74,16 @@ def explain_image(network, image, name, label):
         "explained": explained.tolist(),
         "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
         "evidence": encode(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
-        "gradCam": encode(grad_cam(model, repeated, explained)),  # (explained, h * w)
+        "gradCam": encode(torch.cat([grad_cam(model, *part) for part in parts])),  # (explained, h * w)
     }
     if model.has_attention:
         maps = attention_maps(model, inputs)
         entry |= encode_attention(maps[:, 0])
         entry["rollout"] = encode(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
-        by_layer = gradient_rollout_by_layer(model, repeated, explained)
+        by_layer = torch.cat([gradient_rollout_by_layer(model, *part) for part in parts], dim=1)
         entry["gradientRollout"] = encode(by_layer.transpose(0, 1))  # (explained, layers, patches)
         entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
-        contributions = head_contributions(model, repeated, explained)
+        contributions = torch.cat([head_contributions(model, *part) for part in parts], dim=1)
         entry["contributions"] = encode(contributions.transpose(0, 1))  # (explained, layers, heads)
     return entry
 

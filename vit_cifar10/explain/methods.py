@@ -28,6 +28,11 @@ from vit_cifar10.utils.device import eval_mode
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
+def images_at_once(images):
+    """How many images of this size fit into memory at once: 250 with 32 x 32 pixels, 5 with 224 x 224."""
+    return max(1, 256_000 // (images.shape[-2] * images.shape[-1]))
+
+
 @torch.no_grad()
 def attention_maps(model, images):
     """The attention weights of every layer and head of a ViT.

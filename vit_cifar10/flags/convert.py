@@ -41,7 +41,9 @@ def parse(argv=None):
         if not rest:
             raise UserError(f"{library}: needs a name or a folder after the colon, such as {library}:my-vit")
         if suffix in SUFFIXES:
-            raise UserError(f"{args.target} is not a folder; convert to a run first, such as model/my-vit, and then it")
+            raise UserError(
+                f"{args.target} is not a folder; convert to a run first, such as model/my-vit, then the run"
+            )
         if args.attention:
             raise UserError("--attention needs a TARGET that ends in .onnx")
     if args.attention and suffix != ".onnx":

@@ -66,7 +66,6 @@ def read_huggingface(folder):
         Text(choices=tuple(GELUS)).check(config.get("hidden_act", "gelu"), "hidden_act")
     except Invalid as error:
         raise UserError(f"{path} is refused: {error}; {REFUSED}") from error
-    mean, std = read_processor(folder / "preprocessor_config.json")
     return Foreign(
         source=f"hf:{folder.resolve().name}",
         weights=rename(read_weights(folder / "model.safetensors"), folder),
@@ -75,8 +74,7 @@ def read_huggingface(folder):
         norm_eps=float(config.get("layer_norm_eps", 1e-12)),
         global_pool="token",
         img_size=read_size(config.get("image_size", 224), "image_size", path),
-        mean=mean,
-        std=std,
+        colors=functools.partial(read_processor, folder / "preprocessor_config.json"),
         class_names=functools.partial(class_names, config.get("id2label"), path=path),
     )
 

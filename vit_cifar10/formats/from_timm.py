@@ -26,7 +26,7 @@ from vit_cifar10.formats.foreign import (
     require,
 )
 from vit_cifar10.formats.plain import REFUSED, Foreign
-from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused
+from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import one_line, shorten
 
@@ -50,6 +50,20 @@ NAMES = (  # names of architectures, their pooling, and the epsilon of their nor
     (re.compile(rf"deit3_({SIZES})_patch\d+_\d+"), "token", 1e-6),
 )
 GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh"}  # timm's classes
+PARTS = {  # of timm's VisionTransformer, and their classes in a plain one
+    "patch_embed": "PatchEmbed",
+    "blocks.0": "Block",
+    "blocks.0.attn": "Attention",
+    "blocks.0.mlp": "Mlp",
+    "blocks.0.norm1": "LayerNorm",
+    "blocks.0.attn.q_norm": "Identity",
+}
+KINDS = {  # what other classes of timm have
+    "Beit": " (relative positions)",
+    "Eva": " (rotary positions or a gated MLP)",
+    "SwinTransformer": " (windows)",
+    "SwinTransformerV2": " (windows)",
+}
 
 
 class Off:
@@ -64,9 +78,10 @@ RATE = Number(0, 1)
 ARGUMENTS = Record(  # of timm's VisionTransformer, as far as they are supported
     {
         **dict.fromkeys(("patch_size", "img_size"), Unused()),  # read elsewhere
-        **dict.fromkeys(("embed_dim", "depth", "num_heads", "num_classes", "in_chans"), SIZE),
+        **dict.fromkeys(("embed_dim", "depth", "num_heads", "in_chans"), SIZE),
+        "num_classes": whole(0),  # with 0, there is no classifier, and a better message follows
         "mlp_ratio": Number(0, 100),
-        "global_pool": Text(choices=("token", "avg")),
+        "global_pool": Text(),  # checked by `check_pool`
         "act_layer": OrNone(Text(choices=tuple(GELUS.values()))),
         "init_values": OrNone(Number(0, 1e6)),
         "reg_tokens": Number(0, 1000, whole=True),
@@ -118,15 +133,13 @@ def read_saved(config_path, weights_path, name):
     projection = weights.get("patch_embed.proj.weight")
     width = projection.shape[0] if projection is not None else None
     traits = resolve_by_table(architecture, arguments, width) or resolve_with_timm(architecture, arguments)
-    mean, std = read_colors(pretrained, ("mean", "std"), config_path)
     names = config.get("label_names", pretrained.get("label_names"))
     return Foreign(
         source=f"timm:{name}",
         weights=rename_old(weights),
         **traits,
         img_size=read_size(declared_size(arguments, pretrained), "input_size", config_path),
-        mean=mean,
-        std=std,
+        colors=functools.partial(read_colors, pretrained, ("mean", "std"), config_path),
         class_names=functools.partial(described_names, names, config.get("label_descriptions"), config_path),
     )
 
@@ -166,6 +179,7 @@ def resolve_by_table(architecture, arguments, width):
             expected = arguments.get("embed_dim", default_width)
             if width != expected:
                 raise UserError(f"{architecture} has tokens of width {expected}, but the weights have {width}")
+            check_pool(arguments.get("global_pool", pool), architecture)
             heads, act = arguments.get("num_heads", default_heads), arguments.get("act_layer") or "gelu"
             return dict(zip(TRAITS, (heads, arguments.get("global_pool", pool), act, eps), strict=True))
     return None
@@ -198,22 +212,28 @@ def read_traits(model, architecture):
     """
     kind = type(model).__name__
     if kind not in ("VisionTransformer", "VisionTransformerDistilled"):
-        raise UserError(f"{architecture} is a {kind}, but {REFUSED}")
-    if model.global_pool == "map":
-        raise UserError(f"{architecture} has an attention-pool head, but {REFUSED}")
-    if model.global_pool not in ("token", "avg") or model.pool_include_prefix:
-        raise UserError(f"{architecture} has the pooling {model.global_pool!r}, but {REFUSED}")
-    block = model.blocks[0]
-    parts = {"PatchEmbed": model.patch_embed, "Block": block, "Attention": block.attn, "Mlp": block.mlp}
-    for expected, part in {**parts, "LayerNorm": block.norm1, "Identity": block.attn.q_norm}.items():
-        if type(part).__name__ != expected:
-            feature = "norms of queries and keys" if expected == "Identity" else type(part).__name__
+        raise UserError(f"{architecture} is of the kind {kind}{KINDS.get(kind, '')}, but {REFUSED}")
+    check_pool(model.global_pool, architecture)
+    if model.pool_include_prefix:
+        raise UserError(f"{architecture} pools all tokens, but {REFUSED}")
+    for place, expected in PARTS.items():
+        part = type(model.get_submodule(place)).__name__
+        if part != expected:
+            feature = "norms of queries and keys" if expected == "Identity" else f"parts of the kind {part}"
             raise UserError(f"{architecture} has {feature}, but {REFUSED}")
+    block = model.blocks[0]
     activation = type(block.mlp.act).__name__
     if activation not in GELUS:
         raise UserError(f"{architecture} has the activation {activation}, but {REFUSED}")
     traits = (block.attn.num_heads, model.global_pool, GELUS[activation], block.norm1.eps)
     return dict(zip(TRAITS, traits, strict=True))
+
+
+def check_pool(pool, architecture):
+    """Raise `UserError` unless the head reads the class token or the mean of the patches."""
+    if pool not in ("token", "avg"):
+        feature = "an attention-pool head" if pool == "map" else f"the pooling {pool!r}"
+        raise UserError(f"{architecture} has {feature}, but {REFUSED}")
 
 
 def load_by_name(name):
@@ -226,6 +246,8 @@ def load_by_name(name):
     if not timm.is_model(name):
         raise UserError(f"{name} is neither a folder, a file, nor a network of timm {timm.__version__}; check the name")
     resolve_with_timm(name, {})  # before anything is downloaded
+    if timm.get_pretrained_cfg_value(name, "num_classes") == 0:
+        raise UserError(f"timm:{name} has no classifier (num_classes 0); convert a network that has one")
     try:
         model = timm.create_model(name, pretrained=True).eval()
     except Exception as error:  # timm's and the hub's errors are of many types
@@ -236,8 +258,7 @@ def load_by_name(name):
         weights=model.state_dict(),
         **read_traits(model, name),
         img_size=model.patch_embed.img_size[0],
-        mean=list(config["mean"]),
-        std=list(config["std"]),
+        colors=lambda: [list(config["mean"]), list(config["std"])],
         class_names=functools.partial(pretrained_names, timm, model),
     )
 

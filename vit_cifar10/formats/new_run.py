@@ -19,13 +19,14 @@ def write_run(foreign, folder):
     if any((folder / name).exists() for name in checkpoint.NAMES):
         raise UserError(f"{folder} already holds a run; choose another folder")
     config, weights = to_plain(foreign)
+    mean, std = foreign.colors()
     contents = {
         "format": checkpoint.FORMAT,
         "model_config": config,
         "weights": weights,
         "classes": foreign.class_names(config["num_classes"]),
-        "mean": foreign.mean,
-        "std": foreign.std,
+        "mean": mean,
+        "std": std,
         "dataset": "folder",  # the images that --data_path may name
         "epoch": 0,
         "metrics": {},

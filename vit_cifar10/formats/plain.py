@@ -10,6 +10,7 @@ arguments of `VisionTransformer`. Everything else is refused by name.
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import torch
 
@@ -54,7 +55,7 @@ class Foreign:
         num_heads, act_layer, norm_eps: as in `VisionTransformer`; the weights do not tell them.
         global_pool: "token" or "avg".
         img_size: side of the images in pixels.
-        mean, std: three numbers each.
+        colors: () -> the mean and std, three numbers each.
         class_names: (number of classes) -> list of names.
     """
 
@@ -65,9 +66,8 @@ class Foreign:
     norm_eps: float
     global_pool: str
     img_size: int
-    mean: list
-    std: list
-    class_names: object
+    colors: Callable
+    class_names: Callable
 
     def lacks(self, name):
         return UserError(f"{self.source} has no weights {name}; the file is incomplete, or {REFUSED}")

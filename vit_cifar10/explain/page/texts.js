@@ -209,7 +209,9 @@ function contributionText(moves) {
 
 /** Where the numbers come from. */
 function originText() {
-  if (!isLive) return "All numbers were computed when this page was written.";
+  const rounded = data.images.some((image) => image.attentionScales)
+    ? " To keep the page small, attention is rounded to 8 bits, by less than 0.4 % of the largest value from a token." : "";
+  if (!isLive) return `All numbers were computed when this page was written.${rounded}`;
   return "All numbers are computed in this page, by the network that it contains. To keep the page small, the weights "
     + "are rounded to 8 bits each. For the images that came with the page, this changes the class probabilities by at "
     + `most ${points(data.rounding).replace("+", "")}.`;
