@@ -16,6 +16,7 @@ from timm.data import resolve_data_config
 from timm.models._hub import save_for_hf
 from timm.utils import AttentionExtract
 
+import compare
 import convert
 import test as test_command
 from model import SimpleCNN, build_model
@@ -325,6 +326,17 @@ def test_a_converted_network_is_tested_and_explained_like_any_other(tmp_path, mo
     with exits_with(2):
         test_command.main([*explain, "--live"])
     assert "registers or a distillation token" in capsys.readouterr().err
+    for number in range(25):
+        file = tmp_path / "images" / "abcde"[number % 5] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 48), (10 * number, 99, 0)).save(file)
+    save_timm(tmp_path / "other")
+    convert.main(["timm:other", "model/other"])
+    capsys.readouterr()
+    compare.main(["my-vit", "other", "--data_path", "images", "--num_workers", "0", "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert "compare.py: my-vit was converted from timm:timm, so it has no curves" in printed.err
+    assert "ViT 2 x 48, patch 8" in printed.out
 
 
 # What is refused
@@ -435,6 +447,14 @@ DAMAGE = {
     "an extra weight": change_weights(lambda weights: weights.update({"blocks.0.attn.q_norm.weight": torch.ones(16)})),
     "a block of a huge number": change_weights(
         lambda weights: weights.update({f"blocks.{9**20}.ls1.gamma": torch.ones(9)})
+    ),
+    "more classes than any network": change_weights(
+        lambda weights: weights.update({"head.weight": torch.ones(100_001, 48), "head.bias": torch.ones(100_001)})
+    ),
+    "a scale of another length": change_weights(lambda weights: weights.update({"blocks.0.ls1.gamma": torch.ones(7)})),
+    "a matrix of no axes": change_weights(lambda weights: weights.update({"blocks.0.attn.qkv.weight": torch.ones(())})),
+    "registers in a hundred thousand": change_weights(
+        lambda weights: weights.update(reg_token=torch.ones(1, 100_000, 48), pos_embed=torch.ones(1, 100_037, 48))
     ),
     "a head of one axis": change_weights(lambda weights: weights.update({"head.weight": torch.ones(48)})),
     "positions of one axis": change_weights(lambda weights: weights.update({"pos_embed": torch.ones(48)})),

@@ -109,7 +109,7 @@ def rename(weights, folder):
             renamed[TOP.get(f"{inner}.{kind}", name)] = value
     for (layer, kind), three in parts.items():
         values = [three.get(f"attn.{part}") for part in ("query", "key", "value")]
-        if any(value is None or value.shape != values[0].shape for value in values):
+        if any(value is None or not value.ndim or value.shape != values[0].shape for value in values):
             raise UserError(f"{folder} lacks queries, keys or values of block {layer + 1}; the file is incomplete")
         renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(values)
     return renamed

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from model import build_without_memory
+from vit_cifar10.runs.schema import VIT
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_DEPTH
 from vit_cifar10.utils.text import shorten
@@ -23,7 +24,13 @@ MOST_TOKENS = 2_500  # patches of an image; the attention of each head takes the
 TOP = r"cls_token|reg_token|dist_token|pos_embed|patch_embed\.proj\.(weight|bias)"
 NORMS = r"(norm_pre|norm|fc_norm)\.(weight|bias)|(head|head_dist)\.(weight|bias)"
 IN_BLOCK = r"(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.(weight|bias)|ls[12]\.gamma"
-KNOWN = re.compile(rf"{TOP}|{NORMS}|blocks\.\d+\.({IN_BLOCK})")
+KNOWN = re.compile(rf"{TOP}|{NORMS}|blocks\.[0-9]{{1,4}}\.({IN_BLOCK})")
+AXES = (  # the number of axes of the weights with these names
+    (re.compile(r".*_token|pos_embed"), 3),
+    (re.compile(r"patch_embed\.proj\.weight"), 4),
+    (re.compile(r".*(bias|gamma)|(.*\.)?(fc_)?norm(_pre|[12])?\.weight"), 1),
+    (re.compile(r".*"), 2),
+)
 FEATURES = {  # parts of the names of weights that a plain ViT does not have
     "q_norm": "norms of queries and keys",
     "attn_pool": "an attention-pool head",
@@ -86,6 +93,7 @@ def to_plain(foreign):
     config |= fold_embedding(foreign, weights, config)
     config |= fold_head(foreign, weights)
     try:
+        VIT.check(config)
         build_without_memory(config).load_state_dict(weights, assign=True)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
@@ -94,20 +102,23 @@ def to_plain(foreign):
 
 
 def check_names(foreign):
-    """Raise `UserError` if there are weights that a plain ViT does not have."""
-    for name in foreign.weights:
+    """Raise `UserError` if there are weights that a plain ViT does not have, or that have another number of axes."""
+    for name, value in foreign.weights.items():
         if not KNOWN.fullmatch(name):
             feature = next((feature for part, feature in FEATURES.items() if part in name), None)
             raise UserError(f"{foreign.source} has {feature or f'the weights {shorten(name)}'}, but {REFUSED}")
+        axes = next(axes for pattern, axes in AXES if pattern.fullmatch(name))
+        if value.ndim != axes:
+            raise UserError(f"{foreign.source} has weights {name} with {value.ndim} axes instead of {axes}; {REFUSED}")
 
 
 def read_sizes(foreign, weights):
     """The sizes that the weights tell, as entries of the configuration."""
     if "head.weight" not in weights:
         raise UserError(f"{foreign.source} has no classifier (num_classes 0); convert a network that has one")
-    for name, ndim in (("patch_embed.proj.weight", 4), ("blocks.0.mlp.fc1.weight", 2), ("head.weight", 2)):
-        if name not in weights or weights[name].ndim != ndim:
-            raise foreign.lacks(f"{name} with {ndim} axes")
+    for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
+        if name not in weights:
+            raise foreign.lacks(name)
     embed_dim, in_chans, height, width = weights["patch_embed.proj.weight"].shape
     if in_chans != 3 or height != width:
         raise UserError(f"{foreign.source} has patches of {in_chans} x {height} x {width}; only 3 x P x P is supported")
@@ -133,21 +144,20 @@ def read_sizes(foreign, weights):
 
 
 def fold_blocks(foreign, weights, depth):
-    """Fold LayerScale into the matrix before it, and add biases that no block has as zeros."""
-    for layer in range(depth):
-        for scale, matrix in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
-            gamma = weights.pop(f"blocks.{layer}.{scale}", None)
-            if gamma is not None:
-                name = f"blocks.{layer}.{matrix}"
-                if f"{name}.weight" not in weights or gamma.shape != weights[f"{name}.weight"].shape[:1]:
-                    raise foreign.lacks(f"{name}.weight that fit {scale}")
-                weights[f"{name}.weight"] = weights[f"{name}.weight"] * gamma[:, None]
-                if f"{name}.bias" in weights:
-                    weights[f"{name}.bias"] = weights[f"{name}.bias"] * gamma
+    """Add biases that no block has as zeros, and fold LayerScale into the matrix before it."""
     for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-        if not any(f"blocks.{layer}.{part}.bias" in weights for layer in range(depth)):
-            for layer in range(depth):
-                add_zeros(foreign, weights, f"blocks.{layer}.{part}")
+        names = [f"blocks.{layer}.{part}" for layer in range(depth)]
+        if not any(f"{name}.bias" in weights for name in names):
+            for name in names:
+                add_zeros(foreign, weights, name)
+    for layer in range(depth):
+        for scale, part in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
+            gamma, name = weights.pop(f"blocks.{layer}.{scale}", None), f"blocks.{layer}.{part}"
+            if gamma is not None:
+                weight, bias = weights.get(f"{name}.weight"), weights.get(f"{name}.bias")
+                if weight is None or bias is None or not len(weight) == len(bias) == len(gamma):
+                    raise foreign.lacks(f"{name} that fit {scale}")
+                weights[f"{name}.weight"], weights[f"{name}.bias"] = weight * gamma[:, None], bias * gamma
 
 
 def add_zeros(foreign, weights, part):
@@ -165,8 +175,6 @@ def fold_embedding(foreign, weights, config):
             raise UserError(f"{foreign.source} has a distillation token and registers or pooling, but {REFUSED}")
         weights["reg_token"] = weights.pop("dist_token")
     prefix = [weights[name] for name in ("cls_token", "reg_token") if name in weights]
-    if any(token.ndim != 3 for token in prefix):
-        raise foreign.lacks("of its class token or registers with 3 axes")
     num_prefix, embed_dim = sum(token.shape[1] for token in prefix), config["embed_dim"]
     grid = config["img_size"] // config["patch_size"]
     if grid**2 > MOST_TOKENS:
@@ -198,7 +206,8 @@ def fold_head(foreign, weights):
     if "head_dist.weight" in weights:  # the mean of two heads is one head that reads both tokens
         heads = [weights.pop(f"{name}.weight") for name in ("head", "head_dist")]
         biases = [weights.pop(f"{name}.bias", None) for name in ("head", "head_dist")]
-        if heads[0].shape != heads[1].shape or any(bias is None for bias in biases):
+        has_biases = all(bias is not None and len(bias) == len(heads[0]) for bias in biases)
+        if heads[0].shape != heads[1].shape or not has_biases:
             raise foreign.lacks("of two heads of the same size")
         weights["head.weight"], weights["head.bias"] = torch.cat(heads, dim=1) / 2, sum(biases) / 2
         return {"global_pool": "distilled"}
