@@ -16,7 +16,6 @@ if __name__ == "__main__":
     import vit_cifar10
 
     vit_cifar10.end_on_ctrl_c()
-    vit_cifar10.end_quickly()
 
     from vit_cifar10.flags.convert import parse
     from vit_cifar10.utils.cli import answer_early

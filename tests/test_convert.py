@@ -2,14 +2,16 @@
 
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import timm
 import torch
 import transformers
 from browser import wait_until_drawn
-from helpers import exits_with
+from helpers import ROOT, exits_with
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_data_config
@@ -204,6 +206,15 @@ def test_onnx_files_compute_the_same_for_any_number_of_images(config, network_ru
             assert_close(ours, other)
 
 
+@pytest.mark.parametrize("config", [DISTILLED, PLAIN | {"norm_eps": 1e-5}], ids=["distilled", "epsilon"])
+def test_timm_loads_networks_with_every_feature(config, network_run, tmp_path):
+    run = network_run(config)
+    convert.main([str(run), f"{tmp_path}/out/"])
+    theirs = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert_close(checkpoint.load_network(run, CPU).model(images), theirs(images))
+
+
 def test_safetensors_files_hold_the_state_dict(network_run, tmp_path):
     convert.main([str(network_run(CNN)), f"{tmp_path}/net.safetensors"])
     saved = checkpoint.load(tmp_path / "net")
@@ -211,21 +222,20 @@ def test_safetensors_files_hold_the_state_dict(network_run, tmp_path):
         assert torch.equal(value, saved["weights"][name])
 
 
-def test_torch_hub_loads_the_shipped_networks(monkeypatch):
-    root = convert.Path(convert.__file__).parent
-    cat = Image.open(root / "examples" / "cat.png")
-    shipped = sorted(path.parent for path in root.glob("model/*-32-cifar10/best.pt"))
+def test_torch_hub_loads_the_shipped_networks():
+    cat = Image.open(ROOT / "examples" / "cat.png").convert("RGB").resize((32, 32))
+    pixels = torch.from_numpy(np.array(cat)).permute(2, 0, 1)[None]
+    shipped = sorted(path.parent for path in ROOT.glob("model/*-32-cifar10/best.pt"))
     assert shipped
     for folder in shipped:
         name = folder.name.replace("-32-", "-").replace("-", "_")
-        model = torch.hub.load(str(root), name, source="local")
+        model = torch.hub.load(str(ROOT), name, source="local")
         network = checkpoint.load_network(folder, CPU)
-        pixels = torch.from_numpy(explorer.np.array(cat.convert("RGB").resize((32, 32)))).permute(2, 0, 1)
-        batch = model.transform(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-        assert_close(batch, network.prepare(pixels[None]))
-        assert_close(model(batch), network.logits(pixels[None]))
+        batch = model.transform(cat)
+        assert_close(batch, network.prepare(pixels))
+        assert_close(model(batch), network.logits(pixels))
         assert model.classes == network.classes
-        untrained = torch.hub.load(str(root), name, source="local", pretrained=False)
+        untrained = torch.hub.load(str(ROOT), name, source="local", pretrained=False)
         assert not torch.allclose(untrained.eval()(batch), model(batch))
 
 
@@ -348,7 +358,7 @@ def refused(source, target, capsys):
     with exits_with(2):
         convert.main([str(source), str(target)])
     printed = capsys.readouterr()
-    assert not convert.Path(target).exists()
+    assert not Path(target).exists()
     assert printed.err.count("\n") == 1
     assert not printed.out
     return printed.err
@@ -506,7 +516,7 @@ def test_existing_files_are_kept(network_run, tmp_path, capsys):
     for source, target, reason in (
         (f"timm:{tmp_path}/timm", run, "already holds a run"),
         (run, tmp_path / "timm", "not empty"),
-        (run, run / "best.pt", "would be overwritten"),
+        (run, run / "best.pt", "cannot be written"),
     ):
         with exits_with(2):
             convert.main([str(source), str(target)])

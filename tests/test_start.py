@@ -63,6 +63,7 @@ EARLY_MISTAKES = [
     ("convert.py", "timm: run", "needs a name or a folder after the colon"),
     ("convert.py", "hf:folder run.onnx", "convert to a run first"),
     ("convert.py", "run folder --attention", "needs a TARGET that ends in .onnx"),
+    ("convert.py", "run weights.pth", "a name that ends in .onnx or .safetensors"),
 ]
 
 

@@ -64,7 +64,8 @@ def image_transform(image_size, mean, std):
     from torchvision import transforms  # only here because the import takes seconds
 
     def to_square(image):
-        _rotate_in_place(image := image.copy())
+        image = image.copy()
+        _rotate_in_place(image)
         return fit_square(_to_rgb(image), image_size)
 
     steps = [to_square, transforms.ToTensor(), transforms.Normalize(mean, std), lambda batch: batch[None]]

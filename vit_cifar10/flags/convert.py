@@ -7,6 +7,7 @@ from vit_cifar10.utils.errors import UserError
 
 LIBRARIES = ("timm", "hf")  # prefixes of networks from elsewhere
 SUFFIXES = (".onnx", ".safetensors")  # of the files that can be written
+OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".pb", ".json", ".html")  # of files that cannot
 
 
 def build_parser():
@@ -44,8 +45,10 @@ def parse(argv=None):
             raise UserError(
                 f"{args.target} is not a folder; convert to a run first, such as model/my-vit, then the run"
             )
-        if args.attention:
-            raise UserError("--attention needs a TARGET that ends in .onnx")
+    if suffix in OTHER_SUFFIXES:
+        raise UserError(
+            f"{args.target} cannot be written; choose a folder, or a name that ends in .onnx or .safetensors"
+        )
     if args.attention and suffix != ".onnx":
         raise UserError("--attention needs a TARGET that ends in .onnx")
     return args
