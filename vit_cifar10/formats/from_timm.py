@@ -9,7 +9,6 @@ them from the name of the architecture and from `model_args`. For the names in `
 others, timm must be installed.
 """
 
-import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -27,7 +26,9 @@ from vit_cifar10.formats.foreign import (
 )
 from vit_cifar10.formats.plain import REFUSED, Foreign
 from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
+from vit_cifar10.utils.choices import ACTIVATIONS
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.limits import LARGEST_RATIO, LARGEST_REGISTERS
 from vit_cifar10.utils.text import one_line, shorten
 
 FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # of weights, in timm's order
@@ -74,26 +75,22 @@ class Off:
             raise Invalid(name, "supported")
 
 
-RATE = Number(0, 1)
-ARGUMENTS = Record(  # of timm's VisionTransformer, as far as they are supported
-    {
-        **dict.fromkeys(("patch_size", "img_size"), Unused()),  # read elsewhere
-        **dict.fromkeys(("embed_dim", "depth", "num_heads", "in_chans"), SIZE),
-        "num_classes": whole(0),  # with 0, there is no classifier, and a better message follows
-        "mlp_ratio": Number(0, 100),
-        "global_pool": Text(),  # checked by `check_pool`
-        "act_layer": OrNone(Text(choices=tuple(GELUS.values()))),
-        "init_values": OrNone(Number(0, 1e6)),
-        "reg_tokens": Number(0, 1000, whole=True),
-        **dict.fromkeys(("class_token", "no_embed_class", "pre_norm", "qkv_bias", "proj_bias"), Switch()),
-        **dict.fromkeys(("fc_norm",), OrNone(Switch())),
-        **dict.fromkeys(("dynamic_img_size", "strict_img_size"), Switch()),
-        **dict.fromkeys(("drop_rate", "pos_drop_rate", "patch_drop_rate"), RATE),
-        **dict.fromkeys(("proj_drop_rate", "attn_drop_rate", "drop_path_rate"), RATE),
-    },
-    others=Off(),
-)
-ARGUMENTS = dataclasses.replace(ARGUMENTS, optional=ARGUMENTS.fields.keys())
+RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+SUPPORTED = {  # arguments of timm's VisionTransformer
+    **dict.fromkeys(("patch_size", "img_size"), Unused()),  # read elsewhere
+    **dict.fromkeys(("embed_dim", "depth", "num_heads", "in_chans"), SIZE),
+    "num_classes": whole(0),  # with 0, there is no classifier, and a better message follows
+    "mlp_ratio": Number(0, LARGEST_RATIO),
+    "global_pool": Text(),  # checked by `check_pool`
+    "act_layer": OrNone(Text(choices=ACTIVATIONS)),
+    "init_values": OrNone(Number(0, 1e6)),
+    "reg_tokens": whole(0, LARGEST_REGISTERS),
+    **dict.fromkeys(("class_token", "no_embed_class", "pre_norm", "qkv_bias", "proj_bias"), Switch()),
+    "fc_norm": OrNone(Switch()),
+    **dict.fromkeys(("dynamic_img_size", "strict_img_size"), Switch()),
+    **dict.fromkeys(RATES, Number(0, 1)),
+}
+ARGUMENTS = Record(SUPPORTED, optional=SUPPORTED.keys(), others=Off())
 TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps")  # of `Foreign`
 
 
