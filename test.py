@@ -61,6 +61,10 @@ def main(argv=None):
             check_record(run.output_folder, network.saved["recipe"])
         print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
         check_methods(args, network.model)
+        if args.html is not None:
+            from vit_cifar10.explain.explorer import check_size
+
+            check_size(network, args.live)
         test = write_example if shows_example(args) else TESTS[args.mode]
         test(run, network, args)
 
@@ -125,7 +129,9 @@ def index_name(network, index):
 def describe(network):
     """The network's type, training and accuracy as a line of text."""
     saved = network.saved
-    text = f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}"
+    text = f"{saved['model_config']['model']} {network.origin}"
+    if "converted_from" not in saved["recipe"]:
+        text += f", epoch {saved['epoch']}"
     accuracy = saved["metrics"].get("test_accuracy")
     if accuracy is None:
         return text

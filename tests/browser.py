@@ -15,7 +15,7 @@ def small_network(config):
     classes = [f"class {i}" for i in range(sizes["num_classes"])]
     model = build_model(sizes)
     torch.nn.init.normal_(model.head.weight)
-    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder"}
+    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder", "recipe": {}}
     return checkpoint.Network("net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved)
 
 

@@ -39,6 +39,7 @@ from vit_cifar10.evaluation import faithfulness_test
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.explain.maps import methods_for
 from vit_cifar10.flags import compare as compare_flags
+from vit_cifar10.flags import convert as convert_flags
 from vit_cifar10.flags import test as test_flags
 from vit_cifar10.flags import train as train_flags
 from vit_cifar10.runs import checkpoint, writer
@@ -46,7 +47,7 @@ from vit_cifar10.training import trainer
 from vit_cifar10.utils import cli
 
 COMMANDS = {"train": train, "test": test_command, "compare": compare}
-FLAGS = {"train": train_flags, "test": test_flags, "compare": compare_flags}
+FLAGS = {"train": train_flags, "test": test_flags, "compare": compare_flags, "convert": convert_flags}
 
 # train.py
 
@@ -708,7 +709,7 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "[!.]*/README.md")
     for path in ROOT.glob(pattern)
 )
-FEWEST_COMMANDS = {"README.md": 18, "docs/training.md": 8, "docs/comparison.md": 10}
+FEWEST_COMMANDS = {"README.md": 18, "docs/training.md": 8, "docs/comparison.md": 10, "docs/your-own.md": 8}
 
 
 def unroll(loop):
@@ -721,7 +722,7 @@ def unroll(loop):
 def test_commands_in_documents_parse(document):
     text = re.sub(r"^for \w+ in .*?^done$", unroll, (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
     # after "python", or after the digit of "torchrun --nproc_per_node=4"
-    commands = re.findall(r"(?:python|\d) (train|test|compare)\.py ([^#`&|\n;]*)", text)
+    commands = re.findall(r"(?:python|\d) (train|test|compare|convert)\.py ([^#`&|\n;]*)", text)
     assert len(commands) >= FEWEST_COMMANDS.get(document, 0)
     for script, typed in commands:
         flags = shlex.split(typed.replace("SEED", "0"))

@@ -49,7 +49,7 @@ def random_network(config):
             for values, least, most in ((norm.running_mean, -1, 1), (norm.running_var, 0.5, 2), (norm.weight, 0.5, 2)):
                 nn.init.uniform_(values, least, most)
             nn.init.normal_(norm.bias)
-        saved = {"model_config": sizes, "dataset": "folder"}
+        saved = {"model_config": sizes, "dataset": "folder", "recipe": {}}
         return dataclasses.replace(network, model=model, saved=saved)
     network = small_network(config)
     for weight in (weight for weight in network.model.parameters() if weight.ndim > 1):

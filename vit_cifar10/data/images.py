@@ -48,8 +48,28 @@ def open_image(path, image_size):
     Raises:
         UserError: there is no such file, or it cannot be read as an image.
     """
-    square = ImageOps.fit(read_image(path), (image_size, image_size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(fit_square(read_image(path), image_size))).permute(2, 0, 1).contiguous()
+
+
+def fit_square(image, image_size):
+    """The square at the center of a PIL image, resized with antialiasing: a PIL image."""
+    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def image_transform(image_size, mean, std):
+    """A torchvision transform from a PIL image to a normalized batch, float (1, 3, image_size, image_size).
+
+    For an image file, it gives what a network sees of the tensor from `open_image`.
+    """
+    from torchvision import transforms  # only here because the import takes seconds
+
+    def to_square(image):
+        image = image.copy()
+        _rotate_in_place(image)
+        return fit_square(_to_rgb(image), image_size)
+
+    steps = [to_square, transforms.ToTensor(), transforms.Normalize(mean, std), lambda batch: batch[None]]
+    return transforms.Compose(steps)
 
 
 def read_image(path):

@@ -102,6 +102,9 @@ def load_trained_run(typed, model_path, output_path, device):
     network = checkpoint.load_network(run.checkpoint_path, device)
     epochs, is_cut, config, notes = read_record(run)
     flags = network.saved["recipe"]
+    if "converted_from" in flags:
+        note = f"{network.name} was {network.origin}, so it has no curves, and its training images are unknown"
+        return TrainedRun(run, network, flags, epochs=[], train_images=None, notes=[note])
     if config and not is_same_run(flags, config["flags"]):
         note = f"{run.output_folder} is the record of a run other than {run.checkpoint_path}, so it is left out"
         return TrainedRun(run, network, flags, epochs=[], train_images=None, notes=[note], has_record=False)

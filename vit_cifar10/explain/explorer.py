@@ -4,9 +4,9 @@
     write_page("cat.html", network, entries)
 
 The page is one file that works offline and without a server. The numbers that it shows are computed here and embedded:
-attention as 16-bit fractions, everything else as float32. A live page also contains the network, and computes its
-numbers itself. The page is written in plain HTML, CSS and JavaScript, in `page/`: the scripts in `WORKER_SCRIPTS` are
-the network, and the others draw the page. They are joined here.
+attention in 16 bits a value, or in 8 where this would be too large, and everything else as float32. A live page also
+contains the network, and computes its numbers itself. The page is written in plain HTML, CSS and JavaScript, in
+`page/`: the scripts in `WORKER_SCRIPTS` are the network, and the others draw the page. They are joined here.
 """
 
 import base64
@@ -23,11 +23,18 @@ import torch
 
 from vit_cifar10.explain.encoding import encode
 from vit_cifar10.explain.lens import head_contributions, logit_lens
-from vit_cifar10.explain.live import encode_network, rounding_effect
+from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
 from vit_cifar10.explain.maps import best_method
-from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from vit_cifar10.explain.methods import (
+    attention_maps,
+    grad_cam,
+    gradient_rollout_by_layer,
+    images_at_once,
+    rollout_by_layer,
+)
 from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.style import COLORMAP
+from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable
 
@@ -38,6 +45,8 @@ WORKER_SCRIPTS = ("kernel", "matrix", "network", "gradients", "worker")
 KINDS = {"vit": "ViT", "cnn": "CNN"}
 MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
 TOP_CLASSES = 10  # the number of classes that it then explains
+MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with full precision
+MAX_ATTENTION = 75_000_000  # values of an image's attention; as 8-bit values in base64, they take 100 MB
 
 
 def explain_image(network, image, name, label):
@@ -55,7 +64,7 @@ def explain_image(network, image, name, label):
     num_classes = len(network.classes)
     count = num_classes if num_classes <= MAX_CLASSES else TOP_CLASSES
     explained = probabilities.topk(count).indices
-    repeated = inputs.expand(count, -1, -1, -1)
+    parts = [(inputs.expand(len(part), -1, -1, -1), part) for part in explained.split(images_at_once(inputs))]
     entry = {
         "name": name,
         "label": label,
@@ -65,19 +74,43 @@ def explain_image(network, image, name, label):
         "explained": explained.tolist(),
         "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
         "evidence": encode(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
-        "gradCam": encode(grad_cam(model, repeated, explained)),  # (explained, h * w)
+        "gradCam": encode(torch.cat([grad_cam(model, *part) for part in parts])),  # (explained, h * w)
     }
     if model.has_attention:
         maps = attention_maps(model, inputs)
-        fractions = (maps[:, 0] * 65535).round().cpu().numpy()
-        entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
+        entry |= encode_attention(maps[:, 0])
         entry["rollout"] = encode(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
-        by_layer = gradient_rollout_by_layer(model, repeated, explained)
+        by_layer = torch.cat([gradient_rollout_by_layer(model, *part) for part in parts], dim=1)
         entry["gradientRollout"] = encode(by_layer.transpose(0, 1))  # (explained, layers, patches)
         entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
-        contributions = head_contributions(model, repeated, explained)
+        contributions = torch.cat([head_contributions(model, *part) for part in parts], dim=1)
         entry["contributions"] = encode(contributions.transpose(0, 1))  # (explained, layers, heads)
     return entry
+
+
+def encode_attention(maps):
+    """Attention (layers, heads, tokens, tokens) for the page, in 16 bits a value or, if that takes too much, in 8.
+
+    In 8 bits, the square root of a value is a whole number times the scale of its row, which has the largest value 255.
+    """
+    if 2 * maps.numel() <= MAX_PRECISE:
+        return {"attention": encode((maps * 65535).round(), "<u2")}
+    roots = maps.sqrt()
+    scales = roots.amax(dim=-1, keepdim=True) / 255
+    return {"attention": encode((roots / scales).round(), "u1"), "attentionScales": encode(scales)}
+
+
+def check_size(network, live=False):
+    """Raise `UserError` if the page of a network would be too large, or if it cannot compute with the network."""
+    model = network.model
+    if model.has_attention:
+        tokens, heads = model.pos_embed.shape[1], model.blocks[0].attn.num_heads
+        size = len(model.blocks) * heads * tokens**2
+        if size > MAX_ATTENTION:
+            maps = f"{len(model.blocks)} x {heads} maps of attention between {tokens} tokens"
+            raise UserError(f"--html cannot hold {maps}, which take {size / 750_000:,.0f} MB; leave out --html")
+    if live:
+        check_live(network)
 
 
 def describe(network):
@@ -86,7 +119,7 @@ def describe(network):
     is_vit = model.has_attention
     palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # the second one is for values of both signs
     return {
-        "network": f"{printable(network.name)}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
+        "network": f"{printable(network.name)}, a {KINDS[config['model']]} {network.origin}",
         "classes": network.classes,
         "explainedClasses": len(network.classes) if len(network.classes) <= MAX_CLASSES else TOP_CLASSES,
         "isVit": is_vit,
@@ -95,7 +128,8 @@ def describe(network):
         "grid": model.grid_size,
         "layers": len(model.blocks) if is_vit else 0,
         "heads": model.blocks[0].attn.num_heads if is_vit else 0,
-        "hasClassToken": is_vit and model.num_prefix_tokens == 1,
+        "hasClassToken": is_vit and model.cls_token is not None,
+        "prefixTokens": model.num_prefix_tokens if is_vit else 0,
         "pool": model.global_pool if is_vit else None,
         **{
             name: encode((255 * matplotlib.colormaps[palette](np.arange(256))[:, :3]).round(), "u1")

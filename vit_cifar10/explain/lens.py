@@ -29,29 +29,28 @@ def logit_lens(model, images):
 def head_contributions(model, images, targets):
     """How far the output of each head moves the logit of a class directly: (depth, B, heads).
 
-    A head adds a vector to the tokens. Without the later layers, which react to it, this vector would only pass through
-    the final norm and the head. The norm's standard deviation is the one of the whole sum.
+    A head adds a vector to each token. Without the later layers, which react to it, this vector would only pass through
+    the final norm, the pooling and the head. The norm's standard deviation is the one of the whole sum.
 
     Args:
         images: normalized floats (B, 3, H, W).
         targets: int64 (B,), one class for each image.
     """
     x = model.embed(images)
-    outputs = []
+    mixed = []
     for block in model.blocks:
         query, key, value = block.attn.project(block.norm1(x))
         weights = (query @ key.transpose(-2, -1) * block.attn.scale).softmax(dim=-1)
-        mixed = _pool(model, (weights @ value).transpose(1, 2))  # (B, heads, D / heads)
-        kernel = block.attn.proj.weight.unflatten(1, mixed.shape[1:])  # (D, heads, D / heads)
-        outputs.append(torch.einsum("bhk,dhk->bhd", mixed, kernel))
+        mixed.append((weights @ value).transpose(1, 2))  # (B, N, heads, D / heads)
         x = block(x)
-    norm = model.norm if model.global_pool == "token" else model.fc_norm
-    std = (_pool(model, x).var(dim=-1, unbiased=False) + norm.eps).sqrt()  # (B)
-    direction = model.head.weight[targets] * norm.weight / std[:, None]  # (B, D)
-    outputs = torch.stack(outputs)  # (depth, B, heads, D)
-    return torch.einsum("lbhd,bd->lbh", outputs - outputs.mean(dim=-1, keepdim=True), direction)
-
-
-def _pool(model, tokens):
-    """What the network's head reads of (B, N, ...): the class token, or the mean of the patches."""
-    return tokens[:, 0] if model.global_pool == "token" else tokens[:, model.num_prefix_tokens :].mean(dim=1)
+    normalized, norm = (model.pool(x), model.fc_norm) if model.pools_first else (x, model.norm)
+    std = (normalized.var(dim=-1, unbiased=False) + norm.eps).sqrt()[..., None, None]  # (B, 1 or 2 or N, 1, 1)
+    direction = model.head.weight[targets].unflatten(1, (-1, model.embed_dim)) * norm.weight  # (B, 1 or 2, D)
+    contributions = []
+    for values, block in zip(mixed, model.blocks, strict=True):
+        read = model.pool(values) / std if model.pools_first else model.pool(values / std)  # (B, 1 or 2, heads, ...)
+        kernel = block.attn.proj.weight.unflatten(1, values.shape[2:])  # (D, heads, D / heads)
+        outputs = torch.einsum("bthk,dhk->bthd", read, kernel)
+        outputs = outputs - outputs.mean(dim=-1, keepdim=True)
+        contributions.append(torch.einsum("bthd,btd->bh", outputs, direction))
+    return torch.stack(contributions)

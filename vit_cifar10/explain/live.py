@@ -4,9 +4,30 @@ import contextlib
 
 import torch
 
+from model import count_parameters
 from vit_cifar10.explain.encoding import encode
+from vit_cifar10.utils.errors import UserError
 
+LARGEST_NETWORK = 25_000_000  # weights; each takes more than a byte of the page
+UNKNOWN = {  # entries of a network's configuration, and the feature that page/network.js lacks
+    "reg_tokens": "registers or a distillation token",
+    "pre_norm": "a norm before the first block",
+    "fc_norm": "another place of the final norm",
+    "act_layer": "an approximate GELU",
+    "norm_eps": "another epsilon of its norms",
+}
 LEVELS = 127  # an 8-bit weight is an integer from -127 to 127, times the scale of its row
+
+
+def check_live(network):
+    """Raise `UserError` if page/network.js cannot compute with a network, or would take too long."""
+    for entry, feature in UNKNOWN.items():
+        if entry in network.saved["model_config"]:
+            raise UserError(f"the page of --live cannot compute with {feature} ({entry}); leave out --live")
+    if count_parameters(network.model) > LARGEST_NETWORK:
+        size = f"{count_parameters(network.model) / 1e6:,.1f} million"
+        most = f"{LARGEST_NETWORK // 10**6} million"
+        raise UserError(f"--live takes networks of up to {most} weights, but this one has {size}; leave out --live")
 
 
 def is_rounded(name, tensor):
@@ -89,7 +110,7 @@ def describe_network(network):
         return sizes
     return sizes | {
         "patchSize": model.patch_embed.proj.kernel_size[0],
-        "width": model.head.in_features,
+        "width": model.embed_dim,
         "depth": len(model.blocks),
         "heads": model.blocks[0].attn.num_heads,
         "hidden": model.blocks[0].mlp.fc1.out_features,

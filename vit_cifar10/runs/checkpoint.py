@@ -4,13 +4,15 @@ A checkpoint is a plain dict of tensors, numbers, strings, lists and dicts. `tor
 and it cannot run any code. `model/<run>/best.pt` holds everything that inference needs:
 
     format          1
-    model_config    the argument of `build_model`; the architecture always comes from here, never from flags
+    model_config    the argument of `build_model`; the architecture always comes from here, never from flags. Arguments
+                    that only convert.py sets are left out if they have their defaults
     weights         the network's state dict on the CPU: float32, or float16 in the networks that ship
     classes         class names, in the order of the logits
     mean, std       normalization of the images, three numbers each
     dataset         name of the data set that the network was trained on
     epoch, metrics  number of complete epochs, and the last one's row of metrics.csv
-    recipe          every flag of the run
+    recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
+                    converted_from, with dataset "folder", epoch 0 and no metrics
     init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
 
 `model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
@@ -31,7 +33,7 @@ from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.tensors import save_tensors
-from vit_cifar10.utils.text import one_line, printable
+from vit_cifar10.utils.text import one_line, printable, shorten
 
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
@@ -144,6 +146,12 @@ class Network:
     mean: torch.Tensor
     std: torch.Tensor
     saved: dict
+
+    @property
+    def origin(self):
+        """Where the network comes from, such as "trained on cifar10"."""
+        source = self.saved["recipe"].get("converted_from")
+        return f"converted from {shorten(str(source))}" if source else f"trained on {self.saved['dataset']}"
 
     @property
     def image_size(self):

@@ -16,7 +16,7 @@ def split_parameters(model):
     """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and name not in ("cls_token", "pos_embed")
+        is_matrix = parameter.ndim >= 2 and name not in ("cls_token", "reg_token", "pos_embed")
         (matrices if is_matrix else rest).append(parameter)
     return matrices, rest
 

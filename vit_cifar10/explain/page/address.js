@@ -60,7 +60,7 @@ function isMethod(name) {
 }
 
 function isToken(name) {
-  return (name === CLASS_TOKEN && prefix === 1) || name === ALL_PATCHES;
+  return (name === CLASS_TOKEN && data.hasClassToken) || name === ALL_PATCHES;
 }
 
 /** Whether a text names a part of this network. */

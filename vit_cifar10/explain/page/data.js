@@ -5,9 +5,9 @@ const byId = (id) => document.getElementById(id);
 
 const MEAN = 0, MAX = 1, FIRST_HEAD = 2; // positions of the head slider
 const CLASS_TOKEN = "class", ALL_PATCHES = "all"; // values of state.token other than the index of a patch
-const defaultToken = data.isVit && data.pool === "token" ? CLASS_TOKEN : ALL_PATCHES; // what the network's head reads
+const defaultToken = data.isVit && data.pool !== "avg" ? CLASS_TOKEN : ALL_PATCHES; // what the network's head reads
 const patches = data.grid * data.grid;
-const prefix = data.hasClassToken ? 1 : 0;
+const prefix = data.prefixTokens; // the class token and registers, which precede the patches
 const tokens = patches + prefix;
 const colors = palette(data.colors);
 const differences = palette(data.differences);
@@ -46,11 +46,17 @@ function measured(image) {
     scores: floats(image.scores),
     probabilities: floats(image.probabilities),
     removal: floats(image.removal),
-    attention: image.attention && fractions(image.attention),
+    attention: image.attention && (image.attentionScales ? scaled(image) : fractions(image.attention)),
     rollout: image.rollout && floats(image.rollout),
     lens: image.lens && floats(image.lens),
     explanations,
   };
+}
+
+/** Attention in 8 bits: the square roots of a row's values are whole numbers times the row's scale. */
+function scaled(image) {
+  const scales = floats(image.attentionScales), roots = bytes(image.attention), columns = roots.length / scales.length;
+  return Float32Array.from(roots, (root, index) => (root * scales[Math.floor(index / columns)]) ** 2);
 }
 
 function bytes(text) {

@@ -45,7 +45,7 @@ function attentionOf(token, isFrom, layer = state.layer, head = state.head) {
   return {
     side: data.grid,
     values: Float32Array.from({ length: patches }, (_, patch) => pair(patch + prefix)),
-    classToken: prefix ? pair(0) : null,
+    classToken: data.hasClassToken ? pair(0) : null,
   };
 }
 

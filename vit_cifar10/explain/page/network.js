@@ -3,6 +3,8 @@
 /**
  * The Vision Transformer.
  *
+ * It has no registers, distillation token or norm before the blocks; live.py refuses networks that have.
+ *
  * `config` has imageSize, patchSize, width, depth, heads, hidden (of the MLP), classes, pool ("token" or "avg") and
  * prefix (1 with a class token, else 0). `weights` maps the names of the state dict to Float32Arrays.
  *

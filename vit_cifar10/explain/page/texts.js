@@ -1,9 +1,12 @@
 // All texts that depend on the data or the state.
 
-const output = data.pool === "avg" ? "the mean of the patches" : "the class token";
+const output = {
+  avg: "the mean of the patches", distilled: "the class token and the distillation token",
+}[data.pool] ?? "the class token";
+const otherTokens = `${data.hasClassToken ? ", class token" : ""}${prefix > data.hasClassToken ? ", registers" : ""}`;
 
 // What has a part of a score that AttnLRP gives to no patch.
-const elsewhere = `biases, positions${prefix ? ", class token" : ""} and softmax`;
+const elsewhere = `biases, positions${otherTokens} and softmax`;
 
 const sumOfEvidence = data.isVit
   ? `this score, except for a part that belongs to no patch: ${elsewhere}`
@@ -210,7 +213,9 @@ function contributionText(moves) {
 
 /** Where the numbers come from. */
 function originText() {
-  if (!isLive) return "All numbers were computed when this page was written.";
+  const rounded = data.images.some((image) => image.attentionScales)
+    ? " To keep the page small, attention is rounded to 8 bits, by less than 0.4 % of the largest value from a token." : "";
+  if (!isLive) return `All numbers were computed when this page was written.${rounded}`;
   return "All numbers are computed in this page, by the network that it contains. To keep the page small, the weights "
     + "are rounded to 8 bits each. For the images that came with the page, this changes the class probabilities by at "
     + `most ${points(data.rounding).replace("+", "")}.`;

@@ -10,7 +10,7 @@ const STEPS = [
     title: "Patches become tokens",
     text: ({ patch, size }) => `The image is cut into ${patches} patches of ${size} × ${size} pixels. The `
       + `${3 * size * size} numbers of each patch are multiplied by one matrix. The result is its token: `
-      + `${live.config.width} numbers.${prefix ? CLASS_TOKEN_TEXT : ""}`,
+      + `${live.config.width} numbers.${data.hasClassToken ? CLASS_TOKEN_TEXT : ""}`,
     draw({ patch, projected }) {
       addImageWith(patch);
       addPicture("the patch, enlarged", (canvas) => drawPatch(canvas, patch), true);
