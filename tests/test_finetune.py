@@ -32,6 +32,11 @@ def sources(runs, tmp_path_factory):
     for name in NETWORKS:
         saved = checkpoint.load(runs / "model" / name)
         checkpoint.save(folder / name / "best.pt", {**saved, "mean": MEAN, "std": STD})
+    saved = checkpoint.load(folder / "vit")
+    config = {**saved["model_config"], "global_pool": "distilled", "reg_tokens": 1, "pre_norm": True}
+    weights = build_model(config).state_dict()
+    contents = {**saved, "model_config": config, "weights": weights, "recipe": {"converted_from": "timm:deit"}}
+    checkpoint.save(folder / "distilled" / "best.pt", contents)  # as convert.py writes it
     return folder
 
 
@@ -183,7 +188,11 @@ def test_frozen_weights_get_no_gradient_and_frozen_parts_compute_as_in_evaluatio
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("vit", f"{EVERY_METHOD} --optimizer muon --freeze_blocks 1"), ("cnn", "--epochs 4 --freeze_blocks 2")],
+    [
+        ("vit", f"{EVERY_METHOD} --optimizer muon --freeze_blocks 1"),
+        ("cnn", "--epochs 4 --freeze_blocks 2"),
+        ("distilled", "--epochs 4 --freeze_blocks 1"),
+    ],
 )
 def test_a_resumed_fine_tuning_ends_with_the_same_weights_and_needs_no_source(
     name, flags, sources, images, tmp_path, quick, capsys

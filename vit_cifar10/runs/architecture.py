@@ -36,9 +36,14 @@ def model_config(args, num_classes, shape=None):
 
 
 def network_flags(config):
-    """The flags that describe a network, {flag: value}, from the argument of `build_model`."""
+    """The flags that describe a network, {flag: value}, from the argument of `build_model`.
+
+    No flag describes the pooling of DeiT's distilled networks, which convert.py reads.
+    """
     name = config["model"]
     defaults = inspect.signature(NETWORKS[name]).parameters
     keys = SHAPE_FLAGS[name] | OTHER_FLAGS[name]
     values = {flag: config[key] if key in config else defaults[key].default for flag, key in keys.items()}
+    if values.get("pool") == "distilled":
+        del values["pool"]
     return {"model": name, **values}
