@@ -162,7 +162,7 @@ def single_test(run, network, args):
         label = f"true class: {network.classes[test.labels[index]]}"
         classify(network, test.images[index], index_name(network, index), label, args)
         explored.append((test.images[index], f"test image {index}", label))
-    write_explorer(network, explored, args)
+    write_explorer(network, explored, args, test)
 
 
 def custom_test(run, network, args):
@@ -174,13 +174,13 @@ def custom_test(run, network, args):
     write_explorer(network, [(image, name, "")], args)
 
 
-def write_explorer(network, images, args):
-    """Write the page that --html asks for. `images` is a list of (image, name, label)."""
+def write_explorer(network, images, args, test=None):
+    """Write the page that --html asks for. `images` is a list of (image, name, label), `test` the test images."""
     if args.html is not None:
         from vit_cifar10.explain import explorer
 
         entries = [explorer.explain_image(network, *image) for image in images]
-        explorer.write_page(args.html, network, entries, args.live)
+        explorer.write_page(args.html, network, entries, args.live, test)
         size = Path(args.html).stat().st_size
         print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))
 

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -408,6 +409,24 @@ def test_a_page_without_an_image_opens_with_a_drawn_one(runs, visit, monkeypatch
     page = visit(runs / "live.html")
     wait_for_answer(page)
     assert page.locator("h1").inner_text().startswith("drawn example: predicted ")
+
+
+def test_the_page_reports_what_the_rounding_of_the_weights_changes(runs, visit, monkeypatch):
+    run_test(runs, "--model_path model/cnn --mode cifar-single --index 3 --html live.html --live", monkeypatch)
+    text = visit(runs / "live.html").locator("#origin").inner_text()
+    network = checkpoint.load_network(runs / "model" / "cnn", torch.device("cpu"))
+    test = network.load_test_images(str(runs / "data"))
+    original = network.logits(test.images)
+    with rounded(network.model):
+        changed = network.logits(test.images)
+    after, before = (100 * (logits.argmax(1) == test.labels).double().mean().item() for logits in (changed, original))
+    change = 100 * (changed.softmax(1) - original.softmax(1))[3].abs().max().item()
+    measured = re.search(
+        r"by at most ([\d.]+) points\. It classifies ([\d.]+) % of 1000 test images correctly, and with its original "
+        r"weights ([\d.]+) %",
+        text,
+    )
+    assert [float(number) for number in measured.groups()] == pytest.approx([change, after, before], abs=0.051)
 
 
 def test_live_needs_a_page(runs, monkeypatch, capsys):

@@ -138,10 +138,11 @@ def describe(network):
     }
 
 
-def fill_page(network, entries, live=False):
+def fill_page(network, entries, live=False, test=None):
     """The page as a string. Its Content-Security-Policy allows its own script and style, and no network access.
 
-    With `live`, the page contains the network, and a worker computes with it.
+    With `live`, the page contains the network with rounded weights, and a worker computes with it. The page reports how
+    much the rounding changes, also on images of `test`, a `Split` of test images.
     """
     script = join_scripts(PAGE_SCRIPTS + (LIVE_SCRIPTS if live else ()) + ("start",))
     style = (PAGE / "page.css").read_text("utf-8")
@@ -152,7 +153,7 @@ def fill_page(network, entries, live=False):
     title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} classifies"
     data = {**describe(network), "images": entries}
     if live:
-        data["rounding"] = rounding_effect(network, torch.stack([read_pixels(entry) for entry in entries]))
+        data["rounding"] = rounding_effect(network, torch.stack([read_pixels(entry) for entry in entries]), test)
     parts = {
         "policy": f"default-src 'none'; {rules}; img-src data: blob:; base-uri 'none'; form-action 'none'",
         "title": html.escape(title),
@@ -194,11 +195,11 @@ def to_json(value):
     return json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
 
 
-def write_page(path, network, entries, live=False):
+def write_page(path, network, entries, live=False, test=None):
     """Write the page for the images, which are entries from `explain_image`; see `fill_page`.
 
     Raises:
         UserError: the file cannot be written.
     """
     with atomic_write(path) as partial:
-        partial.write_text(fill_page(network, entries, live), encoding="utf-8")
+        partial.write_text(fill_page(network, entries, live, test), encoding="utf-8")

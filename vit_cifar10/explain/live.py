@@ -16,6 +16,7 @@ UNKNOWN = {  # entries of a network's configuration, and the feature that page/n
     "act_layer": "an approximate GELU",
     "norm_eps": "another epsilon of its norms",
 }
+TESTED_PATCHES = 64_000  # of the test images on which the effect of rounding is measured: 1,000 images of 8 x 8 patches
 LEVELS = 127  # an 8-bit weight is an integer from -127 to 127, times the scale of its row
 
 
@@ -68,11 +69,35 @@ def rounded(model):
         model.load_state_dict(state)
 
 
-def rounding_effect(network, images):
-    """How far rounding the weights moves the class probabilities of images, uint8 (B, 3, H, W): the largest change."""
-    probabilities = network.logits(images).softmax(dim=1)
+def rounding_effect(network, images, test=None):
+    """What rounding the weights changes, as plain values for the page.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        test: the `Split` of test images, or None.
+
+    Returns:
+        "change", the largest change of a class probability of the images. With `test`, also "tested", the number of
+        test images that were classified, and "before" and "after", how many of them correctly.
+    """
+    tested = None
+    if test:
+        count = min(len(test), max(1, TESTED_PATCHES // network.model.grid_size**2))
+        tested = test.subset(torch.arange(count) * len(test) // count)  # evenly: images in folders are sorted by class
+    probabilities, correct = _measure(network, images, tested)
     with rounded(network.model):
-        return (network.logits(images).softmax(dim=1) - probabilities).abs().max().item()
+        changed, changed_correct = _measure(network, images, tested)
+    effect = {"change": (changed - probabilities).abs().max().item()}
+    return effect | ({"tested": len(tested), "before": correct, "after": changed_correct} if tested else {})
+
+
+def _measure(network, images, tested):
+    """The class probabilities of images, and how many of the tested ones are classified correctly."""
+    correct = 0
+    if tested:
+        parts = zip(tested.images.split(100), tested.labels.split(100), strict=True)
+        correct = sum((network.logits(part).argmax(dim=1).cpu() == labels).sum().item() for part, labels in parts)
+    return network.logits(images).softmax(dim=1), correct
 
 
 def encode_network(network):

@@ -214,9 +214,15 @@ function contributionText(moves) {
 /** Where the numbers come from. */
 function originText() {
   const rounded = data.images.some((image) => image.attentionScales)
-    ? " To keep the page small, attention is rounded to 8 bits, by less than 0.4 % of the largest value from a token." : "";
+    ? " To keep the page small, attention is rounded to 8 bits, by less than 0.4 % of the largest value from a token."
+    : "";
   if (!isLive) return `All numbers were computed when this page was written.${rounded}`;
+  const { change, tested, before, after } = data.rounding;
+  const accuracy = tested
+    ? ` It classifies ${percent(after / tested)} of ${tested} test images correctly, and with its original weights `
+      + `${percent(before / tested)}.`
+    : "";
   return "All numbers are computed in this page, by the network that it contains. To keep the page small, the weights "
     + "are rounded to 8 bits each. For the images that came with the page, this changes the class probabilities by at "
-    + `most ${points(data.rounding).replace("+", "")}.`;
+    + `most ${points(change).replace("+", "")}.${accuracy}`;
 }
