@@ -22,6 +22,7 @@ if __name__ == "__main__":
 
     answer_early(parse)  # before PyTorch is imported, which takes seconds
 
+import shlex
 from pathlib import Path
 
 from vit_cifar10.flags.convert import parse
@@ -59,7 +60,8 @@ def convert_to_run(args):
     sizes = f"{config['depth']} x {config['embed_dim']}, {config['num_heads']} heads, patch {config['patch_size']}"
     images = f"images of {config['img_size']} x {config['img_size']} pixels, {len(classes):,} classes"
     print(printable(f"wrote {Path(args.target) / 'best.pt'}: ViT {sizes}; {images}"))
-    print(printable(f"explain it: python test.py --mode custom --image_path IMAGE --model_path {args.target}"))
+    target = shlex.quote(args.target)
+    print(printable(f"explain it: python test.py --mode custom --image_path IMAGE --model_path {target}"))
 
 
 def convert_run(args):

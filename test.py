@@ -64,7 +64,7 @@ def main(argv=None):
         if args.html is not None:
             from vit_cifar10.explain.explorer import check_size
 
-            check_size(network, args.live)
+            check_size(network, args.live, len(set(args.index)) if args.mode == "cifar-single" else 1)
         test = write_example if shows_example(args) else TESTS[args.mode]
         test(run, network, args)
 

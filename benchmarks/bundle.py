@@ -57,11 +57,12 @@ def in_half_precision(state):
 
 
 def unpack(folder, model_path, output_path):
-    """Put the runs of a packed folder in place, and return their results.
+    """Put the runs of a packed folder in place, and return their results. Nothing is written if a file is damaged.
 
     Raises:
-        UserError: the folder holds no packed runs, or they are damaged.
+        UserError: the folder holds no packed runs, or they are damaged or incomplete.
     """
+    files = {}
     try:
         with zipfile.ZipFile(folder / RECORDS) as archive:
             results = parse_rows(read(archive, "results.csv").decode())
@@ -69,14 +70,18 @@ def unpack(folder, model_path, output_path):
                 if result.recipe not in TABLE_RECIPES:
                     raise ValueError(f"there is no recipe {result.recipe}")
                 for name in RUN_FILES:
-                    with atomic_write(Path(output_path) / result.run_name / name) as partial:
-                        partial.write_bytes(read(archive, f"{result.run_name}/{name}"))
+                    path = Path(output_path) / result.run_name / name
+                    files[path] = read(archive, f"{result.run_name}/{name}")
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {RECORDS}; give the folder that --out has written") from error
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{folder / RECORDS} is damaged ({error}); copy it again") from error
     for result in results:
-        unpack_weights(folder, result.run_name, model_path)
+        if result.seed == 0:
+            files[Path(model_path) / result.run_name / checkpoint.BEST] = join_weights(folder, result.run_name)
+    for path, content in files.items():
+        with atomic_write(path) as partial:
+            partial.write_bytes(content)
     return results
 
 
@@ -87,13 +92,17 @@ def read(archive, name):
     return archive.read(name)
 
 
-def unpack_weights(folder, run_name, model_path):
-    """Join the parts of a run's weights, if there are any, to its best.pt."""
+def join_weights(folder, run_name):
+    """The contents of a run's best.pt, joined from its parts. Raises `UserError` if they are damaged or incomplete."""
     parts = []
     while (path := folder / f"{run_name}.pt.{len(parts)}").exists():
         parts.append(path.read_bytes())
-    if not parts:
-        return
-    with atomic_write(Path(model_path) / run_name / checkpoint.BEST) as partial:
-        partial.write_bytes(b"".join(parts))
-        checkpoint.load(partial)  # before it replaces another file: a part may be missing or damaged
+    content = b"".join(parts)
+    with tempfile.TemporaryDirectory() as temporary:
+        joined = Path(temporary) / "joined.pt"
+        joined.write_bytes(content)
+        try:
+            checkpoint.load(joined)
+        except UserError as error:
+            raise UserError(f"{folder}/{run_name}.pt.* are damaged or incomplete; copy all parts again") from error
+    return content

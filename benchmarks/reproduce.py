@@ -339,7 +339,8 @@ def reproduce(args):
             result = read_result(task, commit, args.jobs)
             keep(result, args)
             ship_if_wanted(result, args)
-    for result in trained_here(args):
+    is_stopped = any(status in STOPPED for _, status in statuses) or len(statuses) < len(tasks)
+    for result in () if is_stopped else trained_here(args):
         if result.train_seconds is None:
             seconds = time_alone(result, args, deadline)
             if seconds is not None:
@@ -349,8 +350,7 @@ def reproduce(args):
 
 def remaining_tasks(args):
     """The tasks that are not in results.csv, seed 0 of all recipes first."""
-    device = pick_device(args.device)
-    label = cpu_label(torch.get_num_threads()) if device.type == "cpu" else device_label(device)
+    label = label_of(args)
     measured = {result.key for result in read_results()}
     recipes = args.recipes or TABLE_RECIPES
     for seed in args.seeds or (0, 1, 2):
@@ -372,8 +372,15 @@ def keep(result, args):
 
 
 def trained_here(args):
-    """The results of runs that were trained in `args.model_path`."""
-    return [row for row in read_results() if (Path(args.model_path) / row.run_name / checkpoint.LAST).exists()]
+    """The results of runs that were trained on this device and are in `args.model_path`."""
+    results = [result for result in read_results() if result.device == label_of(args)]
+    return [result for result in results if (Path(args.model_path) / result.run_name / checkpoint.LAST).exists()]
+
+
+def label_of(args):
+    """The name of the device in results.csv."""
+    device = pick_device(args.device)
+    return cpu_label(torch.get_num_threads()) if device.type == "cpu" else device_label(device)
 
 
 def ship_if_wanted(result, args):

@@ -1,10 +1,10 @@
 """Tests that converted networks compute the same as timm's, transformers' and onnxruntime's; all else is refused."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import pytest
 import timm
@@ -22,6 +22,7 @@ import compare
 import convert
 import test as test_command
 from model import SimpleCNN, build_model
+from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer, live
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.methods import attention_maps, attention_rollout, attention_to_patches, gradient_rollout
@@ -213,6 +214,7 @@ def test_timm_loads_networks_with_every_feature(config, network_run, tmp_path):
     theirs = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     assert_close(checkpoint.load_network(run, CPU).model(images), theirs(images))
+    assert theirs.norm.eps == theirs.blocks[0].norm1.eps == config.get("norm_eps", 1e-6)
 
 
 def test_safetensors_files_hold_the_state_dict(network_run, tmp_path):
@@ -222,9 +224,10 @@ def test_safetensors_files_hold_the_state_dict(network_run, tmp_path):
         assert torch.equal(value, saved["weights"][name])
 
 
-def test_torch_hub_loads_the_shipped_networks():
-    cat = Image.open(ROOT / "examples" / "cat.png").convert("RGB").resize((32, 32))
-    pixels = torch.from_numpy(np.array(cat)).permute(2, 0, 1)[None]
+def test_torch_hub_loads_the_shipped_networks(tmp_path):
+    cat = Image.open(ROOT / "examples" / "cat.png").convert("RGBA").crop((0, 0, 300, 200))
+    cat.save(tmp_path / "cat.png")
+    pixels = open_image(tmp_path / "cat.png", 32)[None]
     shipped = sorted(path.parent for path in ROOT.glob("model/*-32-cifar10/best.pt"))
     assert shipped
     for folder in shipped:
@@ -388,6 +391,7 @@ def test_what_is_not_a_plain_vit_is_refused_by_name(name, arguments, reason, tmp
         save_for_hf(model, tmp_path / "timm", safe_serialization=True)
     else:  # the architecture alone is reason enough
         config["model_args"] = {}
+        del config["global_pool"]
         (tmp_path / "timm" / "config.json").write_text(json.dumps(config | {"architecture": name}))
     assert reason in refused(f"timm:{tmp_path}/timm", tmp_path / "run", capsys)
 
@@ -417,6 +421,14 @@ def write(name, content):
 
 def header(text):
     return len(text).to_bytes(8, "little") + text
+
+
+def with_layer_scale(change):
+    def damage(folder):
+        save_timm(folder, init_values=0.1)
+        change_weights(change)(folder)
+
+    return damage
 
 
 DAMAGE = {
@@ -452,6 +464,13 @@ DAMAGE = {
     "NaN": change_weights(lambda weights: weights["head.weight"].fill_(float("nan"))),
     "whole numbers": change_weights(lambda weights: weights.update({"head.bias": torch.ones(5, dtype=torch.int64)})),
     "a missing weight": change_weights(lambda weights: weights.pop("blocks.1.mlp.fc2.bias")),
+    "no LayerScale": with_layer_scale(lambda weights: [weights.pop(name) for name in [*weights] if "gamma" in name]),
+    "no biases of queries": change_weights(
+        lambda weights: [weights.pop(name) for name in [*weights] if "qkv.b" in name]
+    ),
+    "LayerScale in one block": with_layer_scale(lambda weights: weights.pop("blocks.1.ls2.gamma")),
+    "one class": lambda folder: save_timm(folder, config={"label_names": ["a"]}, num_classes=1),
+    "undeclared registers": change_weights(lambda weights: weights.update({"reg_token": torch.ones(1, 2, 48)})),
     "a missing block": change_weights(lambda weights: [weights.pop(name) for name in [*weights] if ".0." in name]),
     "another shape": change_weights(lambda weights: weights.update({"norm.weight": torch.ones(7)})),
     "an extra weight": change_weights(lambda weights: weights.update({"blocks.0.attn.q_norm.weight": torch.ones(16)})),
@@ -483,6 +502,8 @@ def test_damaged_folders_of_transformers_are_refused_in_one_line(tmp_path, capsy
     kept = {path: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
     damages = [
         (change_config(lambda config: config.update(architectures=["ViTModel"])), "no classifier"),
+        (change_config(lambda config: config.pop("architectures")), "no architecture of transformers"),
+        (change_config(lambda config: config.update(problem_type="multi_label_classification")), "several labels"),
         (change_config(lambda config: config.update(architectures=["BeitForImageClassification"])), "Beit"),
         (change_config(lambda config: config.update(hidden_act="relu")), "hidden_act"),
         (change_config(lambda config: config.update(num_attention_heads=10**12)), "num_attention_heads"),
@@ -493,6 +514,7 @@ def test_damaged_folders_of_transformers_are_refused_in_one_line(tmp_path, capsy
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (change_weights(lambda weights: weights.pop("vit.encoder.layer.0.attention.attention.key.weight")), "queries"),
         (change_weights(lambda weights: weights.update(pooler=torch.ones(1))), "pooler"),
+        (change_weights(lambda weights: [weights.pop(name) for name in [*weights] if "query.bias" in name]), "queries"),
     ]
     for damage, reason in damages:
         damage(tmp_path / "hf")
@@ -557,9 +579,14 @@ def test_sizes_that_a_machine_or_page_cannot_hold_are_refused(network_run, tmp_p
         assert "too much for this machine" in refused(f"timm:{tmp_path}/timm", tmp_path / "run", capsys)
     network = checkpoint.load_network(network_run(PLAIN), CPU)
     explorer.check_size(network, live=True)
+    for entry, value in {"pre_norm": True, "fc_norm": False, "act_layer": "gelu_tanh", "norm_eps": 1e-5}.items():
+        changed = dataclasses.replace(network, saved={"model_config": {**PLAIN, entry: value}})
+        with pytest.raises(explorer.UserError, match=entry):
+            explorer.check_size(changed, live=True)
     monkeypatch.setattr(live, "LARGEST_NETWORK", 1000)
     with pytest.raises(explorer.UserError, match="weights"):
         explorer.check_size(network, live=True)
-    monkeypatch.setattr(explorer, "MAX_ATTENTION", 1000)
-    with pytest.raises(explorer.UserError, match="between 17 tokens"):
-        explorer.check_size(network)
+    monkeypatch.setattr(explorer, "MAX_PAGE", 10_000)
+    explorer.check_size(network)
+    with pytest.raises(explorer.UserError, match="the page of 9 images would take"):
+        explorer.check_size(network, count=9)

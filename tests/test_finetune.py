@@ -76,6 +76,15 @@ def test_without_other_classes_a_fine_tuning_starts_with_the_logits_of_its_sourc
     assert (state["mean"], state["std"]) == (pytest.approx(MEAN), pytest.approx(STD))
 
 
+def test_the_same_number_of_other_classes_gets_a_new_head(sources, tmp_path):
+    saved = checkpoint.load(sources / "vit")
+    others = [f"other {name}" for name in saved["classes"]]
+    checkpoint.save(tmp_path / "others" / "best.pt", {**saved, "classes": others})
+    trainer = start(tmp_path, f"--init {tmp_path}/others {SHORT}")
+    assert trainer.initial_changes == [f"new head for {len(others)} classes"]
+    assert not torch.equal(trainer.model.head.weight, saved["weights"]["head.weight"])
+
+
 def test_other_classes_get_a_new_head_and_other_image_sizes_resize_what_depends_on_them(sources, images, tmp_path):
     folder = f"--dataset folder --data_path {images} --epochs 1 --val_images 0"
     cases = [

@@ -245,7 +245,8 @@ def test_what_a_borrowed_machine_has_trained_is_put_in_place_at_home(tmp_path):
 
     (borrowed / "out" / "records.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"records\.zip is damaged"):
-        bundle.unpack(borrowed / "out", home / "model", home / "output")
+        bundle.unpack(borrowed / "out", tmp_path / "model", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_runs_in_results_csv_are_skipped_and_seed_0_comes_first(monkeypatch, capsys):
@@ -267,14 +268,13 @@ def test_weights_are_packed_in_parts_that_are_joined_again(runs, tmp_path, monke
     bundle.pack_weights(tmp_path, "cnn-12ep-seed0", tmp_path / "model")
     parts = sorted(tmp_path.glob("cnn-12ep-seed0.pt.*"))
     assert len(parts) > 10
-    bundle.unpack_weights(tmp_path, "cnn-12ep-seed0", tmp_path / "home")
-    ours = checkpoint.load(tmp_path / "home" / "cnn-12ep-seed0")["weights"]
+    (tmp_path / "joined.pt").write_bytes(bundle.join_weights(tmp_path, "cnn-12ep-seed0"))
+    ours = checkpoint.load(tmp_path / "joined.pt")["weights"]
     for name, value in checkpoint.load(runs / "model" / "cnn")["weights"].items():
         torch.testing.assert_close(ours[name], value.half() if value.is_floating_point() else value)
     (tmp_path / "cnn-12ep-seed0.pt.5").write_bytes(b"damaged")
-    with pytest.raises(UserError):
-        bundle.unpack_weights(tmp_path, "cnn-12ep-seed0", tmp_path / "home")
-    assert checkpoint.load(tmp_path / "home" / "cnn-12ep-seed0")  # the file from before
+    with pytest.raises(UserError, match="copy all parts again"):
+        bundle.join_weights(tmp_path, "cnn-12ep-seed0")
 
 
 def test_only_a_run_with_the_same_flags_and_commit_is_resumed(runs, monkeypatch):

@@ -63,13 +63,16 @@ def image_transform(image_size, mean, std):
     """
     from torchvision import transforms  # only here because the import takes seconds
 
-    def to_square(image):
-        image = image.copy()
-        _rotate_in_place(image)
-        return fit_square(_to_rgb(image), image_size)
+    to_square = functools.partial(_to_square, image_size=image_size)
+    to_batch = functools.partial(torch.unsqueeze, dim=0)
+    return transforms.Compose([to_square, transforms.ToTensor(), transforms.Normalize(mean, std), to_batch])
 
-    steps = [to_square, transforms.ToTensor(), transforms.Normalize(mean, std), lambda batch: batch[None]]
-    return transforms.Compose(steps)
+
+def _to_square(image, image_size):
+    """A PIL image as `open_image` reads it from a file: a PIL image."""
+    image = image.copy()
+    _rotate_in_place(image)
+    return fit_square(_to_rgb(image), image_size)
 
 
 def read_image(path):

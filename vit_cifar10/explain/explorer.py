@@ -46,7 +46,7 @@ KINDS = {"vit": "ViT", "cnn": "CNN"}
 MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
 TOP_CLASSES = 10  # the number of classes that it then explains
 MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with full precision
-MAX_ATTENTION = 75_000_000  # values of an image's attention; as 8-bit values in base64, they take 100 MB
+MAX_PAGE = 100_000_000  # bytes of the largest numbers of a page, in base64
 
 
 def explain_image(network, image, name, label):
@@ -100,15 +100,18 @@ def encode_attention(maps):
     return {"attention": encode((roots / scales).round(), "u1"), "attentionScales": encode(scales)}
 
 
-def check_size(network, live=False):
-    """Raise `UserError` if the page of a network would be too large, or if it cannot compute with the network."""
+def check_size(network, live=False, count=1):
+    """Raise `UserError` if the page of `count` images would be too large, or if it cannot compute with the network."""
     model = network.model
+    size = 4 * model.grid_size**2 * len(network.classes)  # bytes of the removals of an image
     if model.has_attention:
-        tokens, heads = model.pos_embed.shape[1], model.blocks[0].attn.num_heads
-        size = len(model.blocks) * heads * tokens**2
-        if size > MAX_ATTENTION:
-            maps = f"{len(model.blocks)} x {heads} maps of attention between {tokens} tokens"
-            raise UserError(f"--html cannot hold {maps}, which take {size / 750_000:,.0f} MB; leave out --html")
+        values = len(model.blocks) * model.blocks[0].attn.num_heads * model.pos_embed.shape[1] ** 2
+        size += 2 * values if 2 * values <= MAX_PRECISE else values
+    size = count * size * 4 / 3
+    if size > MAX_PAGE:
+        images = f"{count} images" if count > 1 else "an image"
+        fewer = "choose fewer images, or " if count > 1 else ""
+        raise UserError(f"the page of {images} would take {size / 1e6:,.0f} MB; {fewer}leave out --html")
     if live:
         check_live(network)
 

@@ -1,5 +1,6 @@
 """The flags of convert.py."""
 
+import re
 from pathlib import Path
 
 from vit_cifar10.utils.cli import ArgumentParser, not_empty
@@ -7,7 +8,6 @@ from vit_cifar10.utils.errors import UserError
 
 LIBRARIES = ("timm", "hf")  # prefixes of networks from elsewhere
 SUFFIXES = (".onnx", ".safetensors")  # of the files that can be written
-OTHER_SUFFIXES = (".pt", ".pth", ".bin", ".pb", ".json", ".html")  # of files that cannot
 
 
 def build_parser():
@@ -45,9 +45,10 @@ def parse(argv=None):
             raise UserError(
                 f"{args.target} is not a folder; convert to a run first, such as model/my-vit, then the run"
             )
-    if suffix in OTHER_SUFFIXES:
+    is_unknown = re.fullmatch(r"\.[a-z]{2,6}", suffix) and suffix not in SUFFIXES
+    if is_unknown and not (args.library or args.target.endswith("/")):
         raise UserError(
-            f"{args.target} cannot be written; choose a folder, or a name that ends in .onnx or .safetensors"
+            f"{args.target} cannot be written; choose a name that ends in .onnx or .safetensors, or in / for a folder"
         )
     if args.attention and suffix != ".onnx":
         raise UserError("--attention needs a TARGET that ends in .onnx")

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vit_cifar10.formats.foreign import class_names, read_colors, read_json, read_size, read_weights
-from vit_cifar10.formats.plain import REFUSED, Foreign
+from vit_cifar10.formats.plain import CLASS_TOKEN, DISTILLATION, QKV_BIAS, REFUSED, TWO_HEADS, Foreign
 from vit_cifar10.runs.schema import SIZE, Invalid, Number, Text
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import shorten
@@ -58,14 +58,20 @@ def read_huggingface(folder):
     kinds = config.get("architectures")
     kind = kinds[0] if isinstance(kinds, list) and len(kinds) == 1 else kinds
     if kind not in CLASSIFIERS:
+        what = f"is a {shorten(str(kind))}" if kind else "has no architecture of transformers in config.json"
         lacks = " has no classifier" if str(kind) in ("ViTModel", "DeiTModel") else ""
-        raise UserError(f"{folder} is a {shorten(str(kind))}{lacks}; {', '.join(CLASSIFIERS)} can be converted")
+        raise UserError(f"{folder} {what}{lacks}; {', '.join(CLASSIFIERS)} can be converted")
+    if config.get("problem_type") == "multi_label_classification":
+        raise UserError(f"{folder} gives an image several labels; convert a network for one class per image")
     try:
         SIZE.check(config.get("num_attention_heads", 12), "num_attention_heads")
         Number(1e-20, 1).check(config.get("layer_norm_eps", 1e-12), "layer_norm_eps")
         Text(choices=tuple(GELUS)).check(config.get("hidden_act", "gelu"), "hidden_act")
     except Invalid as error:
         raise UserError(f"{path} is refused: {error}; {REFUSED}") from error
+    is_deit, has_two_heads = kind.startswith("DeiT"), kind.endswith("WithTeacher")
+    is_on = {CLASS_TOKEN: True, DISTILLATION: is_deit, TWO_HEADS: has_two_heads, QKV_BIAS: config.get("qkv_bias", True)}
+    features = frozenset(feature for feature, value in is_on.items() if value)
     return Foreign(
         source=f"hf:{folder.resolve().name}",
         weights=rename(read_weights(folder / "model.safetensors"), folder),
@@ -73,6 +79,7 @@ def read_huggingface(folder):
         act_layer=GELUS[config.get("hidden_act", "gelu")],
         norm_eps=float(config.get("layer_norm_eps", 1e-12)),
         global_pool="token",
+        features=features,
         img_size=read_size(config.get("image_size", 224), "image_size", path),
         colors=functools.partial(read_processor, folder / "preprocessor_config.json"),
         class_names=functools.partial(class_names, config.get("id2label"), path=path),
@@ -103,6 +110,8 @@ def rename(weights, folder):
                 parts.setdefault((int(block[1]), kind), {})[part] = value
             else:
                 renamed[f"blocks.{int(block[1])}.{part}.{kind}"] = value
+        elif inner == "pooler.dense":  # computed by transformers, but read by no classifier
+            continue
         elif inner in TOP:
             renamed[f"{TOP[inner]}.{kind}"] = value
         else:

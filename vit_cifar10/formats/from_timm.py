@@ -24,7 +24,19 @@ from vit_cifar10.formats.foreign import (
     read_weights,
     require,
 )
-from vit_cifar10.formats.plain import REFUSED, Foreign
+from vit_cifar10.formats.plain import (
+    CLASS_TOKEN,
+    DISTILLATION,
+    FC_NORM,
+    LAYER_SCALE,
+    PRE_NORM,
+    QKV_BIAS,
+    REFUSED,
+    REGISTERS,
+    TWO_HEADS,
+    Foreign,
+    features_of,
+)
 from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
 from vit_cifar10.utils.choices import ACTIVATIONS
 from vit_cifar10.utils.errors import UserError
@@ -42,14 +54,30 @@ WIDTHS = {  # the sizes of ViTs: width and number of heads
     "huge": (1280, 16),
 }
 SIZES = "|".join(WIDTHS)
-NAMES = (  # names of architectures, their pooling, and the epsilon of their norms
-    (re.compile(rf"vit_({SIZES})_patch\d+_\d+"), "token", 1e-6),
-    (re.compile(rf"vit_({SIZES})_patch\d+_clip_\d+"), "token", 1e-5),
-    (re.compile(r"vit_(small|base|large)_patch14(?:_reg4)?_dinov2"), "token", 1e-6),
-    (re.compile(r"vit_(medium|betwixt)_patch\d+(?:_reg\d)?_gap_\d+"), "avg", 1e-6),
-    (re.compile(rf"deit_({SIZES})(?:_distilled)?_patch16_\d+"), "token", 1e-6),
-    (re.compile(rf"deit3_({SIZES})_patch\d+_\d+"), "token", 1e-6),
+PLAIN = frozenset({CLASS_TOKEN, QKV_BIAS})
+NAMES = (  # names of architectures, their pooling, the epsilon of their norms, and their features
+    (re.compile(rf"vit_({SIZES})_patch\d+_\d+"), "token", 1e-6, PLAIN),
+    (re.compile(rf"vit_({SIZES})_patch\d+_clip_\d+"), "token", 1e-5, PLAIN | {PRE_NORM}),
+    (re.compile(r"vit_(small|base|large)_patch14_dinov2"), "token", 1e-6, PLAIN | {LAYER_SCALE}),
+    (re.compile(r"vit_(small|base|large)_patch14_reg4_dinov2"), "token", 1e-6, PLAIN | {LAYER_SCALE, REGISTERS}),
+    (re.compile(r"vit_(medium|betwixt)_patch\d+_gap_\d+"), "avg", 1e-6, frozenset({LAYER_SCALE})),
+    (
+        re.compile(r"vit_(medium|betwixt)_patch\d+_reg\d_gap_\d+"),
+        "avg",
+        1e-6,
+        frozenset({QKV_BIAS, LAYER_SCALE, REGISTERS, FC_NORM}),
+    ),
+    (re.compile(rf"deit_({SIZES})_patch16_\d+"), "token", 1e-6, PLAIN),
+    (re.compile(rf"deit_({SIZES})_distilled_patch16_\d+"), "token", 1e-6, PLAIN | {DISTILLATION, TWO_HEADS}),
+    (re.compile(rf"deit3_({SIZES})_patch\d+_\d+"), "token", 1e-6, PLAIN | {LAYER_SCALE}),
 )
+ARGUMENT_OF = {  # the arguments of timm that turn features on
+    CLASS_TOKEN: "class_token",
+    QKV_BIAS: "qkv_bias",
+    LAYER_SCALE: "init_values",
+    REGISTERS: "reg_tokens",
+    PRE_NORM: "pre_norm",
+}
 GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh"}  # timm's classes
 PARTS = {  # of timm's VisionTransformer, and their classes in a plain one
     "patch_embed": "PatchEmbed",
@@ -91,7 +119,7 @@ SUPPORTED = {  # arguments of timm's VisionTransformer
     **dict.fromkeys(RATES, Number(0, 1)),
 }
 ARGUMENTS = Record(SUPPORTED, optional=SUPPORTED.keys(), others=Off())
-TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps")  # of `Foreign`
+TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps", "features")  # of `Foreign`
 
 
 def read_timm(source):
@@ -126,6 +154,8 @@ def read_saved(config_path, weights_path, name):
         Record({}, others=Unused()).check(pretrained, "pretrained_cfg")
     except Invalid as error:
         raise UserError(f"{config_path} is refused: {error}; {REFUSED}") from error
+    if config.get("global_pool") is not None:  # older files have it only here
+        arguments = {"global_pool": str(config["global_pool"]), **arguments}
     weights = read_weights(weights_path)
     projection = weights.get("patch_embed.proj.weight")
     width = projection.shape[0] if projection is not None else None
@@ -169,17 +199,28 @@ def resolve_by_table(architecture, arguments, width):
         UserError: the weights have another width than the architecture.
     """
     name = architecture.split(".")[0]  # what follows is the tag of pretrained weights
-    for pattern, pool, eps in NAMES:
+    for pattern, default_pool, eps, features in NAMES:
         match = pattern.fullmatch(name)
         if match:
             default_width, default_heads = WIDTHS[match[1]]
             expected = arguments.get("embed_dim", default_width)
             if width != expected:
                 raise UserError(f"{architecture} has tokens of width {expected}, but the weights have {width}")
-            check_pool(arguments.get("global_pool", pool), architecture)
+            pool = arguments.get("global_pool", default_pool)
+            check_pool(pool, architecture)
             heads, act = arguments.get("num_heads", default_heads), arguments.get("act_layer") or "gelu"
-            return dict(zip(TRAITS, (heads, arguments.get("global_pool", pool), act, eps), strict=True))
+            own_features = changed_features(features, arguments, is_pooled=pool == "avg" != default_pool)
+            return dict(zip(TRAITS, (heads, pool, act, eps, own_features), strict=True))
     return None
+
+
+def changed_features(features, arguments, is_pooled):
+    """The features of an architecture with some arguments. `is_pooled`: they change its pooling to the mean."""
+    is_on = {feature: bool(arguments[name]) for feature, name in ARGUMENT_OF.items() if name in arguments}
+    if arguments.get("fc_norm") is not None or is_pooled:
+        is_on[FC_NORM] = arguments.get("fc_norm") is not False
+    on, off = ({feature for feature, value in is_on.items() if value is kind} for kind in (True, False))
+    return (features | on) - off
 
 
 def resolve_with_timm(architecture, arguments):
@@ -191,8 +232,8 @@ def resolve_with_timm(architecture, arguments):
     timm = require("timm", f"the architecture {architecture}")
     if not timm.is_model(architecture):
         raise UserError(f"timm {timm.__version__} has no architecture {architecture}; check the name, or update timm")
-    known = {name: value for name, value in arguments.items() if name in ("num_heads", "global_pool", "act_layer")}
-    known |= {name: arguments[name] for name in ("embed_dim", "class_token", "fc_norm") if name in arguments}
+    used = ("num_heads", "embed_dim", "global_pool", "act_layer", "fc_norm", *ARGUMENT_OF.values())
+    known = {name: arguments[name] for name in used if name in arguments}
     try:
         with torch.device("meta"):
             model = timm.create_model(architecture, **known)
@@ -222,7 +263,8 @@ def read_traits(model, architecture):
     activation = type(block.mlp.act).__name__
     if activation not in GELUS:
         raise UserError(f"{architecture} has the activation {activation}, but {REFUSED}")
-    traits = (block.attn.num_heads, model.global_pool, GELUS[activation], block.norm1.eps)
+    features = features_of(model.state_dict())
+    traits = (block.attn.num_heads, model.global_pool, GELUS[activation], block.norm1.eps, features)
     return dict(zip(TRAITS, traits, strict=True))
 
 

@@ -8,6 +8,7 @@ its branch, missing biases and positions as zeros, the two heads of DeiT's disti
 arguments of `VisionTransformer`. Everything else is refused by name.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Callable
@@ -49,6 +50,20 @@ FEATURES = {  # parts of the names of weights that a plain ViT does not have
     "stages.": "stages",
     "conv": "convolutions",
 }
+# Features of a plain ViT. What has a feature has a weight with its name in `TELLTALES`.
+CLASS_TOKEN, REGISTERS, DISTILLATION, TWO_HEADS = "a class token", "registers", "a distillation token", "two heads"
+QKV_BIAS, LAYER_SCALE = "biases of queries, keys and values", "LayerScale"
+PRE_NORM, FC_NORM = "a norm before the first block", "a norm after the pooling"
+TELLTALES = {
+    CLASS_TOKEN: "cls_token",
+    REGISTERS: "reg_token",
+    DISTILLATION: "dist_token",
+    TWO_HEADS: "head_dist.weight",
+    QKV_BIAS: "blocks.0.attn.qkv.bias",
+    LAYER_SCALE: "blocks.0.ls1.gamma",
+    PRE_NORM: "norm_pre.weight",
+    FC_NORM: "fc_norm.weight",
+}
 REFUSED = "only plain ViTs and DeiTs can be converted"
 
 
@@ -61,6 +76,8 @@ class Foreign:
         weights: its state dict, with timm's names.
         num_heads, act_layer, norm_eps: as in `VisionTransformer`; the weights do not tell them.
         global_pool: "token" or "avg".
+        features: the keys of `TELLTALES` that the network must have, and no others. A file without the weights of one
+            would otherwise be taken for a network without it.
         img_size: side of the images in pixels.
         colors: () -> the mean and std, three numbers each.
         class_names: (number of classes) -> list of names.
@@ -72,6 +89,7 @@ class Foreign:
     act_layer: str
     norm_eps: float
     global_pool: str
+    features: frozenset
     img_size: int
     colors: Callable
     class_names: Callable
@@ -87,6 +105,7 @@ def to_plain(foreign):
         UserError: the network is not plain, or its weights do not fit each other.
     """
     check_names(foreign)
+    check_features(foreign)
     weights = {name: value.float() for name, value in foreign.weights.items()}
     config = {"model": "vit", **read_sizes(foreign, weights)}
     fold_blocks(foreign, weights, config["depth"])
@@ -112,10 +131,32 @@ def check_names(foreign):
             raise UserError(f"{foreign.source} has weights {name} with {value.ndim} axes instead of {axes}; {REFUSED}")
 
 
+def features_of(weights):
+    """The features, keys of `TELLTALES`, that a network with these weights, or names of weights, has."""
+    return frozenset(feature for feature, name in TELLTALES.items() if name in weights)
+
+
+def check_features(foreign):
+    """Raise `UserError` if the weights lack a feature, have an unexpected one, or have one in some blocks only."""
+    features = features_of(foreign.weights)
+    for feature in sorted(foreign.features - features):
+        raise foreign.lacks(f"of {feature}")
+    for feature in sorted(features - foreign.features):
+        raise UserError(f"{foreign.source} has {feature}, which its config.json does not report; correct the file")
+    in_blocks = [name.split(".", 2)[1:] for name in foreign.weights if name.startswith("blocks.")]
+    blocks = {number for number, _ in in_blocks}
+    counts = collections.Counter(name for _, name in in_blocks)
+    for name, count in counts.items():
+        if count != len(blocks):
+            raise foreign.lacks(f"{name} in some of its blocks")
+
+
 def read_sizes(foreign, weights):
     """The sizes that the weights tell, as entries of the configuration."""
     if "head.weight" not in weights:
         raise UserError(f"{foreign.source} has no classifier (num_classes 0); convert a network that has one")
+    if len(weights["head.weight"]) < 2:
+        raise UserError(f"{foreign.source} has one logit only; convert a network that has at least two classes")
     for name in ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"):
         if name not in weights:
             raise foreign.lacks(name)

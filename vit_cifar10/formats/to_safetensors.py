@@ -3,7 +3,9 @@
 import json
 
 from vit_cifar10.formats.foreign import require
+from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.text import one_line, shorten
 
 
 def save_safetensors(network, path, metadata=None):
@@ -23,7 +25,10 @@ def write_weights(safetensors, weights, path, metadata):
     """Write {name: tensor} and a dict of text completely or not at all."""
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_write(path) as partial:
-        safetensors.save_file(weights, partial, metadata=metadata)
+        try:
+            safetensors.save_file(weights, partial, metadata=metadata)
+        except Exception as error:  # of a type of its own, for example if the disk is full
+            raise UserError(f"cannot write {path} ({shorten(one_line(error), 100)}); is the disk full?") from error
 
 
 def describe(network):

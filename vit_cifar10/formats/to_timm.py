@@ -53,7 +53,7 @@ def save_timm_folder(network, folder):
         write_weights(safetensors, timm_weights(network.model), folder / "model.safetensors", {"format": "pt"})
         with atomic_write(folder / "config.json") as partial:
             partial.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    except UserError:
+    except BaseException:  # also Ctrl-C
         (folder / "model.safetensors").unlink(missing_ok=True)
         remove_empty(created)
         raise
