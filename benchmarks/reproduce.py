@@ -17,7 +17,6 @@ be kept; at home, `--collect` puts it in place:
     python benchmarks/reproduce.py --collect out --ship
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -87,8 +86,8 @@ def make_task(recipe, seed, args, name=None, more_flags=()):
 # Running
 
 
-def run_all(tasks, args, deadline):
-    """Run tasks, `args.jobs` at a time, and yield each task with its exit status when it ends.
+def run_all(tasks, args, deadline, jobs=1):
+    """Run tasks, `jobs` at a time, and yield each task with its exit status when it ends.
 
     After a stop signal, which goes on to the runs, or once `time.monotonic()` passes `deadline`, the runs save and end
     with a status in `STOPPED`, and no others start.
@@ -100,7 +99,7 @@ def run_all(tasks, args, deadline):
                 stops.append(signal.SIGTERM)
                 for process in running:
                     process.terminate()
-            while waiting and len(running) < args.jobs and not stops:
+            while waiting and len(running) < jobs and not stops:
                 task = waiting.popleft()
                 running[start(task, args)] = task
             if not running:
@@ -197,7 +196,7 @@ def time_alone(result, args, deadline):
     if recipe.small_epochs or recipe.keep_patches < 1:
         return None
     task = make_task(result.recipe, 0, args, f"{result.recipe}-alone", ALONE_FLAGS)
-    statuses = [status for _, status in run_all([task], argparse.Namespace(**{**vars(args), "jobs": 1}), deadline)]
+    statuses = [status for _, status in run_all([task], args, deadline)]
     if statuses != [0]:
         return None
     second = checkpoint.load(task.folders[0], checkpoint.LAST)["training"]["rows"][1]
@@ -322,7 +321,7 @@ def try_out(args):
     more = [*TRY_FLAGS, *(("--dataset", args.dataset) if args.dataset else ())]
     tasks = [make_task(recipe, 0, args, f"{recipe}-try", more) for recipe in args.recipes or TABLE_RECIPES]
     statuses = []
-    for task, status in run_all(tasks, args, deadline_of(args)):
+    for task, status in run_all(tasks, args, deadline_of(args), args.jobs):
         statuses.append((task, status))
         if status == 0:
             print(read_result(task, args.commit or git_commit() or "unknown", args.jobs))
@@ -333,7 +332,7 @@ def reproduce(args):
     """Run the recipes and record their results."""
     commit = args.commit or git_commit() or "unknown"  # read now, because a changed results.csv makes it "-dirty"
     deadline, tasks, statuses = deadline_of(args), list(remaining_tasks(args)), []
-    for task, status in run_all(tasks, args, deadline):
+    for task, status in run_all(tasks, args, deadline, args.jobs):
         statuses.append((task, status))
         if status == 0:
             result = read_result(task, commit, args.jobs)
@@ -373,7 +372,8 @@ def keep(result, args):
 
 def trained_here(args):
     """The results of runs that were trained on this device and are in `args.model_path`."""
-    results = [result for result in read_results() if result.device == label_of(args)]
+    label = label_of(args)
+    results = [result for result in read_results() if result.device == label]
     return [result for result in results if (Path(args.model_path) / result.run_name / checkpoint.LAST).exists()]
 
 

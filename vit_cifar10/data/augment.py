@@ -103,10 +103,10 @@ class Augment:
             One entry per seed: float (n, B) on the images' device, with a row for each of the n methods that are used.
         """
         alphas = [alpha for alpha in (self.mixup, self.cutmix) if alpha]
-        generators = [np.random.RandomState(seed % 2**32) for seed in seeds if alphas]
-        lams = [[generator.beta(alpha, alpha, batch_size) for alpha in alphas] for generator in generators]
         if not alphas:
             return torch.empty(len(seeds), 0, batch_size)
+        generators = [np.random.RandomState(seed % 2**32) for seed in seeds]
+        lams = [[generator.beta(alpha, alpha, batch_size) for alpha in alphas] for generator in generators]
         return torch.tensor(np.array(lams), dtype=torch.float32).to(self.mean.device)
 
     def ranges(self, side, device):

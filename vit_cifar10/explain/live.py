@@ -6,6 +6,7 @@ import torch
 
 from model import count_parameters
 from vit_cifar10.explain.encoding import encode
+from vit_cifar10.explain.methods import images_at_once
 from vit_cifar10.utils.errors import UserError
 
 LARGEST_NETWORK = 25_000_000  # weights; each takes more than a byte of the page
@@ -95,7 +96,8 @@ def _measure(network, images, tested):
     """The class probabilities of images, and how many of the tested ones are classified correctly."""
     correct = 0
     if tested:
-        parts = zip(tested.images.split(100), tested.labels.split(100), strict=True)
+        size = images_at_once(images)
+        parts = zip(tested.images.split(size), tested.labels.split(size), strict=True)
         correct = sum((network.logits(part).argmax(dim=1).cpu() == labels).sum().item() for part, labels in parts)
     return network.logits(images).softmax(dim=1), correct
 
@@ -108,8 +110,8 @@ def encode_network(network):
         tensor = {"name": name, "rows": rows.shape[0], "columns": rows.shape[1], "isRounded": is_rounded(name, value)}
         tensors.append(tensor)
         if tensor["isRounded"]:
-            rounded, scales = round_rows(value)
-            integers.append(rounded.flatten())
+            whole, scales = round_rows(value)
+            integers.append(whole.flatten())
             floats.append(scales.flatten())
         else:
             floats.append(rows.flatten().float())
