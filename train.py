@@ -58,7 +58,7 @@ def main(argv=None):
             trainer.resume(resumed)
         with StopSignals(job) as signals, recorded(trainer, run, signals, resumed) as recorder:
             for epoch in range(trainer.epoch + 1, args.epochs + 1):
-                metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+                metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
                 trainer.end_epoch(metrics)
                 recorder.log_epoch(metrics)
         if run:

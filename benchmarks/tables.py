@@ -29,6 +29,7 @@ TABLE_RECIPES = (  # in the order of the table
     "vit-best",
     "cnn-fast",
     "deit-ti",
+    "deit-ti-adamw",
     "vit-layer12",
     "vit-layer6",
     "vit-256x8",

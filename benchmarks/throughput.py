@@ -398,9 +398,10 @@ def cost(args):
     flops = list(itertools.accumulate(epoch_flops(config)))
     print(f"\n{run.output_folder.name}, {config['device']}, {config['precision']}\n")
     print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
-    best = max(metrics["test_accuracy"] for metrics in epochs)
+    accuracies = [metrics["test_accuracy"] or 0.0 for metrics in epochs]  # None if the epoch was not evaluated
+    best = max(accuracies)
     for accuracy in (*(value for value in ACCURACIES if value < best), best):
-        reached = next(i for i, metrics in enumerate(epochs) if metrics["test_accuracy"] >= accuracy)
+        reached = next(i for i, measured in enumerate(accuracies) if measured >= accuracy)
         seconds = sum(metrics["train_seconds"] for metrics in epochs[: reached + 1])
         epoch = epochs[reached]["epoch"]
         print(f"| {100 * accuracy:.2f} % | {epoch} | {flops[epoch - 1] / 1e15:.3g} | {seconds / 60:.1f} |")

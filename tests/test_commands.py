@@ -473,6 +473,7 @@ MISTAKES = [
     ("train", "--embed_dim 90000 --n_layers 99", r"parameters needs [\d,]+ GB to train.*--embed_dim"),
     ("train", "--dataset shapes --run_name vit --model_path {runs}/model", "already exists.*--overwrite"),
     ("train", "--schedule plateau --val_images 0", "needs --val_images"),
+    ("train", "--schedule plateau --eval_every 2", "leave out --eval_every"),
     ("train", "--resume {tmp}/none", "there is no checkpoint"),
     ("train", "--resume {runs}/model/vit --epochs 1", "already has 2 epochs"),
     ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim cannot change when a run is resumed"),

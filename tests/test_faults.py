@@ -26,6 +26,7 @@ from helpers import (
     one_thread,
     read_metrics,
     run_training,
+    signals_in_step,
     training_flags,
     wait_for,
 )
@@ -34,6 +35,7 @@ from PIL import Image
 import train
 from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
 from vit_cifar10.utils.errors import UserError
@@ -168,6 +170,31 @@ def test_an_epoch_interrupted_during_evaluation_is_evaluated_again(tmp_path, mon
     assert_equal_weights(load_weights(tmp_path, "whole"), load_weights(tmp_path, "run"))
     for whole, run in zip(read_metrics(tmp_path, "whole"), read_metrics(tmp_path, "run"), strict=True):
         assert whole["train_loss"] == run["train_loss"]
+
+
+@pytest.mark.parametrize("val_images", [20, 0])
+def test_only_evaluated_epochs_are_kept_and_all_others_stay_the_same(val_images, tmp_path, capsys):
+    flags = f"{SMALL_VIT} --epochs 5 --batch_size 64 --num_train_images 148 --val_images {val_images}"
+    run_training(tmp_path, f"--run_name whole {flags}")
+    with signals_in_step(2, signal.SIGTERM), exits_with(143):  # in epoch 2: none has been evaluated yet
+        run_training(tmp_path, f"--run_name run --eval_every 2 {flags}")
+    assert not (tmp_path / "model" / "run" / "best.pt").exists()
+    with pytest.raises(UserError, match="continue the run with"):
+        find_run("run", tmp_path / "model", tmp_path / "output")
+    resume(tmp_path)
+    assert_equal_weights(load_weights(tmp_path, "whole", "last.pt"), load_weights(tmp_path, "run", "last.pt"))
+    accuracies = {}
+    for every, some in zip(read_metrics(tmp_path, "whole"), read_metrics(tmp_path, "run"), strict=True):
+        epoch = int(some["epoch"])
+        for column in ("train_loss", "val_loss", "val_accuracy", "test_loss", "test_accuracy"):
+            is_empty = epoch in (1, 3) and column != "train_loss"
+            assert some[column] == ("" if is_empty else every[column])
+        if epoch not in (1, 3):
+            accuracies[epoch] = some["val_accuracy"]
+    best = max(accuracies, key=lambda epoch: float(accuracies[epoch])) if val_images else 5
+    kept = checkpoint.load(tmp_path / "model" / "run")
+    assert kept["epoch"] == kept["metrics"]["epoch"] == best
+    assert f"kept epoch {best} " in capsys.readouterr().out
 
 
 def fill_the_disk_in_the_second_epoch():

@@ -31,6 +31,7 @@ SIZES = {  # parameters, in millions, of the networks that earlier projects desc
     "vit-layer6": 2.69,
     "vit-layer12": 5.36,
     "deit-ti": 5.36,
+    "deit-ti-adamw": 5.36,
     "cnn-small": 0.56,
     "vit-256x8": 4.25,
 }

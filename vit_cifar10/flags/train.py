@@ -150,6 +150,8 @@ def add_run_flags(parser):
     add("--precision", choices=choices.PRECISIONS, default="auto", help=precision)
     compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
+    evaluations = "evaluate after every N epochs and after the last one; only these epochs can become the kept one"
+    add("--eval_every", type=POSITIVE_INT, metavar="N", default=1, help=evaluations)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
     add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
     add("--run_name", type=not_empty, help="name of the run's folders; default: network, data set and time")
@@ -229,6 +231,8 @@ def check_flags(args):
         raise UserError("--freeze_blocks keeps trained weights, so it needs --init RUN; add it, or leave out the flag")
     if args.schedule == "plateau" and args.val_images == 0:
         raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")
+    if args.schedule == "plateau" and args.eval_every > 1:
+        raise UserError("--schedule plateau needs the validation loss of every epoch; leave out --eval_every")
     if args.run_name is not None and not is_folder_name(args.run_name):
         raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, not a path")
 

@@ -29,6 +29,7 @@ import torch
 
 from model import build_without_memory
 from vit_cifar10.data import dataset
+from vit_cifar10.runs.metrics_csv import is_evaluated
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
@@ -110,12 +111,15 @@ def check_counts(checkpoint):
     """Raise `Invalid` if entries of a checkpoint do not fit each other."""
     if checkpoint["model_config"]["num_classes"] != len(checkpoint["classes"]):
         raise Invalid("model_config.num_classes", "the number of classes")
+    kept = checkpoint["training"]["best"] if "training" in checkpoint else checkpoint["metrics"]
+    if kept and not is_evaluated(kept):
+        raise Invalid("test_accuracy", "a number in the epoch that was kept")
     if "training" in checkpoint:
         epochs = [row["epoch"] for row in checkpoint["training"]["rows"]]
         if epochs != list(range(1, checkpoint["epoch"] + 1)):
             raise Invalid("training.rows", "a list of one row per epoch")
         rows = [*checkpoint["training"]["rows"], checkpoint["training"]["best"], checkpoint["metrics"]]
-        if len({row["val_accuracy"] is None for row in rows if row}) > 1:
+        if len({row["val_accuracy"] is None for row in rows if row and is_evaluated(row)}) > 1:
             raise Invalid("val_accuracy", "None in either all rows or none")
 
 

@@ -2,7 +2,7 @@
 
 trainer = Trainer(args, splits, device, job)     # args: the flags of train.py
 for epoch in range(trainer.epoch + 1, args.epochs + 1):
-    metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+    metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
     trainer.end_epoch(metrics)
 """
 
@@ -24,7 +24,7 @@ from vit_cifar10.training.distributed import Job
 from vit_cifar10.training.finetune import freeze, load_initial
 from vit_cifar10.training.hooks import Hooks
 from vit_cifar10.training.optim import CombinedOptimizer, ModelEma, build_optimizer, load_state
-from vit_cifar10.training.patches import PatchSchedule
+from vit_cifar10.training.patches import LEVELS, PatchSchedule
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.device import (
     autocast,
@@ -82,7 +82,10 @@ class Trainer:
         if args.small_epochs:
             self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches have the same shape
         self.is_compiled = pick_compile(args.compile, device)
+        if self.is_compiled:  # one graph for images of half the side, and one for each fraction of the patches
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + LEVELS)
         self.forward, self.loss_and_sums = self.job.parallel(self.model), self.forward_step
         if self.is_compiled and self.job.size > 1:  # with its communication, only the network can be compiled
             self.forward = torch.compile(self.forward, dynamic=False)
@@ -276,12 +279,15 @@ class Trainer:
                 f" {rate:.2e}); lower {flag}, raise --warmup_epochs, or try --clip_grad 1"
             )
 
-    def evaluate(self):
-        """Loss and accuracy on the validation and test images, {column of metrics.csv: number}.
+    def evaluate(self, epoch):
+        """Loss and accuracy on the validation and test images after an epoch, {column of metrics.csv: number or None}.
 
-        If a hook raises `Interrupted`, another call starts the evaluation again.
+        They are None if `--eval_every` leaves out this epoch. If a hook raises `Interrupted`, another call starts the
+        evaluation again.
         """
-        metrics = {"val_loss": None, "val_accuracy": None}
+        metrics = dict.fromkeys(("val_loss", "val_accuracy", "test_loss", "test_accuracy"))
+        if epoch % self.args.eval_every and epoch < self.args.epochs:
+            return metrics
         for name, split in (("val", self.val_split), ("test", self.test_split)):
             if split is not None:
                 logits = self.job.map(self.predict, split)
