@@ -44,7 +44,7 @@ resource = pytest.importorskip("resource")  # not on Windows
 
 LONG = (
     f"{SMALL_VIT} {EVERY_METHOD} --optimizer muon --epochs 10"
-    " --num_train_images 1500 --val_images 100 --num_test_images 100"
+    " --num_train_images 700 --val_images 100 --num_test_images 100"
 )
 
 
@@ -105,13 +105,13 @@ def resume(folder, *flags):
     train.main(["--resume", str(folder / "model" / "run"), *flags])
 
 
-def test_a_run_killed_8_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
-    check_kills(tmp_path, LONG, kills=8, seed=0)
+def test_a_run_killed_5_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
+    check_kills(tmp_path, LONG, kills=5, seed=0)
 
 
 @pytest.mark.soak
 def test_soak_of_200_kills(tmp_path, capsys):
-    torn = check_kills(tmp_path, f"{LONG} --epochs 90", kills=200, seed=1)
+    torn = check_kills(tmp_path, f"{LONG} --epochs 200", kills=200, seed=1)
     with capsys.disabled():
         print(f"\n200 kills, {torn} of them in the middle of a write")
 
@@ -257,7 +257,7 @@ def test_training_does_not_need_the_data_set_once_it_is_loaded(tmp_path, monkeyp
 
 def test_a_second_training_with_the_same_name_is_refused(tmp_path, capsys):
     log = tmp_path / "log.txt"
-    process = start(training_flags(tmp_path, f"--run_name run {LONG}"), log)
+    process = start(training_flags(tmp_path, f"--run_name run {LONG} --epochs 1000"), log)
     wait_for(lambda: has_saved(tmp_path))
     for flags, reason in (
         ("--run_name run --num_test_images 100", "already exists"),
@@ -267,8 +267,9 @@ def test_a_second_training_with_the_same_name_is_refused(tmp_path, capsys):
         with exits_with(2):
             train.main(flags.split() if "--resume" in flags else training_flags(tmp_path, flags))
         assert reason in capsys.readouterr().err
-    assert end(process) == 0, log.read_text()
-    assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["epoch"] == 10
+    os.kill(process.pid, signal.SIGINT)  # it is still running, and can save and be resumed
+    assert end(process) == 130, log.read_text()
+    assert saved_step(tmp_path / "model" / "run" / "last.pt") > 0
 
 
 def test_of_many_starts_with_one_name_exactly_one_gets_the_folders(tmp_path):
