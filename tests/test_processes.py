@@ -29,7 +29,7 @@ LONG = (
     [
         f"{SMALL_VIT} --learning_rate 2e-3",
         f"{SMALL_VIT} {AUGMENTED}",
-        "--model cnn --width 8 --learning_rate 1e-5",  # small: AdamW amplifies rounding errors to steps of the learning rate
+        "--model cnn --width 8 --learning_rate 1e-5",  # AdamW amplifies rounding errors to steps of this rate
     ],
     ids=["vit", "augmented vit", "cnn"],
 )
