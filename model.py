@@ -149,13 +149,16 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(tokens))
 
 
+GELUS = {"gelu": "none", "gelu_tanh": "tanh"}  # timm's names of activations, and PyTorch's names of approximations
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them, applied to each token separately: (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, dim, hidden_dim, drop):
+    def __init__(self, dim, hidden_dim, drop, act_layer="gelu"):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
+        self.act = nn.GELU(approximate=GELUS[act_layer])
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = Dropout(drop)
 
@@ -187,16 +190,16 @@ class Block(nn.Module):
     Both are residual branches.
     """
 
-    def __init__(self, dim, num_heads, mlp_ratio, drop, attn_drop, drop_path):
+    def __init__(self, dim, num_heads, mlp_ratio, drop, attn_drop, drop_path, act_layer="gelu", norm_eps=1e-6):
         super().__init__()
         hidden_dim = int(dim * mlp_ratio)
         if hidden_dim < 1:
             raise ValueError(f"mlp_ratio {mlp_ratio:g} leaves the MLP without hidden units; raise it")
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, attn_drop, drop)
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, hidden_dim, drop)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, hidden_dim, drop, act_layer)
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x):
@@ -219,7 +222,8 @@ class VisionTransformer(nn.Module):
         in_chans: number of channels of the images.
         num_classes: number of logits.
         global_pool: "token" classifies from the class token. "avg" classifies from the mean of the patch tokens, with
-            the final norm after the pooling, as in timm.
+            the final norm after the pooling, as in timm. "distilled" classifies from the class token and the token
+            after it, DeiT's distillation token (https://arxiv.org/abs/2012.12877), next to each other.
         class_token: whether the network has a class token. With "avg", the class token only takes part in the
             attention, and is better left out.
         embed_dim: width of a token, a multiple of `num_heads`.
@@ -231,11 +235,20 @@ class VisionTransformer(nn.Module):
         attn_drop_rate: dropout rate of the attention weights.
         drop_path_rate: stochastic depth rate of the last block. It grows linearly from 0 in the first block.
 
+    The other arguments describe networks from elsewhere, which convert.py reads:
+        reg_tokens: number of learned tokens after the class token, such as registers
+            (https://arxiv.org/abs/2309.16588).
+        pre_norm: whether to normalize the tokens before the first block, as CLIP does.
+        fc_norm: whether the final norm comes after the pooling. None does this with "avg" only.
+        act_layer: "gelu" or, for its approximation, "gelu_tanh".
+        norm_eps: the epsilon of all layer norms.
+
     Raises:
         ValueError: the sizes do not fit each other. The message suggests sizes that do.
     """
 
     has_attention = True
+    block_name, head_name = "block", "head"  # in `parts_from_head_to_input`, and in the state dict
 
     def __init__(
         self,
@@ -252,28 +265,45 @@ class VisionTransformer(nn.Module):
         drop_rate=0.0,
         attn_drop_rate=0.0,
         drop_path_rate=0.0,
+        reg_tokens=0,
+        pre_norm=False,
+        fc_norm=None,
+        act_layer="gelu",
+        norm_eps=1e-6,
     ):
         super().__init__()
-        if global_pool not in ("token", "avg"):
-            raise ValueError(f'global_pool {global_pool!r} is unknown; choose "token" or "avg"')
-        if global_pool == "token" and not class_token:
-            raise ValueError('global_pool "token" needs a class token; choose "avg"')
+        if global_pool not in ("token", "avg", "distilled"):
+            raise ValueError(f'global_pool {global_pool!r} is unknown; choose "token", "avg" or "distilled"')
+        if global_pool != "avg" and not class_token:
+            raise ValueError(f'global_pool "{global_pool}" needs a class token; choose "avg"')
+        if global_pool == "distilled" and reg_tokens != 1:
+            raise ValueError(f'global_pool "distilled" needs reg_tokens 1, not {reg_tokens}')
+        if act_layer not in GELUS:
+            raise ValueError(f"act_layer {act_layer!r} is unknown; choose one of {', '.join(GELUS)}")
         self.global_pool = global_pool
-        self.num_prefix_tokens = int(class_token)
+        self.embed_dim = embed_dim
+        self.num_prefix_tokens = int(class_token) + reg_tokens
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        if not 0 <= reg_tokens < 2 * self.grid_size:  # so that the number of tokens tells the number of patches
+            raise ValueError(
+                f"reg_tokens {reg_tokens} is not from 0 to {2 * self.grid_size - 1}; choose another number"
+            )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
         num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
         self.patch_drop = PatchDropout()
         self.pos_drop = Dropout(drop_rate)
+        self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
+        drop_paths = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, drop_rate, attn_drop_rate, drop_path_rate * i / max(1, depth - 1))
-            for i in range(depth)
+            Block(embed_dim, num_heads, mlp_ratio, drop_rate, attn_drop_rate, drop_path, act_layer, norm_eps)
+            for drop_path in drop_paths
         )
-        pool_first = global_pool == "avg"
-        self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=1e-6)
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if pool_first else nn.Identity()
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.pools_first = global_pool == "avg" if fc_norm is None else fc_norm
+        self.norm = nn.Identity() if self.pools_first else nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if self.pools_first else nn.Identity()
+        self.head = nn.Linear(embed_dim * (2 if global_pool == "distilled" else 1), num_classes)
         self.init_weights()
 
     @property
@@ -289,12 +319,13 @@ class VisionTransformer(nn.Module):
     def parts_from_head_to_input(self):
         """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
-        embedding = ("embedding", ("patch_embed.", "cls_token", "pos_embed"))
+        tokens = ("cls_token", "reg_token", "pos_embed", "pos_drop.", "norm_pre.")
+        embedding = ("embedding", ("patch_embed.", *tokens))
         return [("head", ("head.", "norm.", "fc_norm.")), *blocks, embedding]
 
     def describe(self):
         """A short description, such as "ViT 12 x 192, patch 4": depth, width and patch size."""
-        return f"ViT {len(self.blocks)} x {self.head.in_features}, patch {self.patch_embed.proj.kernel_size[0]}"
+        return f"ViT {len(self.blocks)} x {self.embed_dim}, patch {self.patch_embed.proj.kernel_size[0]}"
 
     def init_weights(self):
         """Draw weights from a truncated normal with standard deviation 0.02 and set biases to zero, as DeiT does.
@@ -302,8 +333,9 @@ class VisionTransformer(nn.Module):
         The patch projection, a linear layer on flattened patches, starts from Xavier's uniform distribution instead.
         """
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if self.cls_token is not None:
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))  # fills the weight through a view
         nn.init.zeros_(self.patch_embed.proj.bias)
         for module in self.modules():
@@ -312,14 +344,15 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def embed(self, images):
-        """Images (B, C, H, W) -> tokens (B, N, D). The class token, if there is one, precedes the patches."""
+        """Images (B, C, H, W) -> tokens (B, N, D): the class token, if there is one, registers, and the patches."""
         positions = self.pos_embed if self.patch_embed.strict_img_size else self.resized_positions(images.shape[-1])
         patches = self.patch_embed(images) + positions[:, self.num_prefix_tokens :]  # (B, num_patches, D)
         tokens = self.patch_drop(patches)
-        if self.cls_token is not None:
-            cls_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
-            tokens = torch.cat([cls_token, tokens], dim=1)  # (B, N, D)
-        return self.pos_drop(tokens)
+        prefix = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if prefix:
+            prefix = torch.cat(prefix, dim=1) + positions[:, : self.num_prefix_tokens]
+            tokens = torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (B, N, D)
+        return self.norm_pre(self.pos_drop(tokens))
 
     def resized_positions(self, img_size):
         """The position embeddings for square images of any size, interpolated as in timm: (1, N, D)."""
@@ -331,6 +364,11 @@ class VisionTransformer(nn.Module):
         maps = F.interpolate(maps.float(), size=(grid, grid), mode="bicubic", antialias=True)
         return torch.cat([prefix, maps.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
 
+    def weights_for(self, img_size):
+        """The state dict of this network for square images of any size: the position embeddings are resized."""
+        with torch.no_grad():
+            return {**self.state_dict(), "pos_embed": self.resized_positions(img_size)}
+
     def forward_features(self, images):
         """Images (B, C, H, W) -> tokens (B, N, D) after the last block."""
         x = self.embed(images)
@@ -338,10 +376,15 @@ class VisionTransformer(nn.Module):
             x = block(x)
         return self.norm(x)
 
+    def pool(self, x):
+        """Tokens (B, N, ...) -> what the head reads, (B, 1, ...), or (B, 2, ...) with a distillation token."""
+        if self.global_pool == "avg":
+            return x[:, self.num_prefix_tokens :].mean(dim=1, keepdim=True)
+        return x[:, : 2 if self.global_pool == "distilled" else 1]
+
     def forward_head(self, x):
-        """Tokens after the last block (B, N, D) -> logits (B, num_classes)."""
-        pooled = x[:, self.num_prefix_tokens :].mean(dim=1) if self.global_pool == "avg" else x[:, 0]  # (B, D)
-        return self.head(self.fc_norm(pooled))
+        """Tokens after the last block and `norm` (B, N, D) -> logits (B, num_classes)."""
+        return self.head(self.fc_norm(self.pool(x)).flatten(1))
 
     def forward(self, images):
         """Normalized images (B, C, H, W) -> logits (B, num_classes)."""
@@ -350,8 +393,9 @@ class VisionTransformer(nn.Module):
     def forward_with_attention(self, images):
         """Return logits (B, num_classes) and the attention weights of each block, a list of (B, heads, N, N).
 
-        Row i of the weights shows where token i looks. The first token is the class token, if there is one, and the
-        patches follow row by row. The weights are part of the logits' graph, so gradients with respect to them exist.
+        Row i of the weights shows where token i looks. The first token is the class token, if there is one. Registers
+        follow, and then the patches row by row. The weights are part of the logits' graph, so gradients with respect to
+        them exist.
         """
         x = self.embed(images)
         attentions = []
@@ -381,6 +425,7 @@ class SimpleCNN(nn.Module):
     """
 
     has_attention = False
+    block_name, head_name = "convolution", "classifier.4"  # in `parts_from_head_to_input`, and in the state dict
 
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=32, drop_rate=0.3):
         super().__init__()
@@ -425,6 +470,17 @@ class SimpleCNN(nn.Module):
     def describe(self):
         """A short description, always "CNN"."""
         return "CNN"
+
+    def weights_for(self, img_size):
+        """The state dict of this network for square images of any size, without the weights that do not fit them.
+
+        Only the convolutions fit if the images do not give the hidden layer as many inputs as it has now.
+        """
+        weights = self.state_dict()
+        channels = self.features[-1][0].out_channels
+        if self.classifier[1].in_features == channels * (img_size // 16) ** 2:
+            return weights
+        return {name: value for name, value in weights.items() if name.startswith("features.")}
 
     def forward(self, images):
         """Normalized images (B, C, H, W) -> logits (B, num_classes)."""

@@ -4,6 +4,7 @@
     python test.py --mode cifar-single --index 5                 # classify test image 5, with an attention GIF
     python test.py --mode custom --image_path img.png            # the same for any image file
     python test.py --mode custom --image_path img.png --html img.html    # and a page to explore the prediction
+    python test.py --html live.html --live                       # a page that contains the network, for any image
     python test.py --mode custom --image_path img.png --method attention rollout    # other maps in the GIF
     python test.py --mode faithfulness --num_images 500          # how far the explanations can be trusted
 
@@ -32,7 +33,7 @@ from pathlib import Path
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain.maps import METHODS, best_method, masks_method, methods_for
-from vit_cifar10.flags.test import MODES, has_rollout_flags, parse
+from vit_cifar10.flags.test import MODES, has_rollout_flags, parse, shows_example
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
 from vit_cifar10.utils.choices import SAMPLES
@@ -56,11 +57,16 @@ def main(argv=None):
         inputs = [path for path in (run.checkpoint_path, args.image_path) if path]
         folders = image_folders(network.saved["dataset"], args.data_path)
         check_outputs(output_files(run, network, args), inputs, folders)
-        if args.mode in ("cifar", "faithfulness"):
+        if args.mode in ("cifar", "faithfulness") and not shows_example(args):
             check_record(run.output_folder, network.saved["recipe"])
         print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
         check_methods(args, network.model)
-        TESTS[args.mode](run, network, args)
+        if args.html is not None:
+            from vit_cifar10.explain.explorer import check_size
+
+            check_size(network, args.live, len(set(args.index)) if args.mode == "cifar-single" else 1)
+        test = write_example if shows_example(args) else TESTS[args.mode]
+        test(run, network, args)
 
 
 def check_methods(args, model):
@@ -100,6 +106,8 @@ def pick_run(args):
 
 def output_files(run, network, args):
     """The paths of all files that the command may write."""
+    if shows_example(args):
+        return [args.html]
     if args.mode in ("cifar", "faithfulness"):
         return [run.output_folder / name for name in (TEST_FILES if args.mode == "cifar" else FAITHFULNESS_FILES)]
     names = [Path(args.image_path).stem] if args.mode == "custom" else [index_name(network, i) for i in args.index]
@@ -121,7 +129,9 @@ def index_name(network, index):
 def describe(network):
     """The network's type, training and accuracy as a line of text."""
     saved = network.saved
-    text = f"{saved['model_config']['model']} trained on {saved['dataset']}, epoch {saved['epoch']}"
+    text = f"{saved['model_config']['model']} {network.origin}"
+    if "converted_from" not in saved["recipe"]:
+        text += f", epoch {saved['epoch']}"
     accuracy = saved["metrics"].get("test_accuracy")
     if accuracy is None:
         return text
@@ -152,7 +162,7 @@ def single_test(run, network, args):
         label = f"true class: {network.classes[test.labels[index]]}"
         classify(network, test.images[index], index_name(network, index), label, args)
         explored.append((test.images[index], f"test image {index}", label))
-    write_explorer(network, explored, args)
+    write_explorer(network, explored, args, test)
 
 
 def custom_test(run, network, args):
@@ -164,15 +174,23 @@ def custom_test(run, network, args):
     write_explorer(network, [(image, name, "")], args)
 
 
-def write_explorer(network, images, args):
-    """Write the page that --html asks for. `images` is a list of (image, name, label)."""
+def write_explorer(network, images, args, test=None):
+    """Write the page that --html asks for. `images` is a list of (image, name, label), `test` the test images."""
     if args.html is not None:
         from vit_cifar10.explain import explorer
 
         entries = [explorer.explain_image(network, *image) for image in images]
-        explorer.write_page(args.html, network, entries)
+        explorer.write_page(args.html, network, entries, args.live, test)
         size = Path(args.html).stat().st_size
         print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))
+
+
+def write_example(run, network, args):
+    """Write the live page of a network without an image of the user's own."""
+    from vit_cifar10.data.shapes import draw_shapes
+
+    image = draw_shapes(1, network.image_size, seed=0)[0][0]
+    write_explorer(network, [(image, "drawn example", "")], args)
 
 
 def classify(network, image, name, label, args):

@@ -4,6 +4,7 @@
     python train.py --patch_size 4 --epochs 200                  # the ViT: 12 layers, 192 wide, 3 heads
     python train.py --model cnn --epochs 12                      # the CNN
     python train.py @recipes/NAME.txt --seed 1                   # flags from a file; flags after it override it
+    python train.py --init RUN --dataset folder --data_path DIR  # fine-tune a trained network on your own images
     python train.py --resume model/RUN                           # continue a run that stopped
     torchrun --nproc_per_node=4 train.py ...                     # on four GPUs; --batch_size is the global batch
 
@@ -28,12 +29,14 @@ from pathlib import Path
 from model import build_without_memory, count_parameters
 from vit_cifar10.data import dataset
 from vit_cifar10.flags.train import build_parser, complete, parse
+from vit_cifar10.runs.architecture import model_config, network_flags
+from vit_cifar10.runs.initial import init_flags, resumed_initial
 from vit_cifar10.runs.resume import resume_flags
 from vit_cifar10.runs.writer import open_run
 from vit_cifar10.training.distributed import join_job
 from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.signals import StopSignals
-from vit_cifar10.training.trainer import Trainer, model_config
+from vit_cifar10.training.trainer import Trainer
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
@@ -46,24 +49,27 @@ BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two mom
 @command
 def main(argv=None):
     with join_job() as job, out_of_memory_advice(MEMORY_ADVICE):
-        args, resumed_run, resumed = job.broadcast_from_rank0(lambda: read_flags(argv))
+        args, resumed_run, resumed, initial = job.broadcast_from_rank0(lambda: read_flags(argv))
         device = job.device(pick_device(args.device))
         run = job.run_on_rank0(lambda: open_run(args, resumed_run))
-        splits = job.broadcast_from_rank0(lambda: load_splits(args))
-        trainer = Trainer(args, splits, device, job)
+        splits = job.broadcast_from_rank0(lambda: load_splits(args, initial))
+        trainer = Trainer(args, splits, device, job, initial)
         if resumed:
             trainer.resume(resumed)
         with StopSignals(job) as signals, recorded(trainer, run, signals, resumed) as recorder:
             for epoch in range(trainer.epoch + 1, args.epochs + 1):
-                metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+                metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
                 trainer.end_epoch(metrics)
                 recorder.log_epoch(metrics)
         if run:
             print_outcome(run, args)
 
 
-def load_splits(args):
-    """The training, validation and test images. Raises `UserError` if they are missing or do not fit the flags."""
+def load_splits(args, initial=None):
+    """The training, validation and test images. Raises `UserError` if they are missing or do not fit the flags.
+
+    A fine-tuning keeps the normalization of the run that it starts from, `initial`.
+    """
     splits = dataset.load(
         args.dataset,
         args.data_path,
@@ -76,7 +82,7 @@ def load_splits(args):
     num_classes = len(splits.train.classes)
     if args.n_classes not in (None, num_classes):
         raise UserError(f"--n_classes {args.n_classes}: {args.dataset} has {num_classes} classes; leave out the flag")
-    return splits
+    return splits.with_normalization(initial.mean, initial.std) if initial else splits
 
 
 def print_outcome(run, args):
@@ -96,24 +102,38 @@ def read_flags(argv):
     """Read and check the flags.
 
     Returns:
-        The flags, including defaults that depend on other flags; the run to resume and its checkpoint, or None, None.
+        The flags, including defaults that depend on other flags; the run to resume and its checkpoint, or None, None;
+        the `Initial` of a fine-tuning, or None.
 
     Raises:
-        UserError: the flags do not fit each other, or do not fit the run to resume.
+        UserError: the flags do not fit each other, or do not fit the run to resume or to start from.
     """
-    args, run, resumed = parse(argv), None, None
+    args, run, resumed, initial = parse(argv), None, None, None
     if args.resume is not None:
         args, run, resumed = resume_flags(build_parser(), args, argv)
+        initial = resumed_initial(resumed)
         complete(args, run)
-    check_network(args)
-    if resumed and model_config(args, len(resumed["classes"])) != resumed["model_config"]:
+    elif args.init is not None:
+        args, initial = init_flags(build_parser(), args, argv)
+        complete(args)
+    check_network(args, initial)
+    if resumed:
+        check_resumed_network(args, resumed, initial)
+    return args, run, resumed, initial
+
+
+def check_resumed_network(args, resumed, initial):
+    """Raise `UserError` if the flags do not describe the network of the resumed run."""
+    config = resumed["model_config"]
+    is_described = network_flags(config).items() <= vars(args).items()
+    if not is_described or model_config(args, len(resumed["classes"]), initial and initial.model_config) != config:
         raise UserError(f"the flags in {args.resume} do not describe its network; it is damaged, so train it again")
-    return args, run, resumed
 
 
-def check_network(args):
+def check_network(args, initial=None):
     """Raise `UserError` for a network that needs more memory than this machine has."""
-    parameters = count_parameters(build_without_memory(model_config(args, num_classes=2)))
+    config = model_config(args, num_classes=2, shape=initial and initial.model_config)
+    parameters = count_parameters(build_without_memory(config))
     needed, available = BYTES_PER_PARAMETER * parameters, physical_memory()
     if needed > available:
         raise UserError(

@@ -13,7 +13,9 @@ and, on a GPU, autocast. Every round times all contenders in turn, so that other
 Results are medians over the rounds. Tables are printed as Markdown.
 """
 
+import copy
 import functools
+import importlib.util
 import itertools
 import math
 import os
@@ -28,9 +30,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timm
 import torch
-import vit_pytorch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -42,6 +42,7 @@ from model import build_model, build_without_memory, count_flops
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
@@ -72,7 +73,7 @@ class OurLoop:
         with mock.patch.object(trainer, "build_model", lambda config: model or build_model(config)):
             self.trainer = trainer.Trainer(train.parse(flags), splits, device)
         if compile == "graphs":
-            self.trainer.forward = torch.compile(self.trainer.model, mode="reduce-overhead")
+            self.trainer.loss_and_sums = torch.compile(self.trainer.forward_step, mode="reduce-overhead")
         self.device = device
         self.trainer.model.train()
         self.trainer.schedule.set_step(0)
@@ -160,13 +161,22 @@ def training_flags(args):
     return [*flags, "--dropout", "0"]
 
 
-def build_peers(args):
-    """Build the ViTs of timm and vit-pytorch with the size that the flags ask for."""
+def build_peer(package, args):
+    """A ViT of the size that the flags ask for, from timm or vit_pytorch. None, with a warning, if it is missing."""
+    if importlib.util.find_spec(package) is None:
+        name = package.replace("_", "-")
+        print(f"WARNING: {name} is not installed, so its ViT is left out; pip install {name}", file=sys.stderr)
+        return None
     size = {"patch_size": args.patch_size, "num_classes": 10, "depth": args.n_layers}
-    timm_vit = timm.models.VisionTransformer(
-        img_size=32, embed_dim=args.embed_dim, num_heads=args.n_attention_heads, **size
-    )
-    lucidrains_vit = vit_pytorch.ViT(
+    if package == "timm":
+        import timm
+
+        return timm.models.VisionTransformer(
+            img_size=32, embed_dim=args.embed_dim, num_heads=args.n_attention_heads, **size
+        )
+    import vit_pytorch
+
+    return vit_pytorch.ViT(
         image_size=32,
         dim=args.embed_dim,
         heads=args.n_attention_heads,
@@ -174,7 +184,6 @@ def build_peers(args):
         mlp_dim=4 * args.embed_dim,
         **size,
     )
-    return timm_vit, lucidrains_vit
 
 
 def training(args, device):
@@ -185,10 +194,11 @@ def training(args, device):
         contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
         contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
     if args.model == "vit":
-        contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=build_peers(args)[0])
-        timm_vit, lucidrains_vit = build_peers(args)
-        contenders["timm's ViT, typical loop"] = TypicalLoop(args, splits, device, timm_vit)
-        contenders["vit-pytorch's ViT, typical loop"] = TypicalLoop(args, splits, device, lucidrains_vit)
+        if timm_vit := build_peer("timm", args):
+            contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=copy.deepcopy(timm_vit))
+            contenders["timm's ViT, typical loop"] = TypicalLoop(args, splits, device, timm_vit)
+        if lucidrains_vit := build_peer("vit_pytorch", args):
+            contenders["vit-pytorch's ViT, typical loop"] = TypicalLoop(args, splits, device, lucidrains_vit)
     else:
         contiguous = build_model(contenders["ours"].trainer.config).to(memory_format=torch.contiguous_format)
         contenders["the same CNN, typical loop"] = TypicalLoop(args, splits, device, contiguous)
@@ -215,13 +225,13 @@ def inference(args, device):
     """Measure the test images per second of every contender, and the run time of test.py on one image."""
     num_images = None if device.type == "cuda" else 1000
     test = dataset.load_test(args.dataset, args.data_path, num_images=num_images)
-    ours = build_model(trainer.model_config(train.parse(training_flags(args)), num_classes=10))
+    ours = build_model(model_config(train.parse(training_flags(args)), num_classes=10))
     contenders = {"ours": Inference(predict, ours, test.to(device), device)}
     if args.model == "vit":
-        timm_vit, _ = build_peers(args)
-        timm_vit.load_state_dict(ours.state_dict())
-        contenders["timm's ViT, our predict"] = Inference(predict, timm_vit, test.to(device), device)
-        contenders["timm's ViT, DataLoader"] = Inference(typical_predict(args, device), timm_vit, test, device)
+        if timm_vit := build_peer("timm", args):
+            timm_vit.load_state_dict(ours.state_dict())
+            contenders["timm's ViT, our predict"] = Inference(predict, timm_vit, test.to(device), device)
+            contenders["timm's ViT, DataLoader"] = Inference(typical_predict(args, device), timm_vit, test, device)
     else:
         contenders["the same CNN, DataLoader"] = Inference(typical_predict(args, device), ours, test, device)
     rates = measure(contenders, args, extra_warmup_steps=0)
@@ -256,7 +266,7 @@ def time_test_command(model, args):
         The medians of both, in seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = trainer.model_config(train.parse(training_flags(args)), num_classes=10)
+        config = model_config(train.parse(training_flags(args)), num_classes=10)
         state = {"model_config": config, "weights": checkpoint.cpu_weights(model), "classes": list("abcdefghij")}
         state |= {"mean": [0.5] * 3, "std": [0.25] * 3, "dataset": "cifar10", "epoch": 0, "metrics": {}, "recipe": {}}
         checkpoint.save(Path(folder) / "best.pt", state)
@@ -285,7 +295,7 @@ def step(args, device):
 
     def forward(inputs, targets):
         with autocast(device, trainer.precision):
-            return F.cross_entropy(trainer.forward(inputs), targets)
+            return trainer.loss_and_sums(inputs, targets)[0]
 
     measure({"ours": loop}, args)  # compiles and warms up
     seconds = {"augment": [], "forward": [], "backward": [], "optimizer": [], "whole step": []}
@@ -388,9 +398,10 @@ def cost(args):
     flops = list(itertools.accumulate(epoch_flops(config)))
     print(f"\n{run.output_folder.name}, {config['device']}, {config['precision']}\n")
     print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
-    best = max(metrics["test_accuracy"] for metrics in epochs)
+    accuracies = [metrics["test_accuracy"] or 0.0 for metrics in epochs]  # None if the epoch was not evaluated
+    best = max(accuracies)
     for accuracy in (*(value for value in ACCURACIES if value < best), best):
-        reached = next(i for i, metrics in enumerate(epochs) if metrics["test_accuracy"] >= accuracy)
+        reached = next(i for i, measured in enumerate(accuracies) if measured >= accuracy)
         seconds = sum(metrics["train_seconds"] for metrics in epochs[: reached + 1])
         epoch = epochs[reached]["epoch"]
         print(f"| {100 * accuracy:.2f} % | {epoch} | {flops[epoch - 1] / 1e15:.3g} | {seconds / 60:.1f} |")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import FLAGS, WIDE
 from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, one_thread, run_training
 
 from vit_cifar10.data import dataset
@@ -47,6 +48,44 @@ def runs(tmp_path_factory):
     run_training(folder, f"--run_name vit --epochs 2 {SMALL_VIT} --learning_rate 2e-3")
     run_training(folder, "--run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """A function that opens a page from its file. Afterwards, no page may have sent a request or logged a message."""
+    contexts, requests, messages = [], [], []
+
+    def open_page(path, viewport=None, fragment="", **options):
+        context = browser.new_context(viewport=viewport or WIDE, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: request.url.startswith("blob:") or requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
+        address = f"{path.as_uri()}#{fragment}" if fragment else path.as_uri()
+        page.goto(address)
+        requests.remove(path.as_uri())
+        return page
+
+    open_page.requests, open_page.messages = requests, messages
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not requests
+    assert not messages
 
 
 @pytest.fixture

@@ -78,11 +78,11 @@ def signals_in_step(number, *signals):
     """Send these signals to this process at the beginning of a training step; `number` counts from 0."""
     train_step = trainer.Trainer.train_step
 
-    def step(self, images, labels):
+    def step(self, *batch):
         if self.step == number:
             for received in signals:
                 signal.raise_signal(received)
-        return train_step(self, images, labels)
+        return train_step(self, *batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.Trainer, "train_step", step)

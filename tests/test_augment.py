@@ -82,19 +82,22 @@ def test_magnitude_ranges_match_torchvision(ours, theirs, level):
         assert bool(is_signed) == signed
 
 
-@pytest.mark.parametrize("policy", [augment.trivial_augment_wide, augment.rand_augment])
-def test_each_image_draws_its_operation_sign_and_magnitude(policy):
+@pytest.mark.parametrize("policy", ["trivialaugment", "randaugment"])
+def test_each_image_draws_its_operation_sign_and_magnitude(policy, monkeypatch):
     draws = []
-    policy(
-        torch.zeros(14_000, 3, 32, 32, dtype=torch.uint8),
+    monkeypatch.setattr(
+        augment,
+        "apply_operations",
         lambda images, operations, magnitudes: draws.append((operations, magnitudes)) or images,
     )
-    assert len(draws) == (1 if policy is augment.trivial_augment_wide else 2)
+    transform = Augment(policy, **NORMALIZATION, num_classes=10)
+    transform(torch.zeros(14_000, 3, 32, 32, dtype=torch.uint8), torch.zeros(14_000, dtype=torch.int64))
+    assert len(draws) == (1 if policy == "trivialaugment" else 2)
     operations, magnitudes = draws[0]
     assert operations.bincount(minlength=14).min() > 800
     angles = magnitudes[operations == OPERATIONS.index("Rotate")]
     assert (angles > 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
-    assert len(angles.abs().unique()) == (31 if policy is augment.trivial_augment_wide else 1)
+    assert len(angles.abs().unique()) == (31 if policy == "trivialaugment" else 1)
 
 
 @pytest.mark.parametrize(("padding", "border", "mode"), [(4, "black", "constant"), (2, "reflect", "reflect")])
@@ -178,6 +181,22 @@ def test_augment_returns_normalized_inputs_and_soft_targets(policy, mixing, imag
     torch.testing.assert_close(targets.sum(1), torch.ones(len(images)))
     lam = targets.gather(1, labels[:, None]).squeeze(1)
     assert len(lam.unique()) > len(images) / 2  # each image draws its own
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_compiler_sees_one_graph_with_the_same_results(policy, images):
+    mixing = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 0.8, "random_erasing": 0.5}
+    transform = Augment(policy, **NORMALIZATION, num_classes=10, crop_border="reflect", **mixing)
+    labels = torch.arange(len(images)) % 10
+    (lams,) = transform.draw_lams([0], len(images))
+    results = []
+    for augment_batch in (
+        transform.augment_batch,
+        torch.compile(transform.augment_batch, fullgraph=True, backend="eager"),
+    ):
+        torch.manual_seed(0)
+        results.append(augment_batch(images, labels, lams, transform.ranges(32, images.device)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 def test_mix_prob_is_the_fraction_of_images_that_are_mixed(images):

@@ -39,6 +39,7 @@ from vit_cifar10.evaluation import faithfulness_test
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.explain.maps import methods_for
 from vit_cifar10.flags import compare as compare_flags
+from vit_cifar10.flags import convert as convert_flags
 from vit_cifar10.flags import test as test_flags
 from vit_cifar10.flags import train as train_flags
 from vit_cifar10.runs import checkpoint, writer
@@ -46,7 +47,7 @@ from vit_cifar10.training import trainer
 from vit_cifar10.utils import cli
 
 COMMANDS = {"train": train, "test": test_command, "compare": compare}
-FLAGS = {"train": train_flags, "test": test_flags, "compare": compare_flags}
+FLAGS = {"train": train_flags, "test": test_flags, "compare": compare_flags, "convert": convert_flags}
 
 # train.py
 
@@ -86,10 +87,10 @@ def test_the_same_seed_gives_the_same_weights_even_across_an_interruption(optimi
 
     train_step = trainer.Trainer.train_step
 
-    def step_and_interrupt(self, images, labels):
+    def step_and_interrupt(self, *batch):
         if self.step == 7:  # the second step of the third epoch
             signal.raise_signal(signal.SIGTERM)
-        return train_step(self, images, labels)
+        return train_step(self, *batch)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", step_and_interrupt)
     with exits_with(128 + signal.SIGTERM):
@@ -200,8 +201,8 @@ def test_the_usual_command_parses_with_the_usual_defaults():
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights(tmp_path, monkeypatch, capsys):
     train_step = trainer.Trainer.train_step
 
-    def diverge_in_epoch_2(self, images, labels):
-        sums = train_step(self, images, labels)
+    def diverge_in_epoch_2(self, *batch):
+        sums = train_step(self, *batch)
         return sums * torch.nan if (tmp_path / "model" / "run" / "last.pt").exists() else sums
 
     monkeypatch.setattr(trainer.Trainer, "train_step", diverge_in_epoch_2)
@@ -472,6 +473,7 @@ MISTAKES = [
     ("train", "--embed_dim 90000 --n_layers 99", r"parameters needs [\d,]+ GB to train.*--embed_dim"),
     ("train", "--dataset shapes --run_name vit --model_path {runs}/model", "already exists.*--overwrite"),
     ("train", "--schedule plateau --val_images 0", "needs --val_images"),
+    ("train", "--schedule plateau --eval_every 2", "leave out --eval_every"),
     ("train", "--resume {tmp}/none", "there is no checkpoint"),
     ("train", "--resume {runs}/model/vit --epochs 1", "already has 2 epochs"),
     ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim cannot change when a run is resumed"),
@@ -708,7 +710,7 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "[!.]*/README.md")
     for path in ROOT.glob(pattern)
 )
-FEWEST_COMMANDS = {"README.md": 18, "docs/training.md": 8, "docs/comparison.md": 10}
+FEWEST_COMMANDS = {"README.md": 18, "docs/training.md": 8, "docs/comparison.md": 10, "docs/your-own.md": 8}
 
 
 def unroll(loop):
@@ -721,7 +723,7 @@ def unroll(loop):
 def test_commands_in_documents_parse(document):
     text = re.sub(r"^for \w+ in .*?^done$", unroll, (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
     # after "python", or after the digit of "torchrun --nproc_per_node=4"
-    commands = re.findall(r"(?:python|\d) (train|test|compare)\.py ([^#`&|\n;]*)", text)
+    commands = re.findall(r"(?:python|\d) (train|test|compare|convert)\.py ([^#`&|\n;]*)", text)
     assert len(commands) >= FEWEST_COMMANDS.get(document, 0)
     for script, typed in commands:
         flags = shlex.split(typed.replace("SEED", "0"))

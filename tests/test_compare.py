@@ -189,9 +189,9 @@ def test_seeds_become_mean_and_standard_deviation_and_sample_sizes_become_a_curv
         "a": "",
         "b": "--seed 1 --save_every 1",
         "few": "--num_train_images 200 --epochs 4 --num_test_images 100",
-        "wide": "--width 40",
+        "wide": "--width 10",
     }.items():
-        run_training(tmp_path, f"--run_name {name} --model cnn --epochs 1 {flags}")
+        run_training(tmp_path, f"--run_name {name} --model cnn --width 8 --epochs 1 {flags}")
     shutil.copytree(tmp_path / "model" / "a", tmp_path / "model" / "copy")
     shutil.copytree(tmp_path / "output" / "a", tmp_path / "output" / "copy")
     with mock.patch.object(compare, "save_sample_sizes", wraps=compare.save_sample_sizes) as save:

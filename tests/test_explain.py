@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge
 
 import planted
 from model import build_model
+from vit_cifar10.explain.lens import head_contributions
 from vit_cifar10.explain.maps import METHODS, methods_for
 from vit_cifar10.explain.masks import RIDGE, mask_maps
 from vit_cifar10.explain.methods import (
@@ -341,6 +342,31 @@ def test_deep_lift_matches_its_rules_and_explains_the_whole_difference_to_the_re
 
 
 # Random masks
+
+
+@pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
+def test_contributions_of_heads_match_slow_loops(global_pool, prefix):
+    model = random_model("vit", global_pool=global_pool, class_token=bool(prefix)).double()
+    image, target = torch.randn(1, 3, 32, 32, dtype=torch.float64), 4
+    inputs, outputs = [], []
+    for block in model.blocks:
+        block.attn.proj.register_forward_pre_hook(lambda _module, args: inputs.append(args[0][0]))
+    norm = model.norm if global_pool == "token" else model.fc_norm
+    norm.register_forward_pre_hook(lambda _module, args: outputs.append(args[0][0]))
+    with torch.inference_mode():
+        model(image)
+    pool = lambda tokens: tokens[0] if global_pool == "token" else tokens[prefix:].mean(0)  # noqa: E731
+    stream = pool(outputs[0]) if global_pool == "token" else outputs[0]
+    std, width = (stream.var(unbiased=False) + norm.eps).sqrt(), model.blocks[0].attn.qkv.in_features // 2
+    ours = head_contributions(model, image, torch.tensor([target]))[:, 0]
+    for layer, block in enumerate(model.blocks):
+        for head in range(block.attn.num_heads):
+            alone = torch.zeros_like(inputs[layer])
+            columns = slice(head * width, (head + 1) * width)
+            alone[:, columns] = inputs[layer][:, columns]
+            added = pool(alone @ block.attn.proj.weight.T)
+            moved = ((added - added.mean()) / std * norm.weight) @ model.head.weight[target]
+            torch.testing.assert_close(ours[layer, head], moved)
 
 
 @pytest.mark.parametrize("kind", ["vit", "cnn"])

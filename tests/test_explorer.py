@@ -10,57 +10,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import CHROMIUM, ROOT, run_test
+from browser import NARROW, evaluate, small_network, wait_until_drawn
+from helpers import ROOT, run_test
 from PIL import Image
 
-from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.explain import explorer
+from vit_cifar10.explain.lens import logit_lens
 from vit_cifar10.explain.maps import best_method
 from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 from vit_cifar10.runs import checkpoint
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 CLOSE = {"rtol": 0, "atol": 1e-5}  # attention has 16 bits, everything else is float32
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("Chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """A function that opens a page from its file. Afterwards, no page may have sent a request or logged a message."""
-    contexts, requests, messages = [], [], []
-
-    def open_page(path, viewport=None, **options):
-        context = browser.new_context(viewport=viewport or WIDE, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("dialog", lambda dialog: messages.append(dialog.message))
-        page.goto(path.as_uri())
-        requests.remove(path.as_uri())
-        return page
-
-    open_page.requests, open_page.messages = requests, messages
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not requests
-    assert not messages
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +34,6 @@ def pages(runs):
         entries = [explorer.explain_image(network, test.images[i], f"image {i}", "a label") for i in (5, 10, 13)]
         explorer.write_page(runs / f"{name}.html", network, entries)
     return {name: (runs / f"{name}.html", network, test.images) for name, network in networks.items()}
-
-
-def small_network(config):
-    """An untrained ViT whose class scores differ."""
-    sizes = {"model": "vit", "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10, **config}
-    classes = [f"class {i}" for i in range(sizes["num_classes"])]
-    model = build_model(sizes)
-    torch.nn.init.normal_(model.head.weight)
-    saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder"}
-    return checkpoint.Network("net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved)
-
-
-def evaluate(page, expression):
-    """An array of numbers that the page computes, as float32."""
-    return torch.tensor(page.evaluate(f"Array.from({expression})"), dtype=torch.float32)
-
-
-def wait_until_drawn(page):
-    """Wait until the page has drawn its last change."""
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def read(page):
@@ -219,16 +161,14 @@ def test_red_patches_count_for_the_selected_class_and_blue_ones_against_it(name,
     check_colors(page, "main-canvas", values, is_signed=True)
     with torch.inference_mode():
         score = model(inputs)[0, target].item()
+        mean_color_score = model(torch.zeros_like(inputs))[0, target].item()
     number, largest = r"([+−]?[\d.e-]+)", values.abs().max().item()
-    reference = rf"; the score of an image in the mean color is {number}" if name == "cnn" else "()"
-    together = (
-        rf"All patches together: {number}\. The score of “{class_name}” is {number}{reference}\. Select a patch .*"
-    )
-    sum_shown, score_shown, reference_shown = re.fullmatch(together, read(page)).groups()
+    rest = "everything else (.*)" if name == "vit" else "an image in the mean color()"
+    together = rf"All patches together: {number}; {rest}: {number}; the score of “{class_name}”: {number}. Select .*"
+    sum_shown, _, rest_shown, score_shown = re.fullmatch(together, read(page)).groups()
     check_number(sum_shown, values.sum().item())
-    if name == "cnn":
-        assert float(reference_shown.replace("−", "-")) == pytest.approx(score - values.sum().item(), abs=0.006)
-    check_number(f"+{score_shown}" if score > 0 else score_shown, score)
+    check_number(rest_shown, score - values.sum().item() if name == "vit" else mean_color_score)
+    check_number(score_shown, score)
     for end, word, expected in (("least", "against", -largest), ("most", "for", largest)):
         check_number(page.locator(f"#main-{end}").inner_text().removeprefix(f"{word}: "), expected)
     for patch in (values.argmin().item(), values.argmax().item()):
@@ -256,7 +196,7 @@ def test_a_map_without_any_evidence_says_so(visit, tmp_path):
     page.locator("#classes button").first.click()
     wait_until_drawn(page)
     assert re.fullmatch(r"AttnLRP for “class \d”: all values are 0", page.locator("#main-title").inner_text())
-    assert read(page).startswith("All patches together: 0.00. ")
+    assert read(page).startswith("All patches together: 0.00; ")
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
@@ -332,6 +272,36 @@ def test_everything_works_from_the_keyboard(pages, visit):
     assert page.evaluate(unnamed) == 0
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((element) => element.id)")
     assert len(ids) == len(set(ids))
+
+
+def test_the_select_tool_keeps_a_patch_while_the_mouse_moves_on(pages, visit):
+    path, network, _ = pages["vit"]
+    page, grid = visit(path), network.model.grid_size
+    title = lambda: page.locator("#main-title").inner_text()  # noqa: E731
+    page.locator("#tool-select").click()
+    page.locator("#patches button").nth(grid + 1).click()
+    page.locator("#patches button").nth(0).hover()
+    wait_until_drawn(page)
+    assert title() == "Attention from row 2, column 2"
+    page.locator("#patches button").nth(grid + 1).click()  # the same patch again clears the selection
+    wait_until_drawn(page)
+    assert title() == "Attention from the class token"
+    assert page.evaluate("explorer.state.removed.size") == 0
+
+
+def test_a_click_on_the_chart_selects_a_layer(pages, visit):
+    path, network, images = pages["vit"]
+    page = visit(path)
+    lens = logit_lens(network.model, network.prepare(images[5:6]))[:, 0].softmax(1)
+    assert page.locator("#lens .column").count() == 1 + 3
+    for layer in range(1, 4):
+        page.locator("#lens .column").nth(layer).click(force=True)
+        assert page.evaluate("explorer.state.layer") == layer
+        wait_until_drawn(page)
+        values = page.locator("#lens .column title").nth(layer).text_content().removeprefix(f"after layer {layer}: ")
+        for class_name, value in (part.removesuffix(" %").rsplit(" ", 1) for part in values.split(", ")):
+            expected = lens[layer, network.classes.index(class_name)].item()
+            assert float(value) == pytest.approx(100 * expected, abs=0.051)
 
 
 def test_thumbnails_images_and_themes_can_be_selected(pages, visit):

@@ -17,8 +17,8 @@ import model
 from vit_cifar10.data import cifar
 from vit_cifar10.explain import maps, methods
 from vit_cifar10.flags import train as train_flags
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS
-from vit_cifar10.training.trainer import model_config
 from vit_cifar10.utils import choices
 from vit_cifar10.utils.device import AUTOCAST_DTYPES
 from vit_cifar10.utils.errors import UserError
@@ -38,7 +38,7 @@ def run_without(packages, folder, script, flags):
     return subprocess.run(command, cwd=folder, env=environment, check=False, **options)
 
 
-@pytest.mark.parametrize("script", ["train.py", "test.py", "compare.py"])
+@pytest.mark.parametrize("script", ["train.py", "test.py", "compare.py", "convert.py"])
 def test_help_needs_no_package(script, tmp_path):
     process = run_without(HEAVY, tmp_path, script, ["--help"])
     assert (process.returncode, process.stderr) == (0, "")
@@ -59,6 +59,11 @@ EARLY_MISTAKES = [
     ("test.py", "--mode cifar-single --method attention --head_fusion max", "add rollout to --method"),
     ("test.py", "--mode cifar-single --html page.txt", "is not an HTML file"),
     ("compare.py", "", "the following arguments are required: RUN"),
+    ("convert.py", "run", "the following arguments are required: TARGET"),
+    ("convert.py", "timm: run", "needs a name or a folder after the colon"),
+    ("convert.py", "hf:folder run.onnx", "convert to a run first"),
+    ("convert.py", "run folder --attention", "needs a TARGET that ends in .onnx"),
+    ("convert.py", "run weights.pth", "a name that ends in .onnx or .safetensors"),
 ]
 
 

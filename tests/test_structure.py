@@ -6,10 +6,10 @@ from graphlib import TopologicalSorter
 
 from helpers import ROOT
 
-COMMANDS = ("train", "test", "compare")
+COMMANDS = ("train", "test", "compare", "convert")
 LEVELS = {
-    **dict.fromkeys(COMMANDS, 5),
-    **{"training": 4, "evaluation": 3, "explain": 2, "runs": 2, "flags": 2},
+    **dict.fromkeys((*COMMANDS, "hubconf"), 5),
+    **{"training": 4, "evaluation": 3, "formats": 3, "explain": 2, "runs": 2, "flags": 2},
     **{"plots": 1, "data": 1, "utils": 0, "model": 0},
 }
 

@@ -1,5 +1,6 @@
 """The benchmark runs and measures every contender. The tests do not check how fast anything is."""
 
+import importlib.util
 import re
 
 import pytest
@@ -14,12 +15,16 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize(("model", "contenders"), [("vit", 4), ("cnn", 2)])
-def test_training_is_measured_for_every_contender(model, contenders, capsys):
+@pytest.mark.parametrize(
+    ("model", "missing", "contenders"), [("vit", None, 4), ("vit", "vit_pytorch", 3), ("cnn", None, 2)]
+)
+def test_training_is_measured_for_every_contender(model, missing, contenders, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
     throughput.main(f"training --model {model} --num_workers 0 {SMALL}".split())
-    rows = re.findall(
-        r"^\| (\w.*?) \| ([\d,]+) \| [\d,]+ to [\d,]+ \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE
-    )
+    out, err = capsys.readouterr()
+    assert ("WARNING: vit-pytorch is not installed" in err) == bool(missing)
+    rows = re.findall(r"^\| (\w.*?) \| ([\d,]+) \| [\d,]+ to [\d,]+ \| ([\d.]+) \|", out, re.MULTILINE)
     assert len(rows) == contenders
     assert rows[0][0] == "ours"
     for _, rate, ratio in rows:
@@ -41,9 +46,9 @@ def test_the_parts_of_a_step_are_measured(capsys):
 def test_the_cost_of_a_run_is_the_operations_of_its_steps(network, tmp_path, capsys, monkeypatch):
     counts, train_step = [], Trainer.train_step
 
-    def counted(trainer, images, labels):
+    def counted(trainer, *batch):
         with FlopCounterMode(display=False) as counter:
-            result = train_step(trainer, images, labels)
+            result = train_step(trainer, *batch)
         counts.append(counter.get_total_flops())
         return result
 

@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from helpers import SMALL_VIT, checkpoint_contents, folder_flags
+from torch._dynamo.testing import CompileCounter
 
 import train
 from vit_cifar10.data import dataset
@@ -93,6 +94,18 @@ def test_flags_reach_the_parts_that_they_configure(splits):
     assert trainer.schedule.total_steps == 4 * (256 // 128)
 
 
+def test_every_number_of_patches_is_compiled(splits, monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    flags = "--compile on --augment none --patch_size 4 --small_epochs 0.5 --keep_patches 0.1"
+    trainer = trainer_for(splits, f"{flags} --n_layers 1 --batch_size 16 --epochs 2 --warmup_epochs 0")
+    trainer.train_epoch(1)
+    trainer.train_epoch(2)
+    graphs_of_augment = 1
+    assert counter.frame_count == graphs_of_augment + 1 + 8
+
+
 def test_averaged_weights_are_evaluated_and_saved(splits):
     trainer = trainer_for(splits, "--ema 0.5")
     train_steps(trainer, 1)  # the first update copies the weights
@@ -136,16 +149,13 @@ def test_validation_images_choose_the_best_epoch_and_test_images_never_do(tmp_pa
 
 def test_plateau_follows_the_validation_loss_and_survives_a_resume(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "Schedule", functools.partial(Schedule, patience=0))
-    monkeypatch.setattr(
-        trainer_module.Trainer,
-        "evaluate",
-        lambda self: {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")},
-    )
+    same = {f"{split}_{quantity}": 0.5 for split in ("val", "test") for quantity in ("loss", "accuracy")}
+    monkeypatch.setattr(trainer_module.Trainer, "evaluate", lambda self, epoch: same)
     trainer = trainer_for(splits, "--schedule plateau --warmup_epochs 0")
     run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
     with recorded(trainer, run, StopSignals(Job())) as recorder:
         for epoch in range(1, 5):
-            metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+            metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
             trainer.end_epoch(metrics)
             recorder.log_epoch(metrics)
     assert [metrics["learning_rate"] for metrics in run.epochs] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])

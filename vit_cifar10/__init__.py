@@ -1,4 +1,4 @@
-"""The code behind train.py, test.py and compare.py. The networks themselves are in model.py."""
+"""The code behind train.py, test.py, compare.py and convert.py. The networks themselves are in model.py."""
 
 import atexit
 import gc

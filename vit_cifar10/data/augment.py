@@ -5,7 +5,8 @@
         inputs, targets = augment(images, labels)      # float, normalized; class indices or soft targets
 
 Each image draws its own parameters. They come from PyTorch's generator for the device, except `lam`, the fraction of an
-image that Mixup and CutMix keep, which comes from NumPy's global generator. The CPU never waits for the device.
+image that Mixup and CutMix keep, which NumPy draws, because not every device has the Beta distribution. `draw_lams`
+draws it for many batches at once, so that the CPU need not wait for the device in every step.
 
 The 14 operations of RandAugment and TrivialAugment take three passes over a batch, whichever operations its images
 draw: one moves pixels, one maps pixel values through a table, and one blends images with a gray or blurred copy.
@@ -56,7 +57,7 @@ class Augment:
         crop_padding: pixels of padding on each side before the random crop; None pads by 1/8 of the side.
         crop_border: what the padding shows, "black" or, with "reflect", the mirrored image.
         mix_prob: probability that Mixup or CutMix is applied to an image.
-        compile: whether to compile the operations of RandAugment and TrivialAugment.
+        compile: whether to compile the augmentation.
     """
 
     def __init__(
@@ -84,37 +85,64 @@ class Augment:
         self.mix_prob = mix_prob
         self.crop_padding = crop_padding
         self.crop_border = crop_border
-        self.apply = torch.compile(apply_operations) if compile else apply_operations
+        self.augment = torch.compile(self.augment_batch, dynamic=False) if compile else self.augment_batch
 
-    def __call__(self, images, labels):
-        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C)."""
+    def __call__(self, images, labels, lams=None):
+        """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C).
+
+        `lams`: the draws for this batch from `draw_lams`; by default, they are drawn from NumPy's global generator.
+        """
+        if lams is None:
+            (lams,) = self.draw_lams([np.random.randint(2**31)], len(images))
+        return self.augment(images, labels, lams, self.ranges(images.shape[-1], images.device))
+
+    def draw_lams(self, seeds, batch_size):
+        """Draw `lam` from Beta(alpha, alpha) for Mixup and for CutMix, for the images of one batch per seed.
+
+        Returns:
+            One entry per seed: float (n, B) on the images' device, with a row for each of the n methods that are used.
+        """
+        alphas = [alpha for alpha in (self.mixup, self.cutmix) if alpha]
+        if not alphas:
+            return torch.empty(len(seeds), 0, batch_size)
+        generators = [np.random.RandomState(seed % 2**32) for seed in seeds]
+        lams = [[generator.beta(alpha, alpha, batch_size) for alpha in alphas] for generator in generators]
+        return torch.tensor(np.array(lams), dtype=torch.float32).to(self.mean.device)
+
+    def ranges(self, side, device):
+        """The magnitudes of the policy's operations for images of this side; None without operations."""
+        if self.policy == "randaugment":
+            return _ranges(0.3, 150 / 331 * side, 30, 0.9, 4, device)
+        return _ranges(0.99, 32, 135, 0.99, 2, device) if self.policy == "trivialaugment" else None
+
+    def augment_batch(self, images, labels, lams, ranges):
+        """`__call__`, without anything that happens on the CPU."""
         if self.policy != "none":
             padding = images.shape[-1] // 8 if self.crop_padding is None else self.crop_padding
             images = random_crop_and_flip(images, padding, self.crop_border)
         if self.policy == "randaugment":
-            images = rand_augment(images, self.apply)
+            images = rand_augment(images, ranges)
         elif self.policy == "trivialaugment":
-            images = trivial_augment_wide(images, self.apply)
+            images = trivial_augment_wide(images, ranges)
         inputs = normalize(images, self.mean, self.std)
         if self.random_erasing:
             inputs = random_erase(inputs, self.random_erasing)
         if not (self.mixup or self.cutmix):
             return inputs, labels
-        lam_map = self.draw_lam(inputs)
+        lam_map = self.draw_lam_map(inputs, lams)
         if self.mix_prob < 1:
             is_mixed = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < self.mix_prob
             lam_map = torch.where(is_mixed, lam_map, 1.0)
         return mix(inputs, F.one_hot(labels, self.num_classes).float(), lam_map)
 
-    def draw_lam(self, inputs):
-        """Draw Mixup or CutMix and its `lam` for each image. Return `lam_map`, (B, 1, H, W) in [0, 1]; see `mix`."""
+    def draw_lam_map(self, inputs, lams):
+        """Draw Mixup or CutMix for each image, and CutMix's box: `lam_map`, (B, 1, H, W) in [0, 1]; see `mix`."""
         if not self.cutmix:
-            return mixup_lam(inputs, _draw_beta(self.mixup, inputs))
+            return mixup_lam(inputs, lams[0])
         if not self.mixup:
-            return draw_cutmix_lam(inputs, self.cutmix)
+            return draw_cutmix_lam(inputs, lams[0])
         use_mixup = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < 0.5
-        mixup_map = mixup_lam(inputs, _draw_beta(self.mixup, inputs))
-        return torch.where(use_mixup, mixup_map, draw_cutmix_lam(inputs, self.cutmix))
+        return torch.where(use_mixup, mixup_lam(inputs, lams[0]), draw_cutmix_lam(inputs, lams[1]))
 
 
 # Crop and flip
@@ -155,33 +183,34 @@ def _reflect(index, size):
 # RandAugment and TrivialAugment
 
 
-def rand_augment(images, apply, num_ops=2, magnitude=9, num_bins=31):
-    """RandAugment (https://arxiv.org/abs/1909.13719) with torchvision's ranges: each image draws `num_ops` operations.
+def rand_augment(images, ranges, num_ops=2, magnitude=9, num_bins=31):
+    """RandAugment (https://arxiv.org/abs/1909.13719): each image draws `num_ops` operations.
 
-    `images`: uint8 (B, 3, H, W). `apply`: `apply_operations`, compiled or not.
+    `images`: uint8 (B, 3, H, W). `ranges`: the magnitudes of the operations, from `Augment.ranges`.
     """
     for _ in range(num_ops):
         operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
         level = torch.full((len(images),), magnitude / (num_bins - 1), device=images.device)
-        ranges = _ranges(0.3, 150 / 331 * images.shape[-1], 30, 0.9, 4, images.device)
-        images = apply(images, operations, _magnitudes(ranges, operations, level))
+        images = apply_operations(images, operations, _magnitudes(ranges, operations, level))
     return images
 
 
-def trivial_augment_wide(images, apply, num_bins=31):
-    """TrivialAugment (https://arxiv.org/abs/2103.10158) in torchvision's wide space: each image draws one operation.
+def trivial_augment_wide(images, ranges, num_bins=31):
+    """TrivialAugment (https://arxiv.org/abs/2103.10158): each image draws one operation.
 
-    Each image also draws its magnitude, from `num_bins` levels. `images` and `apply` are as in `rand_augment`.
+    Each image also draws its magnitude, from `num_bins` levels. `images` and `ranges` are as in `rand_augment`.
     """
     operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
     level = torch.randint(num_bins, (len(images),), device=images.device) / (num_bins - 1)
-    ranges = _ranges(0.99, 32, 135, 0.99, 2, images.device)
-    return apply(images, operations, _magnitudes(ranges, operations, level))
+    return apply_operations(images, operations, _magnitudes(ranges, operations, level))
 
 
 @functools.lru_cache  # copies the table to the device once, not for every batch
 def _ranges(shear, translate, rotate, enhance, min_bits, device):
-    """Each operation's magnitude at level 0 and at level 1, and whether its sign is random (1 or 0): float (14, 3)."""
+    """Each operation's magnitude at level 0 and at level 1, and whether its sign is random (1 or 0): float (14, 3).
+
+    RandAugment and TrivialAugment have torchvision's ranges; for TrivialAugment, they are the wide ones.
+    """
     ranges = {
         SHEAR_X: (0, shear, 1),
         SHEAR_Y: (0, shear, 1),
@@ -297,11 +326,10 @@ def _gray(images):
 def _blur(images):
     """PIL's smoothing filter on uint8 (B, 3, H, W): weight 5 for the pixel, 1 for its 8 neighbors; keeps the border."""
     images = images.float()
-    kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1] = 5
-    kernel = (kernel / 13).expand(images.shape[1], 1, 3, 3)
+    rows = images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * images[..., 1:-1, 1:-1]
     blurred = images.clone()
-    blurred[:, :, 1:-1, 1:-1] = F.conv2d(images, kernel, groups=images.shape[1]).round()
+    blurred[..., 1:-1, 1:-1] = (sums / 13).round()
     return blurred
 
 
@@ -374,10 +402,10 @@ def mixup_lam(inputs, lam):
     return lam[:, None, None, None].expand(-1, 1, *inputs.shape[-2:])
 
 
-def draw_cutmix_lam(inputs, alpha):
-    """Draw `lam` from Beta(alpha, alpha) and a box position for each image; return the `lam_map` of CutMix."""
+def draw_cutmix_lam(inputs, lam):
+    """Draw a box position for each image; return the `lam_map` of CutMix for `lam`, float (B,)."""
     y, x = torch.rand(2, len(inputs), device=inputs.device)
-    return cutmix_lam(inputs, _draw_beta(alpha, inputs), y, x)
+    return cutmix_lam(inputs, lam, y, x)
 
 
 def cutmix_lam(inputs, lam, y, x):
@@ -391,9 +419,3 @@ def cutmix_lam(inputs, lam, y, x):
     half_height, half_width = (half * height).floor(), (half * width).floor()
     box = _rectangle(inputs, y - half_height, x - half_width, y + half_height, x + half_width)
     return 1 - box.float()
-
-
-def _draw_beta(alpha, inputs):
-    """Draw `lam` for each image from Beta(alpha, alpha): float (B,) on the images' device."""
-    lam = np.random.beta(alpha, alpha, len(inputs))  # on the CPU, because not every device has this distribution
-    return torch.from_numpy(lam).float().to(inputs.device, non_blocking=True)

@@ -68,6 +68,11 @@ class Splits(NamedTuple):
     val: Split | None
     test: Split
 
+    def with_normalization(self, mean, std):
+        """The same splits with another mean and std, three numbers each."""
+        mean, std = torch.tensor(mean), torch.tensor(std)
+        return Splits(*(split and dataclasses.replace(split, mean=mean, std=std) for split in self))
+
 
 def load(
     name,

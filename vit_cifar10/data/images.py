@@ -48,8 +48,31 @@ def open_image(path, image_size):
     Raises:
         UserError: there is no such file, or it cannot be read as an image.
     """
-    square = ImageOps.fit(read_image(path), (image_size, image_size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(fit_square(read_image(path), image_size))).permute(2, 0, 1).contiguous()
+
+
+def fit_square(image, image_size):
+    """The square at the center of a PIL image, resized with antialiasing: a PIL image."""
+    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+
+
+def image_transform(image_size, mean, std):
+    """A torchvision transform from a PIL image to a normalized batch, float (1, 3, image_size, image_size).
+
+    For an image file, it gives what a network sees of the tensor from `open_image`.
+    """
+    from torchvision import transforms  # only here because the import takes seconds
+
+    to_square = functools.partial(_to_square, image_size=image_size)
+    to_batch = functools.partial(torch.unsqueeze, dim=0)
+    return transforms.Compose([to_square, transforms.ToTensor(), transforms.Normalize(mean, std), to_batch])
+
+
+def _to_square(image, image_size):
+    """A PIL image as `open_image` reads it from a file: a PIL image."""
+    image = image.copy()
+    _rotate_in_place(image)
+    return fit_square(_to_rgb(image), image_size)
 
 
 def read_image(path):

@@ -72,7 +72,12 @@ class TrainedRun:
     @property
     def kind(self):
         """The network in a few words."""
-        return self.network.model.describe()
+        return self.network.model.describe() + (", fine-tuned" if self.init else "")
+
+    @property
+    def init(self):
+        """The name and the hash of the checkpoint that a fine-tuning started from; None for other runs."""
+        return self.network.saved.get("init")
 
     @property
     def has_whole_test(self):
@@ -83,7 +88,7 @@ class TrainedRun:
         """All settings that seeds of one recipe have in common, except for the flags in `without`, as a string."""
         flags = {key: value for key, value in self.flags.items() if key not in NOT_IN_RECIPE | set(without)}
         folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
-        recipe = [self.network.saved["model_config"], self.dataset, folder, self.network.classes, flags]
+        recipe = [self.network.saved["model_config"], self.init, self.dataset, folder, self.network.classes, flags]
         return json.dumps(recipe, sort_keys=True, default=str)
 
 
@@ -97,6 +102,9 @@ def load_trained_run(typed, model_path, output_path, device):
     network = checkpoint.load_network(run.checkpoint_path, device)
     epochs, is_cut, config, notes = read_record(run)
     flags = network.saved["recipe"]
+    if "converted_from" in flags:
+        note = f"{network.name} was {network.origin}, so it has no curves, and its training images are unknown"
+        return TrainedRun(run, network, flags, epochs=[], train_images=None, notes=[note])
     if config and not is_same_run(flags, config["flags"]):
         note = f"{run.output_folder} is the record of a run other than {run.checkpoint_path}, so it is left out"
         return TrainedRun(run, network, flags, epochs=[], train_images=None, notes=[note], has_record=False)
@@ -106,6 +114,9 @@ def load_trained_run(typed, model_path, output_path, device):
     if epochs and not is_cut and epochs[-1]["epoch"] < trained.planned_epochs:
         trained.is_finished = False
         notes.append(f"{trained.name} is unfinished: it has {epochs[-1]['epoch']} of {trained.planned_epochs} epochs")
+    if trained.init:
+        source = trained.init["name"]
+        notes.append(f"{trained.name} was fine-tuned from {source}; its epochs and times exclude {source}'s training")
     return trained
 
 

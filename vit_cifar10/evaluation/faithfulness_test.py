@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from vit_cifar10.data.dataset import normalize
-from vit_cifar10.evaluation.full_test import hash_checkpoint, hash_images
+from vit_cifar10.evaluation.full_test import hash_images
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.plots.explanations import BASELINE_LABELS, save_faithfulness
+from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.schema import FAITHFULNESS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
@@ -47,7 +48,7 @@ def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
     methods = faithfulness.measured_methods(model, samples)
     key = {
         "protocol": faithfulness.PROTOCOL,
-        "checkpoint_sha256": hash_checkpoint(checkpoint_path),
+        "checkpoint_sha256": checkpoint.hash_file(checkpoint_path),
         "test_sha256": hash_images(test),
         "methods": list(methods),
         "samples": samples,

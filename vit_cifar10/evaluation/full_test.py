@@ -12,13 +12,13 @@ The files in output/<run>/ are `TEST_FILES` in runs/run.py.
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
+from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.schema import LOGITS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
@@ -54,7 +54,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
     network.check_finite(logits)
     results = {
         "checkpoint": str(checkpoint_path),
-        "checkpoint_sha256": hash_checkpoint(checkpoint_path),
+        "checkpoint_sha256": checkpoint.hash_file(checkpoint_path),
         "test_sha256": hash_images(test),
         "dataset": network.saved["dataset"],
         "epoch": network.saved["epoch"],
@@ -151,21 +151,13 @@ def load_full_test(folder, network, checkpoint_path, test=None):
     classes = len(network.classes)
     has_labels = (logits.dtype, labels.dtype) == (torch.float32, torch.int64) and labels.ndim == 1 and len(labels) > 0
     fits = has_labels and logits.shape == (len(labels), classes) and 0 <= labels.min() <= labels.max() < classes
-    is_same = saved["checkpoint_sha256"] == hash_checkpoint(checkpoint_path)
+    is_same = saved["checkpoint_sha256"] == checkpoint.hash_file(checkpoint_path)
     if test and is_same:
         is_same = saved["test_sha256"] == hash_images(test) and torch.equal(labels, test.labels.cpu())
     if not (fits and is_same):
         return None
     same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
     return FullTest({**same, **report(logits, labels)}, logits, labels)
-
-
-def hash_checkpoint(path):
-    """SHA-256 of a checkpoint file."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
 
 
 def hash_images(split):

@@ -3,14 +3,17 @@
     entries = [explain_image(network, image, "cat.png", "true class: cat"), ...]
     write_page("cat.html", network, entries)
 
-The page is one file that works offline and without a server. All numbers that it shows are computed here and embedded:
-attention as 16-bit fractions, everything else as float32. The template is plain HTML, CSS and JavaScript in `page/`.
+The page is one file that works offline and without a server. The numbers that it shows are computed here and embedded:
+attention in 16 bits a value, or in 8 where this would be too large, and everything else as float32. A live page also
+contains the network, and computes its numbers itself. The page is written in plain HTML, CSS and JavaScript, in
+`page/`: the scripts in `WORKER_SCRIPTS` are the network, and the others draw the page. They are joined here.
 """
 
 import base64
 import hashlib
 import html
 import json
+import math
 import re
 from pathlib import Path
 
@@ -18,17 +21,32 @@ import matplotlib
 import numpy as np
 import torch
 
+from vit_cifar10.explain.encoding import encode
+from vit_cifar10.explain.lens import head_contributions, logit_lens
+from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
 from vit_cifar10.explain.maps import best_method
-from vit_cifar10.explain.methods import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
+from vit_cifar10.explain.methods import (
+    attention_maps,
+    grad_cam,
+    gradient_rollout_by_layer,
+    images_at_once,
+    rollout_by_layer,
+)
 from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.style import COLORMAP
+from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable
 
 PAGE = Path(__file__).parent / "page"
+PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "chart", "save")
+LIVE_SCRIPTS = ("image", "live", "edit", "strokes", "address", "walk")
+WORKER_SCRIPTS = ("kernel", "matrix", "network", "gradients", "worker")
 KINDS = {"vit": "ViT", "cnn": "CNN"}
 MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
 TOP_CLASSES = 10  # the number of classes that it then explains
+MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with full precision
+MAX_PAGE = 100_000_000  # bytes of the largest numbers of a page, in base64
 
 
 def explain_image(network, image, name, label):
@@ -46,7 +64,7 @@ def explain_image(network, image, name, label):
     num_classes = len(network.classes)
     count = num_classes if num_classes <= MAX_CLASSES else TOP_CLASSES
     explained = probabilities.topk(count).indices
-    repeated = inputs.expand(count, -1, -1, -1)
+    parts = [(inputs.expand(len(part), -1, -1, -1), part) for part in explained.split(images_at_once(inputs))]
     entry = {
         "name": name,
         "label": label,
@@ -55,28 +73,47 @@ def explain_image(network, image, name, label):
         "probabilities": encode(probabilities),
         "explained": explained.tolist(),
         "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
-        "evidence": encode_grids(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
-        "gradCam": encode_grids(grad_cam(model, repeated, explained)),  # (explained, h * w)
+        "evidence": encode(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
+        "gradCam": encode(torch.cat([grad_cam(model, *part) for part in parts])),  # (explained, h * w)
     }
     if model.has_attention:
         maps = attention_maps(model, inputs)
-        fractions = (maps[:, 0] * 65535).round().cpu().numpy()
-        entry["attention"] = encode(fractions, "<u2")  # (layers, heads, tokens, tokens)
-        entry["rollout"] = encode_grids(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
-        by_layer = gradient_rollout_by_layer(model, repeated, explained)
-        entry["gradientRollout"] = encode_grids(by_layer.transpose(0, 1))  # (explained, layers, patches)
+        entry |= encode_attention(maps[:, 0])
+        entry["rollout"] = encode(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
+        by_layer = torch.cat([gradient_rollout_by_layer(model, *part) for part in parts], dim=1)
+        entry["gradientRollout"] = encode(by_layer.transpose(0, 1))  # (explained, layers, patches)
+        entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
+        contributions = torch.cat([head_contributions(model, *part) for part in parts], dim=1)
+        entry["contributions"] = encode(contributions.transpose(0, 1))  # (explained, layers, heads)
     return entry
 
 
-def encode(values, dtype="<f4"):
-    """An array or tensor as base64 of its little-endian bytes."""
-    values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-    return base64.b64encode(np.ascontiguousarray(values, dtype=dtype)).decode()
+def encode_attention(maps):
+    """Attention (layers, heads, tokens, tokens) for the page, in 16 bits a value or, if that takes too much, in 8.
+
+    In 8 bits, the square root of a value is a whole number times the scale of its row, which has the largest value 255.
+    """
+    if 2 * maps.numel() <= MAX_PRECISE:
+        return {"attention": encode((maps * 65535).round(), "<u2")}
+    roots = maps.sqrt()
+    scales = roots.amax(dim=-1, keepdim=True) / 255
+    return {"attention": encode((roots / scales).round(), "u1"), "attentionScales": encode(scales)}
 
 
-def encode_grids(grids):
-    """Square maps (..., side, side) as base64, together with their side."""
-    return {"side": grids.shape[-1], "values": encode(grids)}
+def check_size(network, live=False, count=1):
+    """Raise `UserError` if the page of `count` images would be too large, or if it cannot compute with the network."""
+    model = network.model
+    size = 4 * model.grid_size**2 * len(network.classes)  # bytes of the removals of an image
+    if model.has_attention:
+        values = len(model.blocks) * model.blocks[0].attn.num_heads * model.pos_embed.shape[1] ** 2
+        size += 2 * values if 2 * values <= MAX_PRECISE else values
+    size = count * size * 4 / 3
+    if size > MAX_PAGE:
+        images = f"{count} images" if count > 1 else "an image"
+        fewer = "choose fewer images, or " if count > 1 else ""
+        raise UserError(f"the page of {images} would take {size / 1e6:,.0f} MB; {fewer}leave out --html")
+    if live:
+        check_live(network)
 
 
 def describe(network):
@@ -85,17 +122,18 @@ def describe(network):
     is_vit = model.has_attention
     palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # the second one is for values of both signs
     return {
-        "network": f"{printable(network.name)}, a {KINDS[config['model']]} trained on {network.saved['dataset']}",
+        "network": f"{printable(network.name)}, a {KINDS[config['model']]} {network.origin}",
         "classes": network.classes,
+        "explainedClasses": len(network.classes) if len(network.classes) <= MAX_CLASSES else TOP_CLASSES,
         "isVit": is_vit,
         "evidenceMethod": best_method(model).name,
         "imageSize": network.image_size,
         "grid": model.grid_size,
         "layers": len(model.blocks) if is_vit else 0,
         "heads": model.blocks[0].attn.num_heads if is_vit else 0,
-        "hasClassToken": is_vit and model.num_prefix_tokens == 1,
+        "hasClassToken": is_vit and model.cls_token is not None,
+        "prefixTokens": model.num_prefix_tokens if is_vit else 0,
         "pool": model.global_pool if is_vit else None,
-        "reference": None if is_vit else encode(mean_color_scores(network)),
         **{
             name: encode((255 * matplotlib.colormaps[palette](np.arange(256))[:, :3]).round(), "u1")
             for name, palette in palettes.items()
@@ -103,32 +141,68 @@ def describe(network):
     }
 
 
-@torch.inference_mode()
-def mean_color_scores(network):
-    """The logits (C,) of an image in the mean color of the data set, to which DeepLIFT compares images."""
-    return network.model(torch.zeros(1, 3, network.image_size, network.image_size, device=network.device))[0]
+def fill_page(network, entries, live=False, test=None):
+    """The page as a string. Its Content-Security-Policy allows its own script and style, and no network access.
 
-
-def fill_page(network, entries):
-    """The page as a string. Its Content-Security-Policy allows its own script and style, and no network access."""
-    parts = {name: (PAGE / f"explorer.{name}").read_text("utf-8") for name in ("css", "js")}
-    hashes = {name: base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for name, part in parts.items()}
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{hashes['js']}'; style-src 'sha256-{hashes['css']}';"
-        " img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-    data = json.dumps({**describe(network), "images": entries}, ensure_ascii=True).replace("<", "\\u003c")
+    With `live`, the page contains the network with rounded weights, and a worker computes with it. The page reports how
+    much the rounding changes, also on images of `test`, a `Split` of test images.
+    """
+    script = join_scripts(PAGE_SCRIPTS + (LIVE_SCRIPTS if live else ()) + ("start",))
+    style = (PAGE / "page.css").read_text("utf-8")
+    allowed = {"script-src": f"'sha256-{sha256(script)}'", "style-src": f"'sha256-{sha256(style)}'"}
+    if live:
+        allowed |= {"script-src": f"{allowed['script-src']} 'wasm-unsafe-eval'", "worker-src": "blob:"}
+    rules = "; ".join(f"{directive} {source}" for directive, source in allowed.items())
     title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} classifies"
-    parts |= {"policy": policy, "data": data, "title": html.escape(title)}
-    template = (PAGE / "explorer.html").read_text("utf-8")
+    data = {**describe(network), "images": entries}
+    if live:
+        data["rounding"] = rounding_effect(network, torch.stack([read_pixels(entry) for entry in entries]), test)
+    parts = {
+        "policy": f"default-src 'none'; {rules}; img-src data: blob:; base-uri 'none'; form-action 'none'",
+        "title": html.escape(title),
+        "css": style,
+        "js": script,
+        "data": to_json(data),
+        "live": embed_network(network) if live else "",
+    }
+    template = (PAGE / "page.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)  # a single pass leaves inserted text alone
 
 
-def write_page(path, network, entries):
-    """Write the page for the images, which are entries from `explain_image`.
+def embed_network(network):
+    """The elements of a live page that hold the network, and the script of the worker that computes with it."""
+    return (
+        f'<script type="application/json" id="network">{to_json(encode_network(network))}</script>\n'
+        f'<script type="text/plain" id="worker">{join_scripts(WORKER_SCRIPTS)}</script>\n'
+    )
+
+
+def read_pixels(entry):
+    """The image of an entry from `explain_image`, uint8 (3, H, W)."""
+    pixels = torch.frombuffer(bytearray(base64.b64decode(entry["pixels"])), dtype=torch.uint8)
+    side = math.isqrt(len(pixels) // 3)
+    return pixels.view(side, side, 3).permute(2, 0, 1)
+
+
+def join_scripts(names):
+    """The scripts of the page with these names as one script."""
+    return "\n".join(['"use strict";\n', *((PAGE / f"{name}.js").read_text("utf-8") for name in names)])
+
+
+def sha256(text):
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def to_json(value):
+    """JSON that can be embedded in HTML."""
+    return json.dumps(value, ensure_ascii=True).replace("<", "\\u003c")
+
+
+def write_page(path, network, entries, live=False, test=None):
+    """Write the page for the images, which are entries from `explain_image`; see `fill_page`.
 
     Raises:
         UserError: the file cannot be written.
     """
     with atomic_write(path) as partial:
-        partial.write_text(fill_page(network, entries), encoding="utf-8")
+        partial.write_text(fill_page(network, entries, live, test), encoding="utf-8")

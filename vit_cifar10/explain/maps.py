@@ -18,6 +18,7 @@ from vit_cifar10.explain.methods import (
     attention_to_patches,
     grad_cam,
     gradient_rollout,
+    images_at_once,
 )
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 from vit_cifar10.utils.choices import SAMPLES
@@ -51,8 +52,9 @@ class Method:
         count = classes.shape[1]
         if self.is_class_blind:
             return self.explain(model, images, classes[:, 0])[:, None].expand(-1, count, -1, -1)
-        repeated = images.repeat_interleave(count, dim=0)
-        return self.explain(model, repeated, classes.flatten()).unflatten(0, classes.shape)
+        repeated, size = images.repeat_interleave(count, dim=0), images_at_once(images)
+        parts = zip(repeated.split(size), classes.flatten().split(size), strict=True)
+        return torch.cat([self.explain(model, *part) for part in parts]).unflatten(0, classes.shape)
 
 
 def last_attention(model, images, targets=None):

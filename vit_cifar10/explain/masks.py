@@ -9,6 +9,7 @@ https://arxiv.org/abs/1602.04938) and of KernelSHAP (Lundberg and Lee, 2017, htt
 
 import torch
 
+from vit_cifar10.explain.methods import images_at_once
 from vit_cifar10.explain.removal import enlarge
 from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.device import eval_mode
@@ -38,7 +39,7 @@ def mask_maps(model, images, samples=SAMPLES, seed=0):
     centered = masks - masks.mean(dim=0)
     ridge = RIDGE * samples * torch.eye(grid * grid, device=images.device)
     fit = torch.linalg.solve(centered.T @ centered + ridge, centered.T)  # (patches, samples)
-    parts = masks.view(-1, grid, grid).split(250)  # enlarged one at a time, which saves memory
+    parts = masks.view(-1, grid, grid).split(images_at_once(images))  # enlarged one at a time, which saves memory
     maps = []
     with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         for image in images.float():

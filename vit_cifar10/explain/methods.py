@@ -28,13 +28,18 @@ from vit_cifar10.utils.device import eval_mode
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
 
+def images_at_once(images):
+    """How many images of this size fit into memory at once: 250 with 32 x 32 pixels, 5 with 224 x 224."""
+    return max(1, 256_000 // (images.shape[-2] * images.shape[-1]))
+
+
 @torch.no_grad()
 def attention_maps(model, images):
     """The attention weights of every layer and head of a ViT.
 
     Returns:
         (depth, B, heads, N, N). Row i holds the attention from token i to every token, and sums to 1. The class token,
-        if there is one, is the first token.
+        if there is one, is the first token, and the patches are the last ones.
     """
     with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         _, attentions = model.forward_with_attention(images.float())
@@ -45,13 +50,13 @@ def attention_to_patches(maps, global_pool="token"):
     """The attention that the output token pays to each patch, averaged over the heads.
 
     The output token is what the network's head reads: the class token or, with `global_pool` "avg", the mean of the
-    patches.
+    patches or, with "distilled", the mean of the class token and the distillation token.
 
     Args:
         maps: (..., heads, N, N).
 
     Returns:
-        (..., grid, grid). The rest of the attention, up to a sum of 1, goes to the class token.
+        (..., grid, grid). The rest of the attention, up to a sum of 1, goes to the class token and registers.
     """
     return _to_grid(maps.mean(dim=-3), global_pool)
 
@@ -65,8 +70,8 @@ def attention_rollout(maps, head_fusion="mean", discard_ratio=0.0, global_pool="
         maps: (depth, B, heads, N, N), from `attention_maps`.
         head_fusion: "mean", "max" or "min": how to combine the heads of a layer.
         discard_ratio: in each layer, set this fraction of the image's weights, the smallest ones, to 0. Attention to
-            the class token is always kept.
-        global_pool: what the network's head reads, "token" or "avg"; see `attention_to_patches`.
+            the class token and to registers is always kept.
+        global_pool: what the network's head reads, "token", "avg" or "distilled"; see `attention_to_patches`.
 
     Returns:
         (B, grid, grid).
@@ -125,7 +130,7 @@ def grad_cam(model, images, targets=None, layer=None, relu=True):
 
     Returns:
         (B, h, w), with `relu` at least 0, and 0 everywhere if no channel is evidence for the class. The ViT's class
-        token is left out.
+        token and registers are left out.
 
     Raises:
         ValueError: the logit does not depend on the patches that `layer` returns. With a class token, this is the case
@@ -203,14 +208,17 @@ def _discard(fused, ratio):
 
 
 def _prefix_tokens(maps):
-    """1 if maps (..., N, N) include a class token, else 0. N tells which, as the number of patches is a square."""
+    """The number of class tokens and registers in maps (..., N, N).
+
+    N tells it: the number of patches is a square, and `VisionTransformer` accepts too few registers to reach the next.
+    """
     return maps.shape[-1] - math.isqrt(maps.shape[-1]) ** 2
 
 
 def _to_grid(relevance, global_pool):
-    """(..., N, N) -> (..., grid, grid): the row of the output token, without the column of the class token."""
+    """(..., N, N) -> (..., grid, grid): the row of the output token, without the columns before the patches."""
     prefix = _prefix_tokens(relevance)
-    to_patches = relevance[..., prefix:]
-    row = to_patches[..., 0, :] if global_pool == "token" else to_patches[..., prefix:, :].mean(dim=-2)
+    rows = {"token": slice(0, 1), "distilled": slice(0, 2), "avg": slice(prefix, None)}[global_pool]
+    row = relevance[..., rows, prefix:].mean(dim=-2)
     side = math.isqrt(row.shape[-1])
     return row.unflatten(-1, (side, side))

@@ -29,8 +29,8 @@ def attn_lrp(model, images, targets=None):
     Layer normalization is linear if its standard deviation is a constant. A GELU passes all relevance on to its input,
     and a product of two matrices half of it to each. Only the softmax keeps its gradient.
 
-    The relevance of all patches adds up to the logit, except for the part of the biases, positions and class token, and
-    of the softmax, which is not linear either.
+    The relevance of all patches adds up to the logit, except for the part of the biases, positions, class token and
+    registers, and of the softmax, which is not linear either.
 
     Args:
         images: normalized floats (B, 3, H, W).
@@ -93,8 +93,8 @@ def layer_norm(module, x):
     return (x - x.mean(dim=-1, keepdim=True)) / std * module.weight + module.bias
 
 
-def gelu(_module, x):
-    slope = torch.where(x == 0, 0.5, F.gelu(x) / x).detach()
+def gelu(module, x):
+    slope = torch.where(x == 0, 0.5, F.gelu(x, approximate=module.approximate) / x).detach()
     return x * slope
 
 

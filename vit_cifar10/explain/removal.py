@@ -10,6 +10,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from vit_cifar10.explain.methods import images_at_once
+
 BASELINES = ("random", "edges", "centre")
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches; closer together where the prediction changes most
 FILLS = ("mean", "blur", "ROAD")
@@ -152,4 +154,6 @@ def remove_each_patch(model, image, grid):
     """
     is_removed = torch.eye(grid * grid, device=image.device).view(-1, grid, grid)
     is_removed = enlarge(is_removed, image.shape[-2:]).bool()
-    return torch.cat([model(torch.where(part, 0.0, image)).softmax(dim=1) for part in is_removed.split(250)])
+    return torch.cat(
+        [model(torch.where(part, 0.0, image)).softmax(dim=1) for part in is_removed.split(images_at_once(image))]
+    )

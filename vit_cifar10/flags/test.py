@@ -60,6 +60,10 @@ def build_parser():
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
     add("--html", help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction")
+    live = (
+        "put the network into the page of --html, where you change the image or the network and see the answer change"
+    )
+    add("--live", action="store_true", help=live)
     add("--no_image", action="store_true", help="do not open a window")
     add(
         "--tta",
@@ -93,6 +97,8 @@ def check_flags(args):
         raise UserError("--mode custom needs --image_path, the image file to classify")
     if args.image_path:
         check_image_file(args.image_path)
+    if args.live and args.html is None:
+        raise UserError("--live makes the page of --html interactive; add --html FILE.html")
     if args.html is not None:
         check_html(args)
     has_gif_flags = has_rollout_flags(args) or args.method
@@ -109,6 +115,11 @@ def check_flags(args):
         raise UserError("--samples is the number of random masks; add --method masks, or --mode faithfulness")
 
 
+def shows_example(args):
+    """Whether the command writes only a live page, which opens with an example."""
+    return args.live and args.mode == "cifar"
+
+
 def has_rollout_flags(args):
     return args.head_fusion != "mean" or args.discard_ratio > 0
 
@@ -118,7 +129,7 @@ def check_html(args):
     path = Path(args.html)
     if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
         raise UserError(f"--html {args.html!r} is not an HTML file; choose a file name that ends in .html")
-    if args.mode not in SINGLE_MODES:
+    if args.mode not in SINGLE_MODES and not shows_example(args):
         raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):

@@ -1,5 +1,6 @@
 """The flags of train.py: the parser, defaults that depend on other flags, and checks that need no PyTorch."""
 
+import copy
 import importlib.util
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import check_outputs, is_same_path
 
 LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
+RATES = {"learning_rate": (5e-4, 2e-4), "muon_learning_rate": (0.01, 0.005)}  # from scratch, and with --init
+CONVOLUTIONS = 4  # of the CNN
 
 
 def build_parser():
@@ -31,7 +34,14 @@ def build_parser():
         fromfile_prefix_chars="@",
         description="Train a Vision Transformer or a CNN on CIFAR-10 from scratch. @FILE reads flags from a file.",
     )
-    for add_flags in (add_data_flags, add_network_flags, add_training_flags, add_augmentation_flags, add_run_flags):
+    for add_flags in (
+        add_data_flags,
+        add_network_flags,
+        add_fine_tuning_flags,
+        add_training_flags,
+        add_augmentation_flags,
+        add_run_flags,
+    ):
         add_flags(parser)
     return parser
 
@@ -80,6 +90,14 @@ def add_network_flags(parser):
     add("--drop_path", type=FRACTION, default=0.0, help=drop_path)
 
 
+def add_fine_tuning_flags(parser):
+    add = parser.add_argument_group("fine-tuning").add_argument
+    init = "start from the weights of a run, given by its name, folder or checkpoint; the network keeps its shape"
+    add("--init", type=not_empty, metavar="RUN", help=init)
+    freeze = "with --init: do not train the embedding and the first N blocks (CNN: N convolutions); 0 trains everything"
+    add("--freeze_blocks", type=NON_NEGATIVE_INT, metavar="N", default=0, help=freeze)
+
+
 def add_training_flags(parser):
     add = parser.add_argument_group("training").add_argument
     epochs = number(int, at_least=1, at_most=limits.LARGEST_EPOCHS)
@@ -92,8 +110,9 @@ def add_training_flags(parser):
     add("--keep_patches", type=number(float, above=0, at_most=1), default=1.0, help=keep)
     optimizers = "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest"
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help=optimizers)
-    add("--learning_rate", type=POSITIVE, default=5e-4, help="peak learning rate of AdamW")
-    add("--muon_learning_rate", type=POSITIVE, default=0.01, help="peak learning rate of Muon")
+    rates = {flag: f"default: {rate:g}, or {with_init:g} with --init" for flag, (rate, with_init) in RATES.items()}
+    add("--learning_rate", type=POSITIVE, help=f"peak learning rate of AdamW; {rates['learning_rate']}")
+    add("--muon_learning_rate", type=POSITIVE, help=f"peak learning rate of Muon; {rates['muon_learning_rate']}")
     warmup = "epochs until the learning rate peaks; default: 10, a fifth of a short run, or 30 %% of a onecycle run"
     add("--warmup_epochs", type=NON_NEGATIVE, help=warmup)
     schedule = "learning rate after the warmup; plateau lowers it tenfold when the validation loss stops falling"
@@ -131,6 +150,8 @@ def add_run_flags(parser):
     add("--precision", choices=choices.PRECISIONS, default="auto", help=precision)
     compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
+    evaluations = "evaluate after every N epochs and after the last one; only these epochs can become the kept one"
+    add("--eval_every", type=POSITIVE_INT, metavar="N", default=1, help=evaluations)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
     add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
     add("--run_name", type=not_empty, help="name of the run's folders; default: network, data set and time")
@@ -148,15 +169,30 @@ def add_run_flags(parser):
 
 
 def parse(argv=None):
-    """Read and check the flags. Those of a resumed run are incomplete, because the rest is in its checkpoint.
+    """Read and check the flags.
+
+    If a run is resumed or fine-tuned, they are incomplete, because the rest is in its checkpoint.
 
     Raises:
         UserError: they do not fit each other.
     """
     args = build_parser().parse_args(argv)
     if args.resume is None:
-        complete(args)
+        if args.init is None:
+            complete(args)
+        else:
+            check_early(args)
+    elif args.init is not None:
+        raise UserError("--init starts a new run, and --resume continues one; leave out one of them")
     return args
+
+
+def check_early(args):
+    """Check the flags of a fine-tuning, except for the ones that depend on its network."""
+    known = copy.copy(args)
+    fill_defaults(known)
+    check_flags(known)
+    check_folders(known, None)
 
 
 def complete(args, resumed_run=None):
@@ -175,6 +211,9 @@ def fill_defaults(args):
         args.dropout = 0.1 if args.model == "vit" else 0.3
     if args.augment is None:
         args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
+    for flag, (rate, rate_with_init) in RATES.items():
+        if getattr(args, flag) is None:
+            setattr(args, flag, rate if args.init is None else rate_with_init)
 
 
 def check_flags(args):
@@ -188,8 +227,12 @@ def check_flags(args):
         )
     if args.small_epochs >= args.epochs:
         raise UserError(f"--small_epochs {args.small_epochs:g} must be less than --epochs {args.epochs}")
+    if args.freeze_blocks and args.init is None:
+        raise UserError("--freeze_blocks keeps trained weights, so it needs --init RUN; add it, or leave out the flag")
     if args.schedule == "plateau" and args.val_images == 0:
         raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")
+    if args.schedule == "plateau" and args.eval_every > 1:
+        raise UserError("--schedule plateau needs the validation loss of every epoch; leave out --eval_every")
     if args.run_name is not None and not is_folder_name(args.run_name):
         raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, not a path")
 
@@ -198,6 +241,10 @@ def check_sizes(args):
     """Raise `UserError` for sizes that do not fit each other. The networks in model.py refuse the same ones."""
     if args.crop_padding is not None and args.crop_padding >= args.image_size:
         raise UserError(f"--crop_padding {args.crop_padding} must be less than --image_size {args.image_size}")
+    blocks = CONVOLUTIONS if args.model == "cnn" else args.n_layers
+    if args.freeze_blocks > blocks:
+        kind = "convolutions" if args.model == "cnn" else "blocks"
+        raise UserError(f"--freeze_blocks {args.freeze_blocks} is more than the network's {blocks} {kind}; lower it")
     if args.model == "cnn":
         if args.small_epochs or args.keep_patches < 1:
             raise UserError("--small_epochs and --keep_patches need --model vit; leave them out")

@@ -18,25 +18,24 @@ def save_curves(history, path, title=""):
 
     Args:
         history: one dict per epoch, with `epoch`, `learning_rate`, and `<split>_loss` and `<split>_accuracy` for the
-            splits of `SPLITS`. Accuracies are in [0, 1]. A split with missing or None values is left out.
+            splits of `SPLITS`. Accuracies are in [0, 1]. Epochs in which a value is missing or None are left out.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
     epochs = [metrics["epoch"] for metrics in history]
-    marker = "o" if len(history) < 30 else None
     for axis, quantity, scale, unit, last_format in (
         (axes[0], "loss", 1, "nats", "{:.3f}"),
         (axes[1], "accuracy", 100, "%", "{:.2f} %"),
     ):
         for split, (name, color) in SPLITS.items():
-            values = [metrics.get(f"{split}_{quantity}") for metrics in history]
-            if None not in values:
-                scaled = [value * scale for value in values]
+            points = measured(history, f"{split}_{quantity}")
+            if points:
+                scaled = [value * scale for value in points.values()]
                 label = f"{name} {last_format.format(scaled[-1])}"
-                axis.plot(epochs, scaled, color=color, marker=marker, label=label)
+                axis.plot(list(points), scaled, color=color, marker=marker_for(points), label=label)
         axis.set_ylabel(f"{quantity} ({unit})")
         axis.legend(title="last epoch")
-    axes[2].plot(epochs, [metrics["learning_rate"] for metrics in history], color=GRAY, marker=marker)
+    axes[2].plot(epochs, [metrics["learning_rate"] for metrics in history], color=GRAY, marker=marker_for(epochs))
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -44,6 +43,16 @@ def save_curves(history, path, title=""):
         axis.grid(alpha=0.3)
     set_title(figure, title)
     save_figure(figure, path)
+
+
+def marker_for(points):
+    """The marker of a curve, if it has few points."""
+    return "o" if len(points) < 30 else None
+
+
+def measured(history, key):
+    """The epochs in which a metric was measured, {epoch: value}."""
+    return {metrics["epoch"]: metrics[key] for metrics in history if metrics.get(key) is not None}
 
 
 def save_comparison(curves, path):
@@ -82,12 +91,12 @@ def save_comparison(curves, path):
 
 
 def _draw_seeds(axis, histories, key, scale, is_main, color, marker):
-    """Draw one curve over the epochs that all seeds have, unless a seed lacks the metric `key`."""
-    epochs = sorted(set.intersection(*({metrics["epoch"] for metrics in history} for history in histories)))
-    values = [[metrics.get(key) for metrics in history if metrics["epoch"] in epochs] for history in histories]
-    if any(None in seed for seed in values):
+    """Draw one curve over the epochs in which all seeds have the metric `key`."""
+    seeds = [measured(history, key) for history in histories]
+    epochs = sorted(set.intersection(*map(set, seeds)))
+    if not epochs:
         return
-    values = scale * np.array(values)
+    values = scale * np.array([[seed[epoch] for epoch in epochs] for seed in seeds])
     line = {"color": color, "linestyle": "-" if is_main else "--", "alpha": 1 if is_main else 0.6}
     line |= {"marker": marker if is_main or len(epochs) == 1 else None}
     line |= {"markevery": None if len(epochs) < 30 else 0.1}  # a fraction of the diagonal of the axes

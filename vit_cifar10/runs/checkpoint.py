@@ -4,13 +4,16 @@ A checkpoint is a plain dict of tensors, numbers, strings, lists and dicts. `tor
 and it cannot run any code. `model/<run>/best.pt` holds everything that inference needs:
 
     format          1
-    model_config    the argument of `build_model`; the architecture always comes from here, never from flags
+    model_config    the argument of `build_model`; the architecture always comes from here, never from flags. Arguments
+                    that only convert.py sets are left out if they have their defaults
     weights         the network's state dict on the CPU: float32, or float16 in the networks that ship
     classes         class names, in the order of the logits
     mean, std       normalization of the images, three numbers each
     dataset         name of the data set that the network was trained on
     epoch, metrics  number of complete epochs, and the last one's row of metrics.csv
-    recipe          every flag of the run
+    recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
+                    converted_from, with dataset "folder", epoch 0 and no metrics
+    init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
 
 `model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
 `training` holds everything else that an exact resume needs. `model/<run>/previous.pt` is the save before last.pt, in
@@ -18,6 +21,7 @@ case last.pt is damaged.
 """
 
 import dataclasses
+import hashlib
 import sys
 from pathlib import Path
 
@@ -25,11 +29,12 @@ import torch
 
 from model import build_without_memory
 from vit_cifar10.data import dataset
+from vit_cifar10.runs.metrics_csv import is_evaluated
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.tensors import save_tensors
-from vit_cifar10.utils.text import one_line, printable
+from vit_cifar10.utils.text import one_line, printable, shorten
 
 FORMAT = 1
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
@@ -106,12 +111,15 @@ def check_counts(checkpoint):
     """Raise `Invalid` if entries of a checkpoint do not fit each other."""
     if checkpoint["model_config"]["num_classes"] != len(checkpoint["classes"]):
         raise Invalid("model_config.num_classes", "the number of classes")
+    kept = checkpoint["training"]["best"] if "training" in checkpoint else checkpoint["metrics"]
+    if kept and not is_evaluated(kept):
+        raise Invalid("test_accuracy", "a number in the epoch that was kept")
     if "training" in checkpoint:
         epochs = [row["epoch"] for row in checkpoint["training"]["rows"]]
         if epochs != list(range(1, checkpoint["epoch"] + 1)):
             raise Invalid("training.rows", "a list of one row per epoch")
         rows = [*checkpoint["training"]["rows"], checkpoint["training"]["best"], checkpoint["metrics"]]
-        if len({row["val_accuracy"] is None for row in rows if row}) > 1:
+        if len({row["val_accuracy"] is None for row in rows if row and is_evaluated(row)}) > 1:
             raise Invalid("val_accuracy", "None in either all rows or none")
 
 
@@ -142,6 +150,12 @@ class Network:
     mean: torch.Tensor
     std: torch.Tensor
     saved: dict
+
+    @property
+    def origin(self):
+        """Where the network comes from, such as "trained on cifar10"."""
+        source = self.saved["recipe"].get("converted_from")
+        return f"converted from {shorten(str(source))}" if source else f"trained on {self.saved['dataset']}"
 
     @property
     def image_size(self):
@@ -214,6 +228,14 @@ def load_network(path, device):
         std=torch.tensor(saved["std"], device=device),
         saved=saved,
     )
+
+
+def hash_file(path):
+    """SHA-256 of a checkpoint file. Raises `UserError` if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); check the path") from error
 
 
 def cpu_weights(model):

@@ -11,7 +11,14 @@ COLUMNS = (
     *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
     *("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds"),
 )
-MAY_BE_NONE = {"gpu_memory_gb", "val_loss", "val_accuracy"}  # not measured: an empty cell
+MAY_BE_NONE = {  # not measured: an empty cell
+    *("gpu_memory_gb", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
+}
+
+
+def is_evaluated(metrics):
+    """Whether the network was evaluated after this epoch; `--eval_every` leaves out some."""
+    return metrics["test_accuracy"] is not None
 
 
 def read_metrics(path):

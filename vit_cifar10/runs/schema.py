@@ -18,7 +18,7 @@ import torch
 
 from vit_cifar10.runs.metrics_csv import COLUMNS, MAY_BE_NONE
 from vit_cifar10.utils import limits
-from vit_cifar10.utils.choices import DATASETS, NETWORKS
+from vit_cifar10.utils.choices import ACTIVATIONS, DATASETS, NETWORKS
 
 
 class Invalid(ValueError):
@@ -213,6 +213,13 @@ SIZE, NON_NEGATIVE, FRACTION = whole(1, limits.LARGEST_SIZE), Number(0, 1e30), N
 HASH = Text(longest=64)
 WEIGHTS = DictOf(Tensor())
 
+IMPORTED = {  # only in networks that convert.py has read, and only if they differ from the defaults
+    "reg_tokens": whole(0, limits.LARGEST_REGISTERS),
+    "pre_norm": Switch(),
+    "fc_norm": Switch(),
+    "act_layer": Text(choices=ACTIVATIONS),
+    "norm_eps": Number(1e-20, 1),
+}
 VIT = Record(
     {
         "model": Text(choices=NETWORKS),
@@ -220,7 +227,7 @@ VIT = Record(
         "patch_size": SIZE,
         "in_chans": whole(3, 3),
         "num_classes": SIZE,
-        "global_pool": Text(choices=("token", "avg")),
+        "global_pool": Text(choices=("token", "avg", "distilled")),
         "class_token": Switch(),
         "embed_dim": SIZE,
         "depth": whole(1, limits.LARGEST_DEPTH),
@@ -229,8 +236,9 @@ VIT = Record(
         "drop_rate": FRACTION,
         "attn_drop_rate": FRACTION,
         "drop_path_rate": FRACTION,
+        **IMPORTED,
     },
-    optional={"in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate"},
+    optional={"in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate", *IMPORTED},
 )
 CNN = Record(
     {
@@ -309,9 +317,10 @@ CHECKPOINT = Record(
         "epoch": whole(0, limits.LARGEST_EPOCHS),
         "metrics": EPOCH_METRICS,
         "recipe": RECIPE,
+        "init": Record({"name": Text(), "sha256": HASH}),
         "training": TRAINING,
     },
-    optional={"training"},
+    optional={"init", "training"},
 )
 LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})
 PROBABILITIES, CORRELATIONS = Tensor(low=-1e-3, high=1 + 1e-3), Tensor(low=-1 - 1e-3, high=1 + 1e-3)  # with rounding

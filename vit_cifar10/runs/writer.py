@@ -18,7 +18,7 @@ import torch
 
 from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.metrics_csv import append_metrics, write_metrics
+from vit_cifar10.runs.metrics_csv import append_metrics, is_evaluated, write_metrics
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, LENGTH_FLAGS, TEST_FILES, TRAINING_FILES, Run, is_same_run
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
 from vit_cifar10.utils.errors import UserError
@@ -55,8 +55,9 @@ def default_name(args):
 class RunWriter(Run):
     """A run that is being trained.
 
-    `epochs` holds each epoch's metrics. `best` is the epoch with the highest validation accuracy or, without
-    validation images, the last one. Methods that take a trainer call its `inference_state` and `training_state`.
+    `epochs` holds each epoch's metrics. Of the evaluated epochs, `best` is the one with the highest validation accuracy
+    or, without validation images, the last one. Methods that take a trainer call its `inference_state` and
+    `training_state`.
 
     Args:
         mode: "new", "unnamed" (new, and renamed if the name is taken), "replace" or "resume".
@@ -232,14 +233,16 @@ class RunWriter(Run):
             write_metrics(self.metrics_path, self.epochs)
         elif not is_first:
             append_metrics(self.metrics_path, metrics)
-        accuracy = metrics["val_accuracy"]
-        if accuracy is None or self.best is None or accuracy > self.best["val_accuracy"]:
+        if is_evaluated(metrics) and self._is_best(metrics["val_accuracy"]):
             self.best, self.best_state = metrics, trainer.inference_state(metrics)
         self.tracker.log(metrics)
         is_due = is_last or self.is_save_due() or (self.save_every and metrics["epoch"] % self.save_every == 0)
         if is_due or is_replacing or not self.save_every:
             self.save_throttled(trainer, now=is_due or is_replacing)
         self.draw_throttled(now=is_last)
+
+    def _is_best(self, val_accuracy):
+        return val_accuracy is None or self.best is None or val_accuracy > self.best["val_accuracy"]
 
     def is_save_due(self):
         """Whether the last save is so old that the next one should not wait for the end of the epoch."""
@@ -252,7 +255,7 @@ class RunWriter(Run):
         """
         state = trainer.inference_state(self.epochs[-1] if self.epochs else {})
         self.hold_folders()
-        if self.epochs and self.best is None:  # best.pt is lost
+        if self.epochs and self.best is None and is_evaluated(self.epochs[-1]):  # best.pt is lost
             self.best, self.best_state = self.epochs[-1], state
         training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
         if self.mode == "replace":  # the new last.pt first: at no time is there nothing to resume

@@ -10,10 +10,13 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at 0, so th
 
 
 def split_parameters(model):
-    """The network's weight matrices and kernels, in order, and the rest: biases, norms, tokens, positions."""
+    """The network's weight matrices and kernels, in order, and the rest: biases, norms, tokens, positions.
+
+    Both include frozen weights.
+    """
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and name not in ("cls_token", "pos_embed")
+        is_matrix = parameter.ndim >= 2 and name not in ("cls_token", "reg_token", "pos_embed")
         (matrices if is_matrix else rest).append(parameter)
     return matrices, rest
 
@@ -26,13 +29,21 @@ def muon_weights(model):
 def build_optimizer(model, learning_rate, weight_decay, muon=None):
     """AdamW (Loshchilov and Hutter, 2019), combined with Muon if `muon` holds Muon's options.
 
-    Weight decay applies only to matrices and kernels. Muon updates `muon_weights`.
+    Weight decay applies only to matrices and kernels. Muon updates `muon_weights`. Frozen weights are left out; if all
+    of Muon's weights are frozen, AdamW remains.
     """
-    matrices, rest = split_parameters(model)
-    decayed = matrices if muon is None else [matrices[0], matrices[-1]]
+    matrices, rest = map(trainable, split_parameters(model))
+    hidden = trainable(muon_weights(model)) if muon else []
+    by_muon = set(map(id, hidden))
+    decayed = [weight for weight in matrices if id(weight) not in by_muon]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel updates all weights
-    return adamw if muon is None else CombinedOptimizer(adamw, Muon(muon_weights(model), **muon))
+    return CombinedOptimizer(adamw, Muon(hidden, **muon)) if hidden else adamw
+
+
+def trainable(weights):
+    """The weights that are not frozen."""
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def load_state(optimizer, saved):

@@ -98,6 +98,8 @@ def begin(run, trainer, resumed):
         f" {summary['device']}{processes}, {trainer.precision}",
         flush=True,
     )
+    if trainer.initial_changes and not resumed:
+        print(printable(describe_start(trainer)), flush=True)
     images, batch = len(trainer.train_split), trainer.batch_size
     left_out = images - trainer.steps_per_epoch * batch
     if left_out > images / 20:
@@ -109,6 +111,14 @@ def begin(run, trainer, resumed):
     if resumed:
         print(describe_resume(trainer, resumed["recipe"].get("epochs")), flush=True)
     run.tracker = open_tracker(args.log, run.name, run.output_folder, run.config, trainer.epoch + 1)
+
+
+def describe_start(trainer):
+    """A line that reports the weights a fine-tuning starts from, and what stays fixed."""
+    changes, count, name = trainer.initial_changes, trainer.args.freeze_blocks, trainer.model.block_name
+    if count:
+        changes = [*changes, f"the first {f'{count} {name}s stay' if count > 1 else f'{name} stays'} fixed"]
+    return f"starting from {trainer.init_record['name']}: {', '.join(changes)}"
 
 
 def describe_resume(trainer, earlier_epochs):

@@ -2,7 +2,7 @@
 
 trainer = Trainer(args, splits, device, job)     # args: the flags of train.py
 for epoch in range(trainer.epoch + 1, args.epochs + 1):
-    metrics = trainer.train_epoch(epoch) | trainer.evaluate()
+    metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
     trainer.end_epoch(metrics)
 """
 
@@ -19,10 +19,12 @@ from vit_cifar10.data import dataset
 from vit_cifar10.data.augment import Augment
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.training.distributed import Job
+from vit_cifar10.training.finetune import freeze, load_initial
 from vit_cifar10.training.hooks import Hooks
-from vit_cifar10.training.optim import ModelEma, build_optimizer, load_state
-from vit_cifar10.training.patches import PatchSchedule
+from vit_cifar10.training.optim import CombinedOptimizer, ModelEma, build_optimizer, load_state
+from vit_cifar10.training.patches import LEVELS, PatchSchedule
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.device import (
     autocast,
@@ -38,32 +40,6 @@ from vit_cifar10.utils.errors import UserError
 ORDER_SEEDS = 2**40  # added to the seed of an epoch's image order, so that it differs from the seeds of all steps
 
 
-def model_config(args, num_classes):
-    """The argument of `build_model`, from the flags."""
-    if args.model == "cnn":
-        return {
-            "model": "cnn",
-            "img_size": args.image_size,
-            "num_classes": num_classes,
-            "width": args.width,
-            "drop_rate": args.dropout,
-        }
-    return {
-        "model": "vit",
-        "img_size": args.image_size,
-        "patch_size": args.patch_size,
-        "num_classes": num_classes,
-        "global_pool": args.pool,
-        "class_token": args.pool == "token",
-        "embed_dim": args.embed_dim,
-        "depth": args.n_layers,
-        "num_heads": args.n_attention_heads,
-        "mlp_ratio": args.forward_mul,
-        "drop_rate": args.dropout,
-        "drop_path_rate": args.drop_path,
-    }
-
-
 class Trainer:
     """The state of a run, and its steps. `step` and `epoch` count the steps and epochs completed since the run began.
 
@@ -71,9 +47,11 @@ class Trainer:
     of the step or epoch. Random draws (order, augmentation, dropout) therefore do not depend on what came before: from
     any step and on any number of ranks, a resumed run draws the same numbers as an uninterrupted one. No random state
     is saved.
+
+    `initial` is the `Initial` of a fine-tuning. If it has a network, the training starts from its weights.
     """
 
-    def __init__(self, args, splits, device, job=None):
+    def __init__(self, args, splits, device, job=None, initial=None):
         self.args = args
         self.device = device
         self.job = job or Job()
@@ -91,15 +69,28 @@ class Trainer:
                 f"a batch of {self.batch_size} images cannot be split evenly among {self.job.size} processes;"
                 f" use {f'--batch_size {even}' if even else 'fewer'}"
             )
-        self.config = model_config(args, self.num_classes)
+        self.init_record = initial and initial.record
+        self.config = model_config(args, self.num_classes, initial and initial.model_config)
         seed_everything(args.seed)
-        self.model = self.job.convert_sync_batchnorm(build_model(self.config)).to(device)
+        self.model = build_model(self.config)
+        self.initial_changes = []  # phrases that describe how the initial weights differ from the ones of `initial`
+        if initial and initial.network:
+            keep_head = list(splits.train.classes) == initial.network.classes
+            self.initial_changes = load_initial(self.model, initial.network.model, args.image_size, keep_head)
+        self.frozen = freeze(self.model, args.freeze_blocks)
+        self.model = self.job.convert_sync_batchnorm(self.model).to(device)
         if args.small_epochs:
             self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches have the same shape
         self.is_compiled = pick_compile(args.compile, device)
-        parallel = self.job.parallel(self.model)
-        self.forward = torch.compile(parallel, dynamic=False) if self.is_compiled else parallel
+        if self.is_compiled:  # one graph for images of half the side, and one for each fraction of the patches
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + LEVELS)
+        self.forward, self.loss_and_sums = self.job.parallel(self.model), self.forward_step
+        if self.is_compiled and self.job.size > 1:  # with its communication, only the network can be compiled
+            self.forward = torch.compile(self.forward, dynamic=False)
+        elif self.is_compiled:
+            self.loss_and_sums = torch.compile(self.forward_step, dynamic=False)
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.augment = Augment(
@@ -153,6 +144,7 @@ class Trainer:
         """The facts about the network, the device and the data for config.json, as plain values."""
         return {
             "model_config": self.config,
+            **({"init": self.init_record} if self.init_record else {}),
             "parameters": count_parameters(self.model),
             "precision": self.precision,
             "compiled": self.is_compiled,
@@ -168,6 +160,10 @@ class Trainer:
         generator = torch.Generator().manual_seed(ORDER_SEEDS + self.args.seed + 1_000_003 * epoch)
         return torch.randperm(len(self.train_split), generator=generator)[: self.steps_per_epoch * self.batch_size]
 
+    def seed_of(self, step):
+        """The seed of a step's random draws."""
+        return self.args.seed + 1_000_003 * step
+
     def train_epoch(self, epoch):
         """Run the remaining steps of an epoch and return its metrics, {column of metrics.csv: number}.
 
@@ -177,13 +173,18 @@ class Trainer:
         self.hooks.start_epoch(epoch)
         self.epoch_time.start()
         self.model.train()
+        for module in self.frozen:
+            module.eval()
         first_step = (epoch - 1) * self.steps_per_epoch
         self.step_time.start()
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
-        for images, labels in dataset.batches(self.train_split, self.batch_size, remaining):
+        seeds = [self.seed_of(step) for step in range(self.step, first_step + self.steps_per_epoch)]
+        lams = self.augment.draw_lams(seeds, self.batch_size)
+        batches = dataset.batches(self.train_split, self.batch_size, remaining)
+        for (images, labels), lams_of_batch in zip(batches, lams, strict=True):
             self.schedule.set_step(self.step)
-            seed_step(self.args.seed + 1_000_003 * self.step, self.device)
-            self.sums += self.train_step(images, labels)
+            seed_step(self.seed_of(self.step), self.device)
+            self.sums += self.train_step(images, labels, lams_of_batch)
             self.step += 1
             self.count_time()
             self.hooks.after_step()
@@ -203,15 +204,15 @@ class Trainer:
             "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
         }
 
-    def train_step(self, images, labels):
-        """Update the weights once, from a batch, uint8 (B, 3, H, W) and int64 (B,).
+    def train_step(self, images, labels, lams=None):
+        """Update the weights once, from a batch, uint8 (B, 3, H, W) and int64 (B,), and its draws for mixing.
 
         Every rank augments the full batch with the same seed, then keeps its shard, so results match one process.
 
         Returns:
             float (2,): the sum of the losses in the shard, and its number of correct predictions.
         """
-        inputs, targets = self.augment(images, labels)
+        inputs, targets = self.augment(images, labels, lams)
         inputs = self.patches.shrink(inputs, self.step)
         if self.args.keep_patches < 1:
             self.model.patch_drop.keep = self.patches.keep(self.step)
@@ -219,10 +220,9 @@ class Trainer:
             shard = self.job.shard(len(inputs))
             inputs, targets = inputs[shard], targets[shard]
             seed_step(torch.initial_seed() + 7_919 * self.job.rank, self.device)  # ranks draw different dropout
-        with autocast(self.device, self.precision):
-            logits = self.forward(inputs)
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
         self.model.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            loss, sums = self.loss_and_sums(inputs, targets)
         self.scaler.scale(loss).backward()
         if self.args.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -231,9 +231,15 @@ class Trainer:
         self.scaler.update()
         if self.ema:
             self.ema.update()
+        return sums
+
+    def forward_step(self, inputs, targets):
+        """The forward pass: the mean loss of a shard, and its sums as `train_step` returns them."""
+        logits = self.forward(inputs)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
         main_class = targets if targets.ndim == 1 else targets.argmax(dim=1)
         correct = (logits.argmax(dim=1) == main_class).sum()
-        return torch.stack([loss.detach().float() * len(inputs), correct])
+        return loss, torch.stack([loss.detach().float() * len(inputs), correct])
 
     def count_time(self):
         """Count a step's time, except for the first step of a process, which compiles and allocates memory."""
@@ -266,19 +272,22 @@ class Trainer:
     def check_loss(self, loss, split="train"):
         """Raise `UserError`, before anything is saved, if a loss is not finite."""
         if not math.isfinite(loss):
-            flag = "--learning_rate" if self.args.optimizer == "adamw" else "--muon_learning_rate"
+            flag = "--muon_learning_rate" if isinstance(self.optimizer, CombinedOptimizer) else "--learning_rate"
             rate = self.optimizer.param_groups[-1]["lr"]  # Muon's if it is used
             raise UserError(
                 f"the {split} loss is not finite (epoch {self.epoch + 1}, step {self.step}, learning rate"
                 f" {rate:.2e}); lower {flag}, raise --warmup_epochs, or try --clip_grad 1"
             )
 
-    def evaluate(self):
-        """Loss and accuracy on the validation and test images, {column of metrics.csv: number}.
+    def evaluate(self, epoch):
+        """Loss and accuracy on the validation and test images after an epoch, {column of metrics.csv: number or None}.
 
-        If a hook raises `Interrupted`, another call starts the evaluation again.
+        They are None if `--eval_every` leaves out this epoch. If a hook raises `Interrupted`, another call starts the
+        evaluation again.
         """
-        metrics = {"val_loss": None, "val_accuracy": None}
+        metrics = dict.fromkeys(("val_loss", "val_accuracy", "test_loss", "test_accuracy"))
+        if epoch % self.args.eval_every and epoch < self.args.epochs:
+            return metrics
         for name, split in (("val", self.val_split), ("test", self.test_split)):
             if split is not None:
                 logits = self.job.map(self.predict, split)
@@ -324,6 +333,7 @@ class Trainer:
             "epoch": metrics.get("epoch", 0),
             "metrics": metrics,
             "recipe": vars(self.args),
+            **({"init": self.init_record} if self.init_record else {}),
         }
 
     def training_state(self):

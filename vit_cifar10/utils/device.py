@@ -89,11 +89,10 @@ def seed_everything(seed):
 
 
 def seed_step(seed, device):
-    """Seed the generators that a training step uses: NumPy's and PyTorch's on the CPU and on `device`.
+    """Seed the generators that a training step uses: PyTorch's on the CPU and on `device`.
 
     `torch.manual_seed` seeds every device, which takes longer than the random draws of a step.
     """
-    np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -7,6 +7,7 @@ unclear error.
 LARGEST_DEPTH = 1_000  # layers
 LARGEST_SIZE = 100_000  # widths, heads, patch sizes, classes
 LARGEST_IMAGE = 10_000  # side of the images in pixels
+LARGEST_REGISTERS = 1_000  # learned tokens other than the class token
 LARGEST_RATIO = 100  # hidden width of a block's MLP, relative to the width of its tokens
 LARGEST_COUNT = 2**31 - 1  # images and batch sizes
 LARGEST_EPOCHS = 50_000  # a checkpoint with more rows of metrics would be refused as too large

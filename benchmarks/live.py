@@ -1,0 +1,114 @@
+"""How fast and how exact is the network in the live page? In Chromium, against PyTorch with the same weights.
+
+    python benchmarks/live.py --model_path vit-layer6-32-cifar10 --num_images 200
+
+The page shows one test image after another, each with a random set of patches removed. A change takes from the change
+of the page's state until the new probabilities are drawn. The accuracies are of all test images, with float32 weights
+and with the 8-bit weights of the page. It needs `pip install -r requirements-dev.txt` and Chromium.
+"""
+
+import base64
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from playwright.sync_api import sync_playwright
+
+from vit_cifar10.evaluation.metrics import predict
+from vit_cifar10.explain import explorer
+from vit_cifar10.explain.live import rounded
+from vit_cifar10.explain.removal import enlarge
+from vit_cifar10.runs.checkpoint import load_network
+from vit_cifar10.runs.run import find_run
+from vit_cifar10.utils.cli import POSITIVE_INT, ArgumentParser, command
+from vit_cifar10.utils.errors import UserError
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SHOW = """async ([pixels, removed, target]) => {
+    versions += 1;
+    const started = performance.now();
+    change({ pixels: bytes(pixels), version: versions, removed: new Set(removed), target, answer: null });
+    while (!state.answer) await new Promise(requestAnimationFrame);
+    const drawn = performance.now() - started;
+    while (!state.answer.explanations.has(target)) await new Promise(requestAnimationFrame);
+    return { drawn, explained: performance.now() - started, scores: Array.from(state.answer.scores) };
+}"""
+
+
+@command
+def main(argv=None):
+    parser = ArgumentParser(prog="live.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--model_path", default="vit-layer6-32-cifar10", help="a run's name or folder")
+    parser.add_argument("--data_path", default="./data", help="folder of the data set")
+    parser.add_argument("--num_images", type=POSITIVE_INT, default=200, help="number of test images to show")
+    args = parser.parse_args(argv)
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise UserError("Chromium is not installed; install it with the package manager of your system")
+    network = load_network(find_run(args.model_path).checkpoint_path, torch.device("cpu"))
+    test = network.normalized_for(network.load_test_images(args.data_path))
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        path = Path(folder) / "live.html"
+        explorer.write_page(path, network, [explorer.explain_image(network, test.images[0], "test image 0", "")], True)
+        megabytes = path.stat().st_size / 1e6
+        with playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"]) as chromium:
+            page = chromium.new_page()
+            started = time.perf_counter()
+            page.goto(path.as_uri())
+            while not page.evaluate("Boolean(state.answer)"):
+                time.sleep(0.01)
+            first = time.perf_counter() - started
+            difference, times = show_images(page, network, test.images[: args.num_images])
+    accuracies = [accuracy(network, test)]
+    with rounded(network.model):
+        accuracies.append(accuracy(network, test))
+    report(network, megabytes, first, times, difference, accuracies)
+
+
+def show_images(page, network, images):
+    """Show images with random removals. Return the largest difference of a logit, and the times of each change."""
+    generator = torch.Generator().manual_seed(0)
+    grid, size = network.model.grid_size, network.image_size
+    largest, times = 0.0, []
+    for number, image in enumerate(images):
+        removed = torch.rand(grid * grid, generator=generator) < 0.3 * torch.rand(1, generator=generator)
+        pixels = base64.b64encode(image.permute(1, 2, 0).contiguous().numpy().tobytes()).decode()
+        shown = page.evaluate(SHOW, [pixels, removed.nonzero().flatten().tolist(), number % len(network.classes)])
+        times.append((shown["drawn"], shown["explained"]))
+        inputs = network.prepare(image[None])
+        inputs = torch.where(enlarge(removed.view(1, grid, grid), size).bool(), 0.0, inputs)
+        with rounded(network.model), torch.inference_mode():
+            logits = network.model(inputs)[0]
+        largest = max(largest, (logits - torch.tensor(shown["scores"])).abs().max().item())
+    return largest, times
+
+
+def accuracy(network, test):
+    return (predict(network.model, test).argmax(dim=1) == test.labels).float().mean().item()
+
+
+def report(network, megabytes, first, times, difference, accuracies):
+    drawn, explained = (sorted(values) for values in zip(*times, strict=True))
+    late = lambda values: values[int(0.95 * len(values))]  # noqa: E731
+    columns = {
+        "network": network.name,
+        "file": f"{megabytes:.1f} MB",
+        "first answer": f"{first:.1f} s",
+        "new probabilities: median, 95th percentile": f"{statistics.median(drawn):.0f} ms, {late(drawn):.0f} ms",
+        "all explanations": f"{statistics.median(explained):.0f} ms, {late(explained):.0f} ms",
+        "largest difference of a logit": f"{difference:.0e}",
+        "accuracy in float32, in 8 bits": ", ".join(f"{100 * value:.2f} %" for value in accuracies),
+    }
+    for line in (columns, ["---"] * len(columns), columns.values()):
+        print(f"| {' | '.join(line)} |")
+    print(f"\n{len(drawn)} images")
+
+
+if __name__ == "__main__":
+    main()

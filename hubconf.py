@@ -1,0 +1,36 @@
+"""The networks that ship with the project, for `torch.hub`.
+
+    model = torch.hub.load("FOLDER_OF_THIS_FILE", "vit_layer12_cifar10", source="local")
+    logits = model(model.transform(PIL.Image.open("img.png")))      # (1, 10)
+    print(model.classes[logits.argmax()])
+
+There is one function for each network in model/: `vit_layer12_cifar10(pretrained=True)`, `vit_layer6_cifar10`,
+`cnn_cifar10`. Each returns a network of model.py with two more attributes. `transform` is a torchvision transform from
+a PIL image of any size to a normalized batch (1, 3, H, W). `classes` are the names of the classes. A pretrained network
+is in evaluation mode; with `pretrained=False`, the weights are random and the network is in training mode.
+"""
+
+import functools
+import pathlib
+
+import torch
+
+import model as _networks  # torch.hub lists all public functions of this file, so these names are private
+from vit_cifar10.data import images as _images
+from vit_cifar10.runs import checkpoint as _checkpoint
+
+dependencies = ["torch", "torchvision", "numpy", "PIL"]
+
+
+def _load(folder, pretrained=True):
+    network = _checkpoint.load_network(folder, torch.device("cpu"))
+    model = network.model if pretrained else _networks.build_model(network.saved["model_config"])
+    model.transform = _images.image_transform(network.image_size, network.saved["mean"], network.saved["std"])
+    model.classes = list(network.classes)
+    return model
+
+
+for _path in sorted((pathlib.Path(__file__).parent / "model").glob("*-32-cifar10/best.pt")):
+    _name = _path.parent.name.replace("-32-", "-").replace("-", "_")
+    globals()[_name] = functools.partial(_load, _path.parent)
+    globals()[_name].__doc__ = f"The network in model/{_path.parent.name}; see the docstring of this file."

@@ -1,0 +1,228 @@
+// All texts that depend on the data or the state.
+
+const output = {
+  avg: "the mean of the patches", distilled: "the class token and the distillation token",
+}[data.pool] ?? "the class token";
+const otherTokens = `${data.hasClassToken ? ", class token" : ""}${prefix > data.hasClassToken ? ", registers" : ""}`;
+
+// What has a part of a score that AttnLRP gives to no patch.
+const elsewhere = `biases, positions${otherTokens} and softmax`;
+
+const sumOfEvidence = data.isVit
+  ? `this score, except for a part that belongs to no patch: ${elsewhere}`
+  : "the difference between this score and the score of an image in the mean color of the data set";
+
+const METHODS = {
+  attention: {
+    name: "Attention", vit: true, layers: true, heads: true,
+    meaning: "How strongly the selected token attends to every patch in one layer, and how strongly every patch "
+      + "attends to it: in one head, or as the mean or maximum over all heads. Attention shows where a layer looks; "
+      + "it does not show what raises or lowers the score.",
+  },
+  evidence: {
+    name: data.evidenceMethod, classes: true, signed: true,
+    meaning: "The score (logit) of the selected class, divided among the patches: red patches count for the class, "
+      + `blue patches against it. The values of all patches add up to ${sumOfEvidence}.`,
+  },
+  rollout: {
+    name: "Rollout", vit: true, layers: true,
+    meaning: "The attention of all layers up to this one, multiplied together, with the residual connections counted "
+      + `half: an estimate of how much of each patch has reached ${output}. It is the same for every class. In late `
+      + "layers, it is often nearly the same for every patch, too.",
+  },
+  gradientRollout: {
+    name: "Gradient rollout", vit: true, layers: true, classes: true,
+    meaning: "The attention of all layers up to this one, counted only where more of it would raise the score of the "
+      + "selected class: what this method counts as evidence for the class so far.",
+  },
+  gradCam: {
+    name: "Grad-CAM", classes: true,
+    meaning: `The ${data.isVit ? "input of the last block" : "output of the last ReLU"}, with each channel `
+      + "weighted by how much it raises the score of the selected class: what this method counts as evidence for the "
+      + "class.",
+  },
+  removal: {
+    name: "Removal", classes: true, signed: true,
+    meaning: "A measurement: each patch alone is removed from the image as it is shown, and the image is classified "
+      + "again. Removing a red patch lowers the probability of the selected class; removing a blue patch raises it."
+      + (isLive ? "" : " A removed patch has the mean color of the data set."),
+  },
+};
+
+const percent = (fraction) => `${(100 * fraction).toFixed(Math.abs(fraction) < 0.0995 ? 2 : 1)} %`;
+
+/** A change of a probability, in percentage points. */
+function points(change) {
+  const size = Math.abs(100 * change).toFixed(2);
+  const sign = size === "0.00" ? "" : change > 0 ? "+" : "−";
+  return `${sign}${size} points`;
+}
+
+/** A part of a score, with its sign and at least two significant digits. */
+function contribution(value) {
+  const size = Math.abs(value), sign = value < 0 ? "−" : value > 0 ? "+" : "";
+  return sign + (size > 0 && size < 0.0995 ? size.toPrecision(2) : size.toFixed(2));
+}
+
+/** The selected class as text. */
+function targetName() {
+  return `“${data.classes[state.target]}”`;
+}
+
+function patchName(patch) {
+  return `row ${Math.floor(patch / data.grid) + 1}, column ${(patch % data.grid) + 1}`;
+}
+
+function tokenName(token) {
+  return { [CLASS_TOKEN]: "the class token", [ALL_PATCHES]: "the average patch" }[token] ?? patchName(token);
+}
+
+function headName() {
+  return { [MEAN]: "mean", [MAX]: "max" }[state.head] ?? `${state.head - FIRST_HEAD + 1} of ${data.heads}`;
+}
+
+/** The value of a patch as text, for all methods except attention. */
+function valueName(map, patch) {
+  if (map.side !== data.grid) { // Grad-CAM of a CNN has another grid
+    const scale = map.side / data.grid;
+    patch = Math.floor(Math.floor(patch / data.grid) * scale) * map.side + Math.floor((patch % data.grid) * scale);
+  }
+  const value = map.values[patch];
+  if (state.method === "removal") return `${data.classes[state.target]} ${points(-value)}`;
+  if (state.method === "evidence") return `${contribution(value)} of the score of ${targetName()}`;
+  const maximum = Math.max(...map.values);
+  return maximum > 0 ? `${Math.round((100 * value) / maximum)} % of the maximum` : "0";
+}
+
+function mainTitle(map) {
+  const { name, classes } = METHODS[state.method];
+  if (state.method === "attention") return `Attention from ${tokenName(state.token)}`;
+  if (map.isPending) return `${name} is being computed`;
+  const isEmpty = !map.values.some((value) => value > 0 || (state.method === "evidence" && value < 0));
+  const nothing = state.method === "removal" ? "no single removal lowers it" : "all values are 0";
+  if (state.method === "evidence" && !isEmpty) return `${name}: for (red) and against (blue) ${targetName()}`;
+  return `${name}${classes ? ` for ${targetName()}` : ""}${isEmpty ? `: ${nothing}` : ""}`;
+}
+
+/** A description of the boards. */
+function readout(map, to) {
+  const patch = selectedPatch();
+  const sentences = [];
+  if (map.isPending) return "";
+  if (state.method === "attention") {
+    if (state.off.has(`a${state.layer}`)) sentences.push("The attention of this layer is off, so it has no effect.");
+    if (state.off.has(`h${state.layer}.${state.head - FIRST_HEAD + 1}`)) {
+      sentences.push("This head is off, so its attention has no effect.");
+    }
+    const strongest = ({ values }) => orderOf(values).slice(0, 3)
+      .map((patch) => `${patchName(patch)} (${percent(values[patch])})`).join("; ");
+    sentences.push(`${capital(tokenName(state.token))} attends most to ${strongest(map)}.`);
+    if (map.classToken !== null) sentences.push(`Attention to the class token: ${percent(map.classToken)}.`);
+    if (to) sentences.push(`It receives most attention from ${strongest(to)}.`);
+  } else if (patch === null) {
+    if (state.method === "evidence") {
+      const sum = map.values.reduce((total, value) => total + value, 0), score = answer().scores[state.target];
+      const rest = data.isVit ? `everything else (${elsewhere})` : "an image in the mean color";
+      sentences.push(`All patches together: ${contribution(sum)}; ${rest}: ${contribution(score - sum)}; `
+        + `the score of ${targetName()}: ${contribution(score)}.`);
+    }
+    sentences.push("Select a patch to read its value.");
+  } else {
+    sentences.push(`${capital(patchName(patch))}: ${valueName(map, patch)}.`);
+  }
+  const effect = comparison();
+  if (effect) {
+    const { before, after } = effect;
+    const was = largestOf(before), is = largestOf(after);
+    const then = was === is ? "" : `; the prediction becomes ${data.classes[is]}, ${percent(after[is])}`;
+    const moved = `${data.classes[was]} ${percent(before[was])} → ${percent(after[was])}`;
+    sentences.push(`${capital(effect.cause)}: ${moved}${then}.`);
+  } else if (state.removed.size && !isLive) {
+    sentences.push(`${state.removed.size} patches are removed. Their joint effect was not measured.`);
+  }
+  return sentences.join(" ");
+}
+
+/**
+ * The probabilities before and after what the user has changed, {before, after, cause}, or null if nothing is known.
+ */
+function comparison() {
+  const before = images[state.image].whole.probabilities;
+  if (isLive) {
+    return state.answer?.cause ? { before, after: state.answer.probabilities, cause: state.answer.cause } : null;
+  }
+  if (state.removed.size !== 1) return null;
+  const [patch] = state.removed, count = data.classes.length;
+  const after = images[state.image].whole.removal.subarray(patch * count, (patch + 1) * count);
+  return { before, after, cause: `without ${patchName(patch)}` };
+}
+
+/** The indices of values, that of the largest value first. */
+const orderOf = (values) => Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
+
+const largestOf = (values) => values.indexOf(Math.max(...values));
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+/** The name of an image and its prediction, before and after what the user has changed. */
+function headline({ name, whole }) {
+  const effect = isLive ? comparison() : null, { probabilities } = whole;
+  const was = largestOf(probabilities), is = largestOf(effect?.after ?? probabilities);
+  const before = effect ? `${data.classes[was]} → ` : "";
+  return `${name}: predicted ${before}${data.classes[is]}, ${percent((effect?.after ?? probabilities)[is])}`;
+}
+
+function removalNote() {
+  if (isLive) return liveNote();
+  return {
+    0: "Select a class to explain it. Click a patch to remove it.",
+    1: "Measured with this patch replaced by the mean color of the data set.",
+  }[state.removed.size] ?? `Only single removals were measured. The effect of removing these ${state.removed.size} `
+    + "patches together is unknown, so the bars show the whole image.";
+}
+
+function softmaxOf(scores) {
+  const largest = Math.max(...scores), powers = scores.map((score) => Math.exp(score - largest));
+  const sum = powers.reduce((total, power) => total + power, 0);
+  return powers.map((power) => power / sum);
+}
+
+/** When the network decides: the first layer from which on its final prediction leads. */
+function lensText(layers) {
+  const final = largestOf(layers[data.layers]);
+  let first = data.layers;
+  while (first > 0 && largestOf(layers[first - 1]) === final) first -= 1;
+  const since = first === 0 ? "from the start" : `from layer ${first} on`;
+  return `What the network would predict if it stopped early. Here, its last step, which normally follows layer `
+    + `${data.layers}, is applied to ${output} after each layer. “${data.classes[final]}” leads ${since}.`;
+}
+
+function contributionText(moves) {
+  if (!moves) return "";
+  const order = orderOf(moves);
+  const name = (index) => {
+    const layer = Math.floor(index / data.heads) + 1, head = (index % data.heads) + 1;
+    return `layer ${layer}, head ${head} (${contribution(moves[index])})`;
+  };
+  const largest = moves[order[0]] > 0 ? ` Strongest push up: ${name(order[0])}.` : "";
+  const smallest = moves[order.at(-1)] < 0 ? ` Strongest push down: ${name(order.at(-1))}.` : "";
+  return `The bar below each map shows how far the head's output moves the score (logit) of ${targetName()} directly, `
+    + "as if no later layer reacted to it: red to the right raises the score, blue to the left lowers it."
+    + `${largest}${smallest}`;
+}
+
+/** Where the numbers come from. */
+function originText() {
+  const rounded = data.images.some((image) => image.attentionScales)
+    ? " To keep the page small, attention is rounded to 8 bits, by less than 0.4 % of the largest value from a token."
+    : "";
+  if (!isLive) return `All numbers were computed when this page was written.${rounded}`;
+  const { change, tested, before, after } = data.rounding;
+  const accuracy = tested
+    ? ` It classifies ${percent(after / tested)} of ${tested} test images correctly, and with its original weights `
+      + `${percent(before / tested)}.`
+    : "";
+  return "All numbers are computed in this page, by the network that it contains. To keep the page small, the weights "
+    + "are rounded to 8 bits each. For the images that came with the page, this changes the class probabilities by at "
+    + `most ${points(change).replace("+", "")}.${accuracy}`;
+}

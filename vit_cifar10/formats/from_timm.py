@@ -1,0 +1,312 @@
+"""Read ViTs of timm: a folder as timm saves it, a file of weights next to its config.json, or a name that timm loads.
+
+    foreign = read_timm("folder")                   # config.json and model.safetensors
+    foreign = read_timm("folder/weights.pth")       # with config.json in the same folder
+    foreign = read_timm("vit_base_patch16_224")     # timm downloads the weights
+
+The weights do not tell the number of heads, the epsilon of the norms, the kind of GELU and the pooling. timm derives
+them from the name of the architecture and from `model_args`. For the names in `NAMES`, this file does the same; for all
+others, timm must be installed.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+import torch
+
+from vit_cifar10.formats.foreign import (
+    WEIGHT_FILES,
+    class_names,
+    read_colors,
+    read_json,
+    read_size,
+    read_weights,
+    require,
+)
+from vit_cifar10.formats.plain import (
+    CLASS_TOKEN,
+    DISTILLATION,
+    FC_NORM,
+    LAYER_SCALE,
+    PRE_NORM,
+    QKV_BIAS,
+    REFUSED,
+    REGISTERS,
+    TWO_HEADS,
+    Foreign,
+    features_of,
+)
+from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
+from vit_cifar10.utils.choices import ACTIVATIONS
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.limits import LARGEST_RATIO, LARGEST_REGISTERS
+from vit_cifar10.utils.text import one_line, shorten
+
+FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # of weights, in timm's order
+WIDTHS = {  # the sizes of ViTs: width and number of heads
+    "tiny": (192, 3),
+    "small": (384, 6),
+    "medium": (512, 8),
+    "betwixt": (640, 10),
+    "base": (768, 12),
+    "large": (1024, 16),
+    "huge": (1280, 16),
+}
+SIZES = "|".join(WIDTHS)
+PLAIN = frozenset({CLASS_TOKEN, QKV_BIAS})
+NAMES = (  # names of architectures, their pooling, the epsilon of their norms, and their features
+    (re.compile(rf"vit_({SIZES})_patch\d+_\d+"), "token", 1e-6, PLAIN),
+    (re.compile(rf"vit_({SIZES})_patch\d+_clip_\d+"), "token", 1e-5, PLAIN | {PRE_NORM}),
+    (re.compile(r"vit_(small|base|large)_patch14_dinov2"), "token", 1e-6, PLAIN | {LAYER_SCALE}),
+    (re.compile(r"vit_(small|base|large)_patch14_reg4_dinov2"), "token", 1e-6, PLAIN | {LAYER_SCALE, REGISTERS}),
+    (re.compile(r"vit_(medium|betwixt)_patch\d+_gap_\d+"), "avg", 1e-6, frozenset({LAYER_SCALE})),
+    (
+        re.compile(r"vit_(medium|betwixt)_patch\d+_reg\d_gap_\d+"),
+        "avg",
+        1e-6,
+        frozenset({QKV_BIAS, LAYER_SCALE, REGISTERS, FC_NORM}),
+    ),
+    (re.compile(rf"deit_({SIZES})_patch16_\d+"), "token", 1e-6, PLAIN),
+    (re.compile(rf"deit_({SIZES})_distilled_patch16_\d+"), "token", 1e-6, PLAIN | {DISTILLATION, TWO_HEADS}),
+    (re.compile(rf"deit3_({SIZES})_patch\d+_\d+"), "token", 1e-6, PLAIN | {LAYER_SCALE}),
+)
+ARGUMENT_OF = {  # the arguments of timm that turn features on
+    CLASS_TOKEN: "class_token",
+    QKV_BIAS: "qkv_bias",
+    LAYER_SCALE: "init_values",
+    REGISTERS: "reg_tokens",
+    PRE_NORM: "pre_norm",
+}
+GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh"}  # timm's classes
+PARTS = {  # of timm's VisionTransformer, and their classes in a plain one
+    "patch_embed": "PatchEmbed",
+    "blocks.0": "Block",
+    "blocks.0.attn": "Attention",
+    "blocks.0.mlp": "Mlp",
+    "blocks.0.norm1": "LayerNorm",
+    "blocks.0.attn.q_norm": "Identity",
+}
+KINDS = {  # what other classes of timm have
+    "Beit": " (relative positions)",
+    "Eva": " (rotary positions or a gated MLP)",
+    "SwinTransformer": " (windows)",
+    "SwinTransformerV2": " (windows)",
+}
+
+
+class Off:
+    """An option of timm that is not used."""
+
+    def check(self, value, name=""):
+        if value is not None and value is not False:
+            raise Invalid(name, "supported")
+
+
+RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+SUPPORTED = {  # arguments of timm's VisionTransformer
+    **dict.fromkeys(("patch_size", "img_size"), Unused()),  # read elsewhere
+    **dict.fromkeys(("embed_dim", "depth", "num_heads", "in_chans"), SIZE),
+    "num_classes": whole(0),  # with 0, there is no classifier, and a better message follows
+    "mlp_ratio": Number(0, LARGEST_RATIO),
+    "global_pool": Text(),  # checked by `check_pool`
+    "act_layer": OrNone(Text(choices=ACTIVATIONS)),
+    "init_values": OrNone(Number(0, 1e6)),
+    "reg_tokens": whole(0, LARGEST_REGISTERS),
+    **dict.fromkeys(("class_token", "no_embed_class", "pre_norm", "qkv_bias", "proj_bias"), Switch()),
+    "fc_norm": OrNone(Switch()),
+    **dict.fromkeys(("dynamic_img_size", "strict_img_size"), Switch()),
+    **dict.fromkeys(RATES, Number(0, 1)),
+}
+ARGUMENTS = Record(SUPPORTED, optional=SUPPORTED.keys(), others=Off())
+TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps", "features")  # of `Foreign`
+
+
+def read_timm(source):
+    """The `Foreign` that `source` means: a folder, a file of weights, or a name that timm loads.
+
+    Raises:
+        UserError: it cannot be read, is not a plain ViT, or its architecture cannot be known.
+    """
+    path = Path(source)
+    if path.is_dir():
+        weights = next((path / name for name in FILES if (path / name).is_file()), None)
+        if weights is None:
+            raise UserError(f"{path} has no {FILES[0]}; give a folder as timm saves it, or a file of weights")
+        return read_saved(path / "config.json", weights, path.resolve().name)
+    if path.suffix in WEIGHT_FILES or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"there is no folder or file {path}; check the path")
+        return read_saved(path.with_name("config.json"), path, path.name)
+    return load_by_name(source)
+
+
+def read_saved(config_path, weights_path, name):
+    """The network in a file of weights, as config.json describes it."""
+    config = read_json(config_path)
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str) or not re.fullmatch(r"[\w.]{1,100}", architecture):
+        raise UserError(f"{config_path} names no architecture of timm; give config.json as timm saves it")
+    arguments = config.get("model_args") or {}
+    pretrained = config.get("pretrained_cfg", config)  # older files have only one level
+    try:
+        ARGUMENTS.check(arguments, "model_args")
+        Record({}, others=Unused()).check(pretrained, "pretrained_cfg")
+    except Invalid as error:
+        raise UserError(f"{config_path} is refused: {error}; {REFUSED}") from error
+    if config.get("global_pool") is not None:  # older files have it only here
+        arguments = {"global_pool": str(config["global_pool"]), **arguments}
+    weights = read_weights(weights_path)
+    projection = weights.get("patch_embed.proj.weight")
+    width = projection.shape[0] if projection is not None else None
+    traits = resolve_by_table(architecture, arguments, width) or resolve_with_timm(architecture, arguments)
+    names = config.get("label_names", pretrained.get("label_names"))
+    return Foreign(
+        source=f"timm:{name}",
+        weights=rename_old(weights),
+        **traits,
+        img_size=read_size(declared_size(arguments, pretrained), "input_size", config_path),
+        colors=functools.partial(read_colors, pretrained, ("mean", "std"), config_path),
+        class_names=functools.partial(described_names, names, config.get("label_descriptions"), config_path),
+    )
+
+
+def declared_size(arguments, pretrained):
+    """The size of the images in config.json, as it is there."""
+    if arguments.get("img_size") is not None:
+        return arguments["img_size"]
+    size = pretrained.get("input_size")
+    return size[1:] if isinstance(size, list) and len(size) == 3 else size
+
+
+def described_names(names, descriptions, path, count):
+    """The class names, or the descriptions of all of them, such as "tench, Tinca tinca" for "n01440764"."""
+    names = class_names(names, count, path)
+    if isinstance(descriptions, dict) and all(name in descriptions for name in names):
+        names = class_names([descriptions[name] for name in names], count, path)
+    return names
+
+
+def rename_old(weights):
+    """Weights with the present names of DeiT-3's LayerScale."""
+    return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): value for name, value in weights.items()}
+
+
+def resolve_by_table(architecture, arguments, width):
+    """What the weights do not tell, for an architecture of `NAMES`: a dict of `TRAITS`. None for other names.
+
+    Raises:
+        UserError: the weights have another width than the architecture.
+    """
+    name = architecture.split(".")[0]  # what follows is the tag of pretrained weights
+    for pattern, default_pool, eps, features in NAMES:
+        match = pattern.fullmatch(name)
+        if match:
+            default_width, default_heads = WIDTHS[match[1]]
+            expected = arguments.get("embed_dim", default_width)
+            if width != expected:
+                raise UserError(f"{architecture} has tokens of width {expected}, but the weights have {width}")
+            pool = arguments.get("global_pool", default_pool)
+            check_pool(pool, architecture)
+            heads, act = arguments.get("num_heads", default_heads), arguments.get("act_layer") or "gelu"
+            own_features = changed_features(features, arguments, is_pooled=pool == "avg" != default_pool)
+            return dict(zip(TRAITS, (heads, pool, act, eps, own_features), strict=True))
+    return None
+
+
+def changed_features(features, arguments, is_pooled):
+    """The features of an architecture with some arguments. `is_pooled`: they change its pooling to the mean."""
+    is_on = {feature: bool(arguments[name]) for feature, name in ARGUMENT_OF.items() if name in arguments}
+    if arguments.get("fc_norm") is not None or is_pooled:
+        is_on[FC_NORM] = arguments.get("fc_norm") is not False
+    on, off = ({feature for feature, value in is_on.items() if value is kind} for kind in (True, False))
+    return (features | on) - off
+
+
+def resolve_with_timm(architecture, arguments):
+    """What the weights do not tell, from timm: a dict of `TRAITS`.
+
+    Raises:
+        UserError: timm is missing or does not have this architecture, or it is not a plain ViT.
+    """
+    timm = require("timm", f"the architecture {architecture}")
+    if not timm.is_model(architecture):
+        raise UserError(f"timm {timm.__version__} has no architecture {architecture}; check the name, or update timm")
+    used = ("num_heads", "embed_dim", "global_pool", "act_layer", "fc_norm", *ARGUMENT_OF.values())
+    known = {name: arguments[name] for name in used if name in arguments}
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(architecture, **known)
+    except Exception as error:  # whatever goes wrong in the networks of timm, of which there are a thousand
+        raise UserError(f"timm cannot build {architecture} ({shorten(one_line(error), 100)}); {REFUSED}") from error
+    return read_traits(model, architecture)
+
+
+def read_traits(model, architecture):
+    """What the weights do not tell, from a network of timm: a dict of `TRAITS`.
+
+    Raises:
+        UserError: it is not a plain ViT; the message contains the difference.
+    """
+    kind = type(model).__name__
+    if kind not in ("VisionTransformer", "VisionTransformerDistilled"):
+        raise UserError(f"{architecture} is of the kind {kind}{KINDS.get(kind, '')}, but {REFUSED}")
+    check_pool(model.global_pool, architecture)
+    if model.pool_include_prefix:
+        raise UserError(f"{architecture} pools all tokens, but {REFUSED}")
+    for place, expected in PARTS.items():
+        part = type(model.get_submodule(place)).__name__
+        if part != expected:
+            feature = "norms of queries and keys" if expected == "Identity" else f"parts of the kind {part}"
+            raise UserError(f"{architecture} has {feature}, but {REFUSED}")
+    block = model.blocks[0]
+    activation = type(block.mlp.act).__name__
+    if activation not in GELUS:
+        raise UserError(f"{architecture} has the activation {activation}, but {REFUSED}")
+    features = features_of(model.state_dict())
+    traits = (block.attn.num_heads, model.global_pool, GELUS[activation], block.norm1.eps, features)
+    return dict(zip(TRAITS, traits, strict=True))
+
+
+def check_pool(pool, architecture):
+    """Raise `UserError` unless the head reads the class token or the mean of the patches."""
+    if pool not in ("token", "avg"):
+        feature = "an attention-pool head" if pool == "map" else f"the pooling {pool!r}"
+        raise UserError(f"{architecture} has {feature}, but {REFUSED}")
+
+
+def load_by_name(name):
+    """A network of timm with pretrained weights, which timm downloads or has in its cache.
+
+    Raises:
+        UserError: timm is missing, has no weights of this name, or cannot download them.
+    """
+    timm = require("timm", f"timm:{name}")
+    if not timm.is_model(name):
+        raise UserError(f"{name} is neither a folder, a file, nor a network of timm {timm.__version__}; check the name")
+    resolve_with_timm(name, {})  # before anything is downloaded
+    if timm.get_pretrained_cfg_value(name, "num_classes") == 0:
+        raise UserError(f"timm:{name} has no classifier (num_classes 0); convert a network that has one")
+    try:
+        model = timm.create_model(name, pretrained=True).eval()
+    except Exception as error:  # timm's and the hub's errors are of many types
+        raise UserError(f"timm cannot load {name} ({shorten(one_line(error), 200)})") from error
+    config = model.pretrained_cfg
+    return Foreign(
+        source=f"timm:{name}",
+        weights=model.state_dict(),
+        **read_traits(model, name),
+        img_size=model.patch_embed.img_size[0],
+        colors=lambda: [list(config["mean"]), list(config["std"])],
+        class_names=functools.partial(pretrained_names, timm, model),
+    )
+
+
+def pretrained_names(timm, model, count):
+    """The class names of pretrained weights: their own, or those of ImageNet if timm knows that they are for it."""
+    names = model.pretrained_cfg.get("label_names")
+    subset = None if names else timm.data.infer_imagenet_subset(model)
+    if subset:
+        info = timm.data.ImageNetInfo(subset)
+        names = [info.index_to_description(number) for number in range(count)]
+    return class_names(names, count, "timm")

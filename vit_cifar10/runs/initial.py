@@ -1,0 +1,67 @@
+"""The run that a fine-tuning starts from (train.py --init): its weights, its network's shape and its normalization."""
+
+import dataclasses
+
+import torch
+
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.architecture import OTHER_FLAGS, network_flags
+from vit_cifar10.runs.run import find_run
+from vit_cifar10.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """What a fine-tuned run takes over.
+
+    Attributes:
+        record: the name of the initial run and the SHA-256 of its checkpoint, as best.pt and config.json store them.
+        model_config: the argument of `build_model`, whose shape the fine-tuned network has.
+        mean, std: normalization of the images, three numbers each. Fine-tuning keeps it, because the first layer was
+            trained with it: with the statistics of the new images, the same image would look different to the network.
+        network: the initial `Network` on the CPU. None if a fine-tuning is resumed, which has its own weights.
+    """
+
+    record: dict
+    model_config: dict
+    mean: list
+    std: list
+    network: checkpoint.Network | None = None
+
+
+def init_flags(parser, args, argv):
+    """Load the run that --init asks for, and combine its network's flags with the typed ones.
+
+    Args:
+        parser: the parser of train.py; the network's flags become its defaults.
+        args: the flags that it parsed from `argv`.
+
+    Returns:
+        The flags, with the run's name as `init`, and an `Initial`.
+
+    Raises:
+        UserError: there is no such run, it cannot be read, or the typed flags describe a network of another shape.
+    """
+    run = find_run(args.init, args.model_path, args.output_path)
+    sha256 = checkpoint.hash_file(run.checkpoint_path)
+    network = checkpoint.load_network(run.checkpoint_path, torch.device("cpu"))
+    saved = network.saved
+    own = network_flags(saved["model_config"])
+    parser.set_defaults(**own)
+    args = parser.parse_args(argv)
+    for flag, value in own.items():
+        if flag not in OTHER_FLAGS[own["model"]] and getattr(args, flag) != value:
+            raise UserError(
+                f"--{flag} {getattr(args, flag)} does not fit --init {network.name}, whose network has"
+                f" --{flag} {value}; leave out the flag"
+            )
+    args.init = network.name
+    record = {"name": network.name, "sha256": sha256}
+    return args, Initial(record, saved["model_config"], saved["mean"], saved["std"], network)
+
+
+def resumed_initial(resumed):
+    """The `Initial` of a resumed fine-tuning, from its own checkpoint; None for a run that started from scratch."""
+    if "init" not in resumed:
+        return None
+    return Initial(resumed["init"], resumed["model_config"], resumed["mean"], resumed["std"])
