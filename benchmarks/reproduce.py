@@ -25,6 +25,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -59,7 +60,8 @@ PATH_FLAGS = ("data_path", "model_path", "output_path", "resume")
 FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 STOPPED = (129, 130, 143, -1, -2, -15)  # exit statuses of train.py after a stop signal; below 0 if it had just begun
 TRY_FLAGS = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 2048 --num_test_images 500 --num_workers 0")
-ALONE_FLAGS = shlex.split("--epochs 2 --warmup_epochs 0 --num_test_images 500")
+ALONE_EPOCHS = 2
+ALONE_FLAGS = shlex.split(f"--epochs {ALONE_EPOCHS} --warmup_epochs 0 --num_test_images 500")
 MARGIN = 30  # seconds before the end of --minutes, in which a run saves, and the results are packed
 
 
@@ -188,19 +190,21 @@ def cpu_label(threads):
 
 
 def time_alone(result, args, deadline):
-    """The seconds that a recipe trains if nothing else does: its epochs times the seconds of its second epoch.
+    """The seconds that a recipe trains if nothing else does: its epochs times those of an epoch in a short run.
 
-    None if its epochs differ, as with --small_epochs and --keep_patches, or if time runs out.
+    The second epoch counts. With `--small_epochs` or `--keep_patches`, epochs differ; the short run then has the same
+    mixture, and the mean of its epochs counts. None if time runs out.
     """
     recipe = train.parse([f"@{RECIPES / result.recipe}.txt"])
-    if recipe.small_epochs or recipe.keep_patches < 1:
-        return None
-    task = make_task(result.recipe, 0, args, f"{result.recipe}-alone", ALONE_FLAGS)
+    small_epochs = recipe.small_epochs * ALONE_EPOCHS / recipe.epochs
+    flags = [*ALONE_FLAGS, "--small_epochs", str(small_epochs)]
+    task = make_task(result.recipe, 0, args, f"{result.recipe}-alone", flags)
     statuses = [status for _, status in run_all([task], args, deadline)]
     if statuses != [0]:
         return None
-    second = checkpoint.load(task.folders[0], checkpoint.LAST)["training"]["rows"][1]
-    return round(result.epochs * second["train_seconds"], 1)
+    rows = checkpoint.load(task.folders[0], checkpoint.LAST)["training"]["rows"]
+    timed = rows if small_epochs or recipe.keep_patches < 1 else rows[1:]
+    return round(result.epochs * statistics.mean(row["train_seconds"] for row in timed), 1)
 
 
 # Shipping

@@ -199,10 +199,11 @@ def test_a_run_that_is_stopped_may_save_and_no_other_begins(reason, tmp_path, mo
 
 
 TINY = "--dataset shapes --num_train_images 128 --num_test_images 100 --num_workers 0 --val_images 0 --batch_size 64"
+FOUR_EPOCHS = "--epochs 4 --small_epochs 2"
 TINY_RECIPES = {
     "cnn-12ep": f"{TINY} --model cnn --width 4 --epochs 3",
     "cnn-small": f"{TINY} --model cnn --epochs 0",
-    "vit-patch8-12ep": f"{TINY} --patch_size 16 --embed_dim 8 --n_layers 1 --n_attention_heads 1 --epochs 1",
+    "vit-patch8-12ep": f"{TINY} --patch_size 16 --embed_dim 8 --n_layers 1 --n_attention_heads 1 {FOUR_EPOCHS}",
 }
 
 
