@@ -334,7 +334,7 @@ def try_out(args):
 
 def reproduce(args):
     """Run the recipes and record their results."""
-    commit = args.commit or git_commit() or "unknown"  # read now, because a changed results.csv makes it "-dirty"
+    commit = args.commit or git_commit() or "unknown"
     deadline, tasks, statuses = deadline_of(args), list(remaining_tasks(args)), []
     for task, status in run_all(tasks, args, deadline, args.jobs):
         statuses.append((task, status))

@@ -1,6 +1,8 @@
 """Tests that every flag of train.py has its effect, that the right weights are kept, and that runs stay separate."""
 
 import functools
+import re
+import subprocess
 
 import pytest
 import torch
@@ -179,6 +181,25 @@ def test_runs_started_in_the_same_second_get_different_folders(tmp_path, monkeyp
         run.begin()
     assert len({run.name for run in runs}) == 3
     assert len(list((tmp_path / "model").iterdir())) == len(list((tmp_path / "output").iterdir())) == 3
+
+
+def test_the_recorded_commit_is_dirty_only_if_code_has_changed(tmp_path, monkeypatch):
+    files = {name: tmp_path / "project" / name for name in ("code/module.py", "script.py", "results.csv")}
+    for file in files.values():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    git = ["git", "-C", str(tmp_path / "project"), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(writer, "__file__", str(files["code/module.py"]))
+    commit = writer.git_commit()
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    files["results.csv"].write_text("new")
+    assert writer.git_commit() == commit
+    files["script.py"].write_text("new")
+    assert writer.git_commit() == f"{commit}-dirty"
+    monkeypatch.setattr(writer, "__file__", str(tmp_path / "module.py"))
+    assert writer.git_commit() is None
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):

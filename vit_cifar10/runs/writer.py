@@ -345,10 +345,15 @@ class Throttled:
 
 
 def git_commit():
-    """The commit of this code, with "-dirty" if the code has changed since, or None outside a git checkout."""
-    hash_only = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]  # no tags
-    command = ["git", "-C", str(Path(__file__).parent), *hash_only]
+    """The commit of this code, with "-dirty" if a Python file has changed since, or None outside a git checkout."""
+    changed_code = ["status", "--porcelain", "--untracked-files=no", "--", ":/*.py"]
     try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        commit, changes = (
+            subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *command], check=True, capture_output=True, text=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], changed_code)
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changes else commit
