@@ -190,10 +190,10 @@ def cpu_label(threads):
 
 
 def time_alone(result, args, deadline):
-    """The seconds that a recipe trains if nothing else does: its epochs times those of an epoch in a short run.
+    """The seconds that a recipe trains if nothing else does, from a run of two epochs; None if time runs out.
 
-    The second epoch counts. With `--small_epochs` or `--keep_patches`, epochs differ; the short run then has the same
-    mixture, and the mean of its epochs counts. None if time runs out.
+    This is the time of the second epoch, multiplied by the number of epochs. With `--small_epochs` or `--keep_patches`,
+    epochs differ; the short run then divides its steps in the same way, and the mean of both epochs is multiplied.
     """
     recipe = train.parse([f"@{RECIPES / result.recipe}.txt"])
     small_epochs = recipe.small_epochs * ALONE_EPOCHS / recipe.epochs
@@ -268,7 +268,7 @@ def build_parser():
     add("--tables", action="store_true", help="only regenerate the tables from results.csv, without running recipes")
     minutes = "end within this time: stop the runs and save them; the same command goes on"
     add("--minutes", type=POSITIVE, metavar="M", help=minutes)
-    jobs = "recipes that train at the same time; their times are measured on two epochs alone, at the end"
+    jobs = "recipes that train at the same time; at the end, each trains two epochs alone to measure its time"
     add("--jobs", type=POSITIVE_INT, default=1, metavar="N", help=jobs)
     add("--commit", type=not_empty, metavar="HASH", help="commit to record, for a copy of the code without .git")
     out = "after every run, collect its results, records and, with seed 0, weights in this folder, in small files"

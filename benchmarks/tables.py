@@ -65,8 +65,7 @@ class Result:
     `train_seconds` is the time of the training steps; the first step, which compiles, counts as an average one.
     `total_seconds` is the time of all epochs, including compilation and evaluation. `kept` tells how the weights were
     chosen. `jobs` is the number of recipes that trained on the device at the same time; with more than one,
-    `train_seconds` is the number of epochs times the seconds of an epoch of a short run alone, or None, and
-    `total_seconds` is None.
+    `train_seconds` is estimated from a short run that trained alone, or None, and `total_seconds` is None.
     """
 
     recipe: str

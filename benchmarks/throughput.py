@@ -386,7 +386,7 @@ def cost(args):
     """Report the operations and minutes that a run took to reach each accuracy of `ACCURACIES`, from its own record.
 
     Most of the accuracy comes in the last epochs, while the learning rate falls. The last row is therefore the one to
-    compare with other runs.
+    compare with other runs. An accuracy counts from the first evaluated epoch that has it.
     """
     if args.run is None:
         raise UserError("cost needs --run, the name or the folder of a run")
@@ -399,7 +399,9 @@ def cost(args):
     print(f"\n{run.output_folder.name}, {config['device']}, {config['precision']}\n")
     print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
     accuracies = [metrics["test_accuracy"] or 0.0 for metrics in epochs]  # None if the epoch was not evaluated
-    best = max(accuracies)
+    best = max(accuracies, default=0.0)
+    if best == 0:
+        raise UserError(f"no epoch of the run in {run.output_folder} was evaluated; continue its training first")
     for accuracy in (*(value for value in ACCURACIES if value < best), best):
         reached = next(i for i, measured in enumerate(accuracies) if measured >= accuracy)
         seconds = sum(metrics["train_seconds"] for metrics in epochs[: reached + 1])

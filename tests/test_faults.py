@@ -106,7 +106,7 @@ def resume(folder, *flags):
 
 
 def test_a_run_killed_5_times_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
-    check_kills(tmp_path, LONG, kills=5, seed=0)
+    check_kills(tmp_path, f"{LONG} --epochs 14", kills=5, seed=0)
 
 
 @pytest.mark.soak
@@ -181,6 +181,9 @@ def test_only_evaluated_epochs_are_kept_and_all_others_stay_the_same(val_images,
     assert not (tmp_path / "model" / "run" / "best.pt").exists()
     with pytest.raises(UserError, match="continue the run with"):
         find_run("run", tmp_path / "model", tmp_path / "output")
+    with exits_with(2):
+        resume(tmp_path, "--epochs", "1")
+    assert "epoch 1 was not evaluated" in capsys.readouterr().err
     resume(tmp_path)
     assert_equal_weights(load_weights(tmp_path, "whole", "last.pt"), load_weights(tmp_path, "run", "last.pt"))
     accuracies = {}
@@ -528,6 +531,11 @@ def expanded(saved):
     return torch.zeros(1).expand(saved["training"]["optimizer"]["state"][3]["exp_avg"].shape)
 
 
+def lose_test_accuracy(saved):
+    rows = saved["training"]["rows"]
+    rows[0] = {**rows[0], "test_accuracy": None}
+
+
 INVALID_STATES = [
     (set_to(*MOMENT, torch.zeros(1)), "other shapes"),  # fused kernels would write beyond its end
     (lambda saved: set_to(*MOMENT, expanded(saved))(saved), "stored in a way"),
@@ -546,6 +554,8 @@ INVALID_STATES = [
     (set_to("rows", [{"a": 1}, {"b": 2}]), "training.rows[0]"),
     (set_to("rows", 0, "val_loss", 10**400), "training.rows[0].val_loss is not a finite number"),
     (set_to("best", {"val_accuracy": "high"}), "training.best"),
+    (set_to("best", "test_accuracy", None), "test_accuracy is not a number in the epoch that was kept"),
+    (lose_test_accuracy, "test_accuracy is not a number in every epoch that was evaluated"),
     (set_to("schedule", "scale", "high"), "training.schedule.scale"),
     (set_to("schedule", "best_loss", 10**400), "training.schedule.best_loss"),
     (set_to("scaler", {"scale": 1e300}), "training.scaler.scale"),

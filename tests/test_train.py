@@ -184,10 +184,12 @@ def test_runs_started_in_the_same_second_get_different_folders(tmp_path, monkeyp
 
 
 def test_the_recorded_commit_is_dirty_only_if_code_has_changed(tmp_path, monkeypatch):
-    files = {name: tmp_path / "project" / name for name in ("code/module.py", "script.py", "results.csv")}
+    files = {
+        name: tmp_path / "project" / name for name in ("code/module.py", "script.py", "results.csv", "recipes/a.txt")
+    }
     for file in files.values():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("")
+        file.write_text("# measured: not yet\n--epochs 1\n")
     git = ["git", "-C", str(tmp_path / "project"), "-c", "user.name=A", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
         subprocess.run([*git, *command], check=True)
@@ -195,9 +197,13 @@ def test_the_recorded_commit_is_dirty_only_if_code_has_changed(tmp_path, monkeyp
     commit = writer.git_commit()
     assert re.fullmatch("[0-9a-f]{40}", commit)
     files["results.csv"].write_text("new")
+    files["recipes/a.txt"].write_text("# measured: 90 %\n--epochs 1\n")
     assert writer.git_commit() == commit
-    files["script.py"].write_text("new")
-    assert writer.git_commit() == f"{commit}-dirty"
+    for name in ("script.py", "recipes/a.txt"):
+        before = files[name].read_text()
+        files[name].write_text("--epochs 2\n")
+        assert writer.git_commit() == f"{commit}-dirty"
+        files[name].write_text(before)
     monkeypatch.setattr(writer, "__file__", str(tmp_path / "module.py"))
     assert writer.git_commit() is None
 

@@ -150,7 +150,7 @@ def add_run_flags(parser):
     add("--precision", choices=choices.PRECISIONS, default="auto", help=precision)
     compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
     add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
-    evaluations = "evaluate after every N epochs and after the last one; only these epochs can become the kept one"
+    evaluations = "evaluate only every Nth epoch and the last one; only evaluated epochs can be kept"
     add("--eval_every", type=POSITIVE_INT, metavar="N", default=1, help=evaluations)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
     add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)

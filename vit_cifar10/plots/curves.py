@@ -34,7 +34,7 @@ def save_curves(history, path, title=""):
                 label = f"{name} {last_format.format(scaled[-1])}"
                 axis.plot(list(points), scaled, color=color, marker=marker_for(points), label=label)
         axis.set_ylabel(f"{quantity} ({unit})")
-        axis.legend(title="last epoch")
+        axis.legend(title="last value")
     axes[2].plot(epochs, [metrics["learning_rate"] for metrics in history], color=GRAY, marker=marker_for(epochs))
     axes[2].set_ylabel("learning rate")
     for axis in axes:

@@ -29,7 +29,7 @@ import torch
 
 from model import build_without_memory
 from vit_cifar10.data import dataset
-from vit_cifar10.runs.metrics_csv import is_evaluated
+from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS, is_evaluated
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
@@ -119,6 +119,9 @@ def check_counts(checkpoint):
         if epochs != list(range(1, checkpoint["epoch"] + 1)):
             raise Invalid("training.rows", "a list of one row per epoch")
         rows = [*checkpoint["training"]["rows"], checkpoint["training"]["best"], checkpoint["metrics"]]
+        for row in rows:
+            if row and not is_evaluated(row) and any(row[column] is not None for column in EVALUATED_COLUMNS):
+                raise Invalid("test_accuracy", "a number in every epoch that was evaluated")
         if len({row["val_accuracy"] is None for row in rows if row and is_evaluated(row)}) > 1:
             raise Invalid("val_accuracy", "None in either all rows or none")
 

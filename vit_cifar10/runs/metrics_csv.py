@@ -7,18 +7,18 @@ from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write, read_text
 
+EVALUATED_COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
 COLUMNS = (
     *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
-    *("val_loss", "val_accuracy", "test_loss", "test_accuracy", "seconds"),
+    *EVALUATED_COLUMNS,
+    "seconds",
 )
-MAY_BE_NONE = {  # not measured: an empty cell
-    *("gpu_memory_gb", "val_loss", "val_accuracy", "test_loss", "test_accuracy")
-}
+MAY_BE_NONE = {"gpu_memory_gb", *EVALUATED_COLUMNS}  # not measured: an empty cell
 
 
 def is_evaluated(metrics):
-    """Whether the network was evaluated after this epoch; `--eval_every` leaves out some."""
-    return metrics["test_accuracy"] is not None
+    """Whether the network was evaluated after the epoch of these metrics; `--eval_every` leaves out some."""
+    return metrics.get("test_accuracy") is not None
 
 
 def read_metrics(path):

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.metrics_csv import is_evaluated
 from vit_cifar10.runs.run import ALL_FILES, RUNTIME_FLAGS, check_record, find_run, record_in
 from vit_cifar10.utils.errors import UserError
 
@@ -43,6 +44,11 @@ def resume_flags(parser, args, argv):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
     if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and resumed["is_older"]):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
+    rows = resumed["training"]["rows"]
+    if args.epochs == len(rows) > 0 and not is_evaluated(rows[-1]):
+        raise UserError(
+            f"epoch {args.epochs} was not evaluated (see --eval_every), so it cannot end the run; raise --epochs"
+        )
     return args, run, resumed
 
 

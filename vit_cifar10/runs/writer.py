@@ -146,7 +146,7 @@ class RunWriter(Run):
             self.locks[place] = lock
             print(one_line(f"warning: {folder} was removed; it is created again"), file=sys.stderr)
             if folder == self.model_folder:
-                self.best = None  # best.pt is lost; the next epoch replaces it
+                self.best = None  # best.pt is lost; the next evaluated epoch replaces it
             else:
                 self._save_config()
                 write_metrics(self.metrics_path, self.epochs)
@@ -196,12 +196,12 @@ class RunWriter(Run):
         """Take over the history of a resumed run, up to the epoch that it resumes from.
 
         best.pt may be from a later epoch, which a new best epoch then has to beat. If best.pt cannot be read, the next
-        epoch replaces it or, in a complete run, the last one.
+        evaluated epoch replaces it or, in a complete run, the last one.
         """
         if resumed["is_older"]:  # otherwise the damaged last.pt would become previous.pt
             link_or_copy(self.model_folder / checkpoint.PREVIOUS, self.last_path)
         self.epochs, self.best = resumed["training"]["rows"], resumed["training"]["best"]
-        if self.best:
+        if self.best or self.checkpoint_path.exists():
             try:
                 kept = checkpoint.load(self.checkpoint_path)
                 if not is_same_run(kept["recipe"], resumed["recipe"]):
@@ -211,8 +211,8 @@ class RunWriter(Run):
                 replacement = "the last epoch" if is_complete else "the best epoch from now on"
                 print(one_line(f"warning: {error}; {replacement} replaces it"), file=sys.stderr)
             else:
-                newer = kept["metrics"] or self.best
-                self.best = max(self.best, newer, key=lambda metrics: metrics["val_accuracy"] or 0)
+                found = [metrics for metrics in (self.best, kept["metrics"]) if metrics and is_evaluated(metrics)]
+                self.best = max(found, key=lambda metrics: metrics["val_accuracy"] or 0, default=None)
         write_metrics(self.metrics_path, self.epochs)
 
     def finish(self, trainer):
@@ -345,8 +345,11 @@ class Throttled:
 
 
 def git_commit():
-    """The commit of this code, with "-dirty" if a Python file has changed since, or None outside a git checkout."""
-    changed_code = ["status", "--porcelain", "--untracked-files=no", "--", ":/*.py"]
+    """The commit of this code, with "-dirty" if code or a recipe has changed since, or None outside a git checkout.
+
+    Results that reproduce.py records, also at the top of the recipes, are no such change.
+    """
+    changed_code = ["diff", "HEAD", "-I", "^# measured", "--", ":/*.py", ":/recipes"]
     try:
         commit, changes = (
             subprocess.run(

@@ -20,6 +20,7 @@ from vit_cifar10.data.augment import Augment
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.architecture import model_config
+from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS
 from vit_cifar10.training.distributed import Job
 from vit_cifar10.training.finetune import freeze, load_initial
 from vit_cifar10.training.hooks import Hooks
@@ -82,7 +83,7 @@ class Trainer:
         if args.small_epochs:
             self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
-        torch.backends.cudnn.benchmark = device.type == "cuda"  # all batches have the same shape
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # few shapes, many batches of each
         self.is_compiled = pick_compile(args.compile, device)
         if self.is_compiled:  # one graph for images of half the side, and one for each fraction of the patches
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + LEVELS)
@@ -285,7 +286,7 @@ class Trainer:
         They are None if `--eval_every` leaves out this epoch. If a hook raises `Interrupted`, another call starts the
         evaluation again.
         """
-        metrics = dict.fromkeys(("val_loss", "val_accuracy", "test_loss", "test_accuracy"))
+        metrics = dict.fromkeys(EVALUATED_COLUMNS)
         if epoch % self.args.eval_every and epoch < self.args.epochs:
             return metrics
         for name, split in (("val", self.val_split), ("test", self.test_split)):
