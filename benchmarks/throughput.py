@@ -59,21 +59,28 @@ from vit_cifar10.utils.device import (
 )
 from vit_cifar10.utils.errors import UserError
 
+COMPILER_OPTIONS = {  # ways to launch fewer kernels on a GPU
+    "CUDA graphs": {"triton.cudagraphs": True},
+    "combined kernels": {"combo_kernels": True},
+    "CUDA graphs of combined kernels": {"triton.cudagraphs": True, "combo_kernels": True},
+}
+
 
 class OurLoop:
     """Training steps of this project's `Trainer`, epoch after epoch.
 
     Args:
         model: replaces our network in the training loop.
-        compile: as --compile of train.py, or "graphs" to compile with CUDA graphs.
+        compile: as --compile of train.py.
+        options: options of the compiler, one of `COMPILER_OPTIONS`.
     """
 
-    def __init__(self, args, splits, device, model=None, compile="auto"):
-        flags = [*training_flags(args), "--compile", "on" if compile == "graphs" else compile]
+    def __init__(self, args, splits, device, model=None, compile="auto", options=None):
+        flags = [*training_flags(args), "--compile", compile]
         with mock.patch.object(trainer, "build_model", lambda config: model or build_model(config)):
             self.trainer = trainer.Trainer(train.parse(flags), splits, device)
-        if compile == "graphs":
-            self.trainer.loss_and_sums = torch.compile(self.trainer.forward_step, mode="reduce-overhead")
+        if options:
+            self.trainer.loss_and_sums = torch.compile(self.trainer.forward_step, dynamic=False, options=options)
         self.device = device
         self.trainer.model.train()
         self.trainer.schedule.set_step(0)
@@ -192,7 +199,8 @@ def training(args, device):
     contenders = {"ours": OurLoop(args, splits, device)}
     if device.type == "cuda":
         contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
-        contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
+        for name, options in COMPILER_OPTIONS.items():
+            contenders[f"ours, {name}"] = OurLoop(args, splits, device, compile="on", options=options)
     if args.model == "vit":
         if timm_vit := build_peer("timm", args):
             contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=copy.deepcopy(timm_vit))
