@@ -1,6 +1,7 @@
 """Fixtures that all tests share: the real data set, two small trained runs, and a fixed environment."""
 
 import functools
+import signal
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,11 @@ from vit_cifar10.runs import writer
 from vit_cifar10.utils.tensors import save_tensors
 
 DRAW_SHAPES = functools.cache(dataset.draw_shapes)
+
+
+def pytest_configure():
+    # in the background of a script (`python -m pytest &`), the tests and their children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header():
