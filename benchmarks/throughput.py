@@ -43,6 +43,7 @@ from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.architecture import model_config
+from vit_cifar10.runs.metrics_csv import is_evaluated
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
@@ -403,17 +404,16 @@ def cost(args):
         config, (epochs, _) = run.read_config(), run.read_metrics()
     except (OSError, ValueError) as error:
         raise UserError(f"the record of the run in {run.output_folder} cannot be read ({error})") from error
+    evaluated = [metrics for metrics in epochs if is_evaluated(metrics)]
+    if not evaluated:
+        raise UserError(f"no epoch of the run in {run.output_folder} was evaluated; continue its training first")
     flops = list(itertools.accumulate(epoch_flops(config)))
     print(f"\n{run.output_folder.name}, {config['device']}, {config['precision']}\n")
     print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
-    accuracies = [metrics["test_accuracy"] or 0.0 for metrics in epochs]  # None if the epoch was not evaluated
-    best = max(accuracies, default=0.0)
-    if best == 0:
-        raise UserError(f"no epoch of the run in {run.output_folder} was evaluated; continue its training first")
+    best = max(metrics["test_accuracy"] for metrics in evaluated)
     for accuracy in (*(value for value in ACCURACIES if value < best), best):
-        reached = next(i for i, measured in enumerate(accuracies) if measured >= accuracy)
-        seconds = sum(metrics["train_seconds"] for metrics in epochs[: reached + 1])
-        epoch = epochs[reached]["epoch"]
+        epoch = next(metrics["epoch"] for metrics in evaluated if metrics["test_accuracy"] >= accuracy)
+        seconds = sum(metrics["train_seconds"] for metrics in epochs if metrics["epoch"] <= epoch)
         print(f"| {100 * accuracy:.2f} % | {epoch} | {flops[epoch - 1] / 1e15:.3g} | {seconds / 60:.1f} |")
 
 

@@ -44,8 +44,7 @@ def resume_flags(parser, args, argv):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
     if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and resumed["is_older"]):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
-    rows = resumed["training"]["rows"]
-    if args.epochs == len(rows) > 0 and not is_evaluated(rows[-1]):
+    if args.epochs == resumed["epoch"] and not is_evaluated(resumed["training"]["rows"][-1]):
         raise UserError(
             f"epoch {args.epochs} was not evaluated (see --eval_every), so it cannot end the run; raise --epochs"
         )

@@ -233,7 +233,7 @@ class RunWriter(Run):
             write_metrics(self.metrics_path, self.epochs)
         elif not is_first:
             append_metrics(self.metrics_path, metrics)
-        if is_evaluated(metrics) and self._is_best(metrics["val_accuracy"]):
+        if self._is_best(metrics):
             self.best, self.best_state = metrics, trainer.inference_state(metrics)
         self.tracker.log(metrics)
         is_due = is_last or self.is_save_due() or (self.save_every and metrics["epoch"] % self.save_every == 0)
@@ -241,8 +241,12 @@ class RunWriter(Run):
             self.save_throttled(trainer, now=is_due or is_replacing)
         self.draw_throttled(now=is_last)
 
-    def _is_best(self, val_accuracy):
-        return val_accuracy is None or self.best is None or val_accuracy > self.best["val_accuracy"]
+    def _is_best(self, metrics):
+        """Whether an epoch is better than the best one so far; without validation images, every evaluated one is."""
+        if not is_evaluated(metrics):
+            return False
+        accuracy = metrics["val_accuracy"]
+        return accuracy is None or self.best is None or accuracy > self.best["val_accuracy"]
 
     def is_save_due(self):
         """Whether the last save is so old that the next one should not wait for the end of the epoch."""
@@ -345,18 +349,19 @@ class Throttled:
 
 
 def git_commit():
-    """The commit of this code, with "-dirty" if code or a recipe has changed since, or None outside a git checkout.
+    """The commit of this code, with "-dirty" if Python files or recipes have changed since, or None without git.
 
     Results that reproduce.py records, also at the top of the recipes, are no such change.
     """
-    changed_code = ["diff", "HEAD", "-I", "^# measured", "--", ":/*.py", ":/recipes"]
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), *command], check=True, capture_output=True, text=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], changed_code)
-        )
+        commit = git("rev-parse", "HEAD")
+        is_dirty = git("diff", "HEAD", "-I", "^# measured", "--", ":/*.py", ":/recipes") != ""
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}-dirty" if changes else commit
+    return f"{commit}-dirty" if is_dirty else commit
+
+
+def git(*arguments):
+    """What a git command prints about this code. Raises `OSError` or `CalledProcessError` if it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
