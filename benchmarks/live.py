@@ -8,7 +8,6 @@ and with the 8-bit weights of the page. It needs `pip install -r requirements-de
 """
 
 import base64
-import shutil
 import statistics
 import sys
 import tempfile
@@ -18,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from playwright.sync_api import sync_playwright
 
+from chromium import new_page
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.live import rounded
@@ -27,9 +26,7 @@ from vit_cifar10.explain.removal import enlarge
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.utils.cli import POSITIVE_INT, ArgumentParser, command
-from vit_cifar10.utils.errors import UserError
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHOW = """async ([pixels, removed, target]) => {
     versions += 1;
     const started = performance.now();
@@ -48,27 +45,46 @@ def main(argv=None):
     parser.add_argument("--data_path", default="./data", help="folder of the data set")
     parser.add_argument("--num_images", type=POSITIVE_INT, default=200, help="number of test images to show")
     args = parser.parse_args(argv)
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise UserError("Chromium is not installed; install it with the package manager of your system")
-    network = load_network(find_run(args.model_path).checkpoint_path, torch.device("cpu"))
-    test = network.normalized_for(network.load_test_images(args.data_path))
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    report(measure(args.model_path, args.data_path, args.num_images))
+
+
+def measure(run, data_path, num_images=200):
+    """Measure the live page of a run.
+
+    Returns:
+        A dict: `megabytes` of the page; `first_seconds` until the first answer; `drawn_ms` and `explained_ms`, median
+        and 95th percentile of the time until the new probabilities and until all explanations; `images`, their number;
+        `largest_difference` of a logit to PyTorch's; `accuracies` in float32 and with 8-bit weights.
+
+    Raises:
+        UserError: Chromium is not installed, or the run or the test images cannot be read.
+    """
+    network = load_network(find_run(run).checkpoint_path, torch.device("cpu"))
+    test = network.normalized_for(network.load_test_images(data_path))
+    with tempfile.TemporaryDirectory() as folder, new_page() as page:
         path = Path(folder) / "live.html"
         explorer.write_page(path, network, [explorer.explain_image(network, test.images[0], "test image 0", "")], True)
         megabytes = path.stat().st_size / 1e6
-        with playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"]) as chromium:
-            page = chromium.new_page()
-            started = time.perf_counter()
-            page.goto(path.as_uri())
-            while not page.evaluate("Boolean(state.answer)"):
-                time.sleep(0.01)
-            first = time.perf_counter() - started
-            difference, times = show_images(page, network, test.images[: args.num_images])
+        started = time.perf_counter()
+        page.goto(path.as_uri())
+        while not page.evaluate("Boolean(state.answer)"):
+            time.sleep(0.01)
+        first = time.perf_counter() - started
+        difference, times = show_images(page, network, test.images[:num_images])
     accuracies = [accuracy(network, test)]
     with rounded(network.model):
         accuracies.append(accuracy(network, test))
-    report(network, megabytes, first, times, difference, accuracies)
+    drawn, explained = map(list, zip(*times, strict=True))  # in milliseconds
+    return {
+        "network": network.name,
+        "megabytes": megabytes,
+        "first_seconds": first,
+        "drawn_ms": median_and_percentile(drawn),
+        "explained_ms": median_and_percentile(explained),
+        "images": len(times),
+        "largest_difference": difference,
+        "accuracies": accuracies,
+    }
 
 
 def show_images(page, network, images):
@@ -93,21 +109,26 @@ def accuracy(network, test):
     return (predict(network.model, test).argmax(dim=1) == test.labels).float().mean().item()
 
 
-def report(network, megabytes, first, times, difference, accuracies):
-    drawn, explained = (sorted(values) for values in zip(*times, strict=True))
-    late = lambda values: values[int(0.95 * len(values))]  # noqa: E731
+def median_and_percentile(values):
+    """The median and the 95th percentile."""
+    return [statistics.median(values), sorted(values)[int(0.95 * len(values))]]
+
+
+def report(measured):
+    """Print what `measure` returns."""
+    drawn, explained = (", ".join(f"{value:.0f} ms" for value in measured[key]) for key in ("drawn_ms", "explained_ms"))
     columns = {
-        "network": network.name,
-        "file": f"{megabytes:.1f} MB",
-        "first answer": f"{first:.1f} s",
-        "new probabilities: median, 95th percentile": f"{statistics.median(drawn):.0f} ms, {late(drawn):.0f} ms",
-        "all explanations": f"{statistics.median(explained):.0f} ms, {late(explained):.0f} ms",
-        "largest difference of a logit": f"{difference:.0e}",
-        "accuracy in float32, in 8 bits": ", ".join(f"{100 * value:.2f} %" for value in accuracies),
+        "network": measured["network"],
+        "file": f"{measured['megabytes']:.1f} MB",
+        "first answer": f"{measured['first_seconds']:.1f} s",
+        "new probabilities: median, 95th percentile": drawn,
+        "all explanations": explained,
+        "largest difference of a logit": f"{measured['largest_difference']:.0e}",
+        "accuracy in float32, in 8 bits": ", ".join(f"{100 * value:.2f} %" for value in measured["accuracies"]),
     }
     for line in (columns, ["---"] * len(columns), columns.values()):
         print(f"| {' | '.join(line)} |")
-    print(f"\n{len(drawn)} images")
+    print(f"\n{measured['images']} images")
 
 
 if __name__ == "__main__":
