@@ -194,6 +194,9 @@ def test_seeds_become_mean_and_standard_deviation_and_sample_sizes_become_a_curv
         run_training(tmp_path, f"--run_name {name} --model cnn --width 8 --epochs 1 {flags}")
     shutil.copytree(tmp_path / "model" / "a", tmp_path / "model" / "copy")
     shutil.copytree(tmp_path / "output" / "a", tmp_path / "output" / "copy")
+    earlier = checkpoint.load(tmp_path / "model" / "b")
+    del earlier["recipe"]["eval_every"], earlier["recipe"]["init"]  # which an earlier version did not have
+    checkpoint.save(tmp_path / "model" / "b" / "best.pt", earlier)
     with mock.patch.object(compare, "save_sample_sizes", wraps=compare.save_sample_sizes) as save:
         printed, _, found = run_compare(tmp_path, ["a", "b", "few", "wide", "copy"])
     (group,) = found["seeds"]

@@ -6,6 +6,7 @@ pairs = compare_pairs(runs)                         # McNemar's test of each pai
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -15,6 +16,7 @@ import torch
 from model import count_flops, count_parameters
 from vit_cifar10.evaluation.full_test import FullTest, load_full_test, run_full_test, write_full_test
 from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
+from vit_cifar10.flags.train import build_parser
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import LENGTH_FLAGS, RUNTIME_FLAGS, Run, find_run, is_same_run
 
@@ -85,11 +87,21 @@ class TrainedRun:
         return self.flags.get("num_test_images") is None
 
     def recipe(self, without=()):
-        """All settings that seeds of one recipe have in common, except for the flags in `without`, as a string."""
-        flags = {key: value for key, value in self.flags.items() if key not in NOT_IN_RECIPE | set(without)}
+        """All settings that seeds of one recipe have in common, except for the flags in `without`, as a string.
+
+        A run of an earlier version lacks the flags that were added since. They count as having their defaults.
+        """
+        flags = {**default_flags(), **self.flags}
+        flags = {key: value for key, value in flags.items() if key not in NOT_IN_RECIPE | set(without)}
         folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
         recipe = [self.network.saved["model_config"], self.init, self.dataset, folder, self.network.classes, flags]
         return json.dumps(recipe, sort_keys=True, default=str)
+
+
+@functools.cache
+def default_flags():
+    """The default of every flag of train.py, {name: value}."""
+    return vars(build_parser().parse_args([]))
 
 
 def load_trained_run(typed, model_path, output_path, device):
