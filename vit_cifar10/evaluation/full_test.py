@@ -21,6 +21,7 @@ from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.schema import LOGITS
 from vit_cifar10.runs.untrusted import load_untrusted
+from vit_cifar10.utils.device import evaluation_batch_size
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.tensors import save_tensors
@@ -39,12 +40,13 @@ class FullTest:
     labels: torch.Tensor
 
 
-def run_full_test(network, checkpoint_path, test, batch_size=1000, tta=False):
+def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
     """Test a network, loaded from a checkpoint, on a split of images.
 
     With `tta`, the results also hold, under "flip", the scores of predictions averaged over each image and its mirror
-    image.
+    image. Without `batch_size`, it fits the device.
     """
+    batch_size = batch_size or evaluation_batch_size(network.device)
     batches = (1 + tta) * -(-len(test) // batch_size)
     with tqdm(total=batches, desc=f"testing {network.name}", unit="batch", leave=False, disable=None) as bar:
         if tta:

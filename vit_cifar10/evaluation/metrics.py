@@ -16,22 +16,27 @@ import torch
 from torch.nn import functional as F
 
 from vit_cifar10.data.dataset import batches, normalize
-from vit_cifar10.utils.device import autocast, eval_mode
+from vit_cifar10.utils.device import autocast, eval_mode, evaluation_batch_size
 
 
 @torch.inference_mode()
-def predict(model, split, batch_size=1000, precision="fp32", after_batch=lambda: None):
+def predict(model, split, batch_size=None, precision="fp32", after_batch=lambda: None):
     """Compute the logits, float32 (N, C), of all images of a split, on the split's device.
 
     The network runs in evaluation mode and then returns to its earlier mode. `after_batch()` is called after every
-    batch and may raise an exception to stop.
+    batch and may raise an exception to stop. Without `batch_size`, it fits the device.
     """
-    logits = []
+    batch_size = batch_size or evaluation_batch_size(split.images.device)
+    logits, done = None, 0
     with eval_mode(model), autocast(split.images.device, precision):
         for images, _ in batches(split, batch_size):
-            logits.append(model(normalize(images, split.mean, split.std)).float())
+            batch = model(normalize(images, split.mean, split.std))
+            if logits is None:  # one tensor for all: small ones would fragment the memory between the batches
+                logits = batch.new_empty(len(split), batch.shape[1], dtype=torch.float32)
+            logits[done : done + len(batch)] = batch
+            done += len(batch)
             after_batch()
-    return torch.cat(logits)
+    return logits
 
 
 def predict_with_flip(model, split, *arguments, **options):

@@ -18,6 +18,6 @@ def build_parser():
     add("--compare_path", type=not_empty, default="./output/comparison", help="folder for tables and pictures")
     add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
-    add("--batch_size", type=POSITIVE_INT, default=1000, help="test images per batch")
+    add("--batch_size", type=POSITIVE_INT, help="test images per batch (default 1000, on a CPU 100)")
     add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
     return parser

@@ -30,6 +30,7 @@ from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.device import (
     autocast,
     device_label,
+    evaluation_batch_size,
     pick_compile,
     pick_precision,
     seed_everything,
@@ -135,7 +136,7 @@ class Trainer:
     @property
     def test_batch_size(self):
         """Images per batch of an evaluation, which needs less memory than training."""
-        return min(1000, 4 * self.batch_size)
+        return min(evaluation_batch_size(self.device), 4 * self.batch_size)
 
     @property
     def learning_rate(self):
