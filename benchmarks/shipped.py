@@ -242,7 +242,7 @@ def live_table(records):
 
 
 def title_of(run):
-    """ "CNN", or such as "ViT, 12 layers"."""
+    """A short description of a network, such as "CNN" or "ViT, 12 layers"."""
     config = checkpoint.load(ROOT / "model" / run)["model_config"]
     return "CNN" if config["model"] == "cnn" else f"ViT, {config['depth']} layers"
 
