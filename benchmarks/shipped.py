@@ -13,8 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from model import build_model
-from tables import markdown_table, replace_text, split_at_markers
+from model import build_model, count_parameters
+from tables import markdown_table, replace_text, write_blocks
+from vit_cifar10.explain.removal import CURVES, FILLS
 from vit_cifar10.plots.explanations import BASELINE_LABELS
 from vit_cifar10.runs import checkpoint
 
@@ -22,7 +23,6 @@ RECORDS = ROOT / "benchmarks" / "shipped.json"
 MODEL_CARD = ROOT / "model" / "README.md"
 EXPLANATIONS = ROOT / "docs" / "explanations.md"
 MAIN_VIT, MAIN_CNN = "vit-layer12-32-cifar10", "cnn-32-cifar10"  # their explanations have tables of their own
-FILLS, CURVES = ("mean", "blur", "ROAD"), ("deletion", "insertion")
 BEST_METHODS = {"vit": "AttnLRP", "cnn": "DeepLIFT"}  # among those that are fast
 PARTS = ("scores", "live", "faithfulness")  # of a record
 CONFIDENT_BINS = 3  # of the 15 bins of confidence: those above 80 %
@@ -58,9 +58,7 @@ def record(run, part, values):
 
 def write_tables(records):
     """Generate each table for which all networks have been measured."""
-    for (path, name), block in generated_blocks(records).items():
-        before, _, after = split_at_markers(path, name)
-        replace_text(path, f"{before}{block}\n{after}")
+    write_blocks(generated_blocks(records))
 
 
 def generated_blocks(records):
@@ -152,10 +150,9 @@ def networks_table(records):
     for run in records:
         saved = checkpoint.load(ROOT / "model" / run)
         config, recipe = saved["model_config"], saved["recipe"]
-        model = build_model(config)
         cells = {
             "architecture": architecture(config),
-            "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+            "parameters": f"{count_parameters(build_model(config)):,}",
             "size of `best.pt`": f"{(ROOT / 'model' / run / 'best.pt').stat().st_size / 1e6:.1f} MB",
             "epochs, batch size": f"{recipe['epochs']}, {recipe['batch_size']}",
             "optimizer, label smoothing": f"{recipe['optimizer']}, {recipe['label_smoothing']:g}",

@@ -286,7 +286,12 @@ def write_tables(results):
         if len(parts) != 3:
             raise UserError(f"{path} has no place for results; add a line that begins with # measured:")
         replace_text(path, f"{parts[0]}{measured_lines(recipe, results)}\n{parts[2]}")
-    for (path, name), block in generated_blocks(results).items():
+    write_blocks(generated_blocks(results))
+
+
+def write_blocks(blocks):
+    """Put generated text, {(file, name of the markers): text}, between its markers."""
+    for (path, name), block in blocks.items():
         before, _, after = split_at_markers(path, name)
         replace_text(path, f"{before}{block}\n{after}")
 
