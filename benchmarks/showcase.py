@@ -14,8 +14,8 @@
 | faithfulness | the other tables of docs/explanations.md, and faithfulness.png; most of the time |
 
 The pictures are in examples/, unless the table gives another folder. The figures are also recorded in shipped.json; see
-shipped.py. Sentences about figures and pictures have to be checked by hand. It needs
-`pip install -r requirements-dev.txt`.
+shipped.py. A network whose figures were measured with its present weights is not measured again, unless `--again` is
+given. Sentences about figures and pictures have to be checked by hand. It needs `pip install -r requirements-dev.txt`.
 """
 
 import csv
@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from shipped import MAIN_CNN, MAIN_VIT, ROOT, describe_scores, record, shipped_runs
+from shipped import MAIN_CNN, MAIN_VIT, ROOT, describe_scores, read_records, record, shipped_runs
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.cli import POSITIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.errors import UserError
@@ -48,6 +48,8 @@ def main(argv=None):
     parser = ArgumentParser(prog="showcase.py", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--data_path", default="./data", help="folder of the data set")
+    again = "measure all networks, also those that were measured with their present weights"
+    parser.add_argument("--again", action="store_true", help=again)
     parser.add_argument("--num_images", type=POSITIVE_INT, default=500, help="faithfulness: number of test images")
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
@@ -66,13 +68,20 @@ def run_script(script, flags, args):
         raise UserError(f"{' '.join([script, *flags])} failed; see its message above")
 
 
+def runs_to_measure(part, args):
+    """The shipped runs without figures of this part for their present weights; with `--again`, all."""
+    records = read_records()
+    return [run for run in shipped_runs() if args.again or part not in records[run]]
+
+
 def measure_scores(args):
-    for run in shipped_runs():
+    for run in runs_to_measure("scores", args):
         run_script("test.py", ["--mode", "cifar", "--tta", "--model_path", run], args)
         results = json.loads((OUTPUT / run / "test_results.json").read_text())
         record(run, "scores", describe_scores(results, classify_noise(run)))
-    for name in ("confusion_matrix.png", "reliability.png"):
-        shutil.copy(OUTPUT / MAIN_VIT / name, EXAMPLES / name.replace("_", "-"))
+        if run == MAIN_VIT:
+            for name in ("confusion_matrix.png", "reliability.png"):
+                shutil.copy(OUTPUT / run / name, EXAMPLES / name.replace("_", "-"))
 
 
 def classify_noise(run):
@@ -111,7 +120,7 @@ def draw_pages(args):
 def measure_live(args):
     from live import measure
 
-    for run in shipped_runs():
+    for run in runs_to_measure("live", args):
         record(run, "live", measure(run, args.data_path))
 
 
@@ -132,7 +141,7 @@ def run_notebook(args):
 
 
 def measure_faithfulness(args):
-    for run in shipped_runs():
+    for run in runs_to_measure("faithfulness", args):
         flags = ["--mode", "faithfulness", "--num_images", str(args.num_images), "--model_path", run]
         samples = ["--samples", str(MASKS_OF_CNN)] if run == MAIN_CNN else []
         run_script("test.py", [*flags, *samples], args)
@@ -140,7 +149,8 @@ def measure_faithfulness(args):
         methods = read_csv(OUTPUT / run / "faithfulness_methods.csv")
         areas = [{key: row[key] for key in AREA_COLUMNS} for row in areas]
         record(run, "faithfulness", {"images": args.num_images, "areas": areas, "methods": methods})
-    shutil.copy(OUTPUT / MAIN_VIT / "faithfulness.png", EXAMPLES)
+        if run == MAIN_VIT:
+            shutil.copy(OUTPUT / run / "faithfulness.png", EXAMPLES)
 
 
 def read_csv(path):

@@ -87,6 +87,10 @@ def test_showcase_measures_the_networks_and_fills_the_model_card(runs, tmp_path)
     for name in ("confusion-matrix.png", "reliability.png"):
         assert (tmp_path / "examples" / name).read_bytes() != (tables.ROOT / "examples" / name).read_bytes()
 
+    shutil.copytree(runs / "model" / "cnn", model / shipped.MAIN_VIT, dirs_exist_ok=True)  # other weights
+    again = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    assert re.findall(r"^model/(.*?)/best.pt", again.stdout, re.MULTILINE) == [shipped.MAIN_VIT]
+
 
 def test_a_part_that_does_not_exist_is_refused(capsys):
     with exits_with(2):
