@@ -82,7 +82,7 @@ def save_mistakes(images, captions, path, title=""):
     for axis, image, caption in zip(axes, images, captions, strict=False):
         axis.imshow(image, interpolation="nearest")
         axis.set(xticks=[], yticks=[])
-        axis.set_xlabel("\n".join(textwrap.fill(line, 26) for line in caption.splitlines()), fontsize=10)
+        axis.set_xlabel("\n".join(textwrap.fill(line, 28) for line in caption.splitlines()), fontsize=10)
     set_title(figure, title)
     save_figure(figure, path)
 
