@@ -57,10 +57,12 @@ def in_half_precision(state):
 
 
 def unpack(folder, model_path, output_path):
-    """Put the runs of a packed folder in place, and return their results. Nothing is written if a file is damaged.
+    """Put the runs of a packed folder in place, and return their results.
+
+    Nothing is written if a file is damaged, or if there is another run of the same name.
 
     Raises:
-        UserError: the folder holds no packed runs, or they are damaged or incomplete.
+        UserError: the folder holds no packed runs, they are damaged or incomplete, or they would replace other runs.
     """
     files = {}
     try:
@@ -79,6 +81,9 @@ def unpack(folder, model_path, output_path):
     for result in results:
         if result.seed == 0:
             files[Path(model_path) / result.run_name / checkpoint.BEST] = join_weights(folder, result.run_name)
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() != content:
+            raise UserError(f"{path.parent} belongs to another run of this name; move it away, or remove it")
     for path, content in files.items():
         with atomic_write(path) as partial:
             partial.write_bytes(content)

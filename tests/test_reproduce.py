@@ -244,6 +244,14 @@ def test_what_a_borrowed_machine_has_trained_is_put_in_place_at_home(tmp_path):
     shipped = "model/cnn-32-cifar10/best.pt"
     for name in ("benchmarks/results.csv", "docs/results.md", "recipes/cnn-12ep.txt", shipped):
         assert (home / name).read_bytes() == (borrowed / name).read_bytes()
+    assert reproduce_in(home, "--collect ../borrowed/out").returncode == 0, "the same runs may be collected again"
+
+    own = home / "model" / "cnn-12ep-seed0" / "best.pt"
+    own.write_bytes(b"the weights of another run")
+    ended = reproduce_in(home, "--collect ../borrowed/out")
+    assert ended.returncode == 2
+    assert "cnn-12ep-seed0 belongs to another run of this name; move it away" in ended.stderr
+    assert own.read_bytes() == b"the weights of another run"
 
     (borrowed / "out" / "records.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"records\.zip is damaged"):
