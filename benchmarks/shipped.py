@@ -150,17 +150,26 @@ def networks_table(records):
     for run in records:
         saved = checkpoint.load(ROOT / "model" / run)
         config, recipe = saved["model_config"], saved["recipe"]
+        name = recipe["run_name"].removesuffix("-seed0")
         cells = {
+            "recipe": f"[`{name}`](../recipes/{name}.txt)",
             "architecture": architecture(config),
             "parameters": f"{count_parameters(build_model(config)):,}",
             "size of `best.pt`": f"{(ROOT / 'model' / run / 'best.pt').stat().st_size / 1e6:.1f} MB",
             "epochs, batch size": f"{recipe['epochs']}, {recipe['batch_size']}",
             "optimizer, label smoothing": f"{recipe['optimizer']}, {recipe['label_smoothing']:g}",
-            "augmentation": recipe["augment"],
+            "augmentation": augmentation(recipe),
         }
         for title, cell in cells.items():
             rows.setdefault(title, []).append(cell)
     return columns_table(records, rows)
+
+
+def augmentation(recipe):
+    """The augmentation of a run, such as "basic, CutMix for 50 % of the images"."""
+    mixing = [name for name, alpha in (("Mixup", recipe["mixup"]), ("CutMix", recipe["cutmix"])) if alpha]
+    share = f" for {percent(recipe['mix_prob'], 0)} of the images"
+    return ", ".join([recipe["augment"], *([" or ".join(mixing) + share] if mixing else [])])
 
 
 def architecture(config):
@@ -211,8 +220,7 @@ def score_cells(scores):
 
 def columns_table(records, rows):
     """A table with one column per network from {title of the row: cells}."""
-    names = [f"`{run.removesuffix('-32-cifar10')}`" for run in records]
-    return markdown_table(["", *names], [[title, *cells] for title, cells in rows.items()])
+    return markdown_table(["", *(f"`{run}`" for run in records)], [[title, *cells] for title, cells in rows.items()])
 
 
 # Explanations

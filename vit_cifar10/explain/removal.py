@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vit_cifar10.explain.methods import images_at_once
 
-BASELINES = ("random", "edges", "centre")
+BASELINES = ("random", "edges", "center")
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches; closer together where the prediction changes most
 FILLS = ("mean", "blur", "ROAD")
 CURVES = ("deletion", "insertion")
@@ -33,7 +33,7 @@ def baseline_maps(inputs, grid, generator):
     return {
         "random": torch.rand(len(inputs), grid, grid, generator=generator).to(inputs.device),
         "edges": F.adaptive_avg_pool2d(strength, grid)[:, 0],
-        "centre": closeness.expand(len(inputs), -1, -1),
+        "center": closeness.expand(len(inputs), -1, -1),
     }
 
 

@@ -13,8 +13,8 @@ def build_parser():
     parser = ArgumentParser(prog="compare.py", description="Compare trained runs.")
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, or a run's name")
-    add("--model_path", type=not_empty, default="./model", help="folder of the runs' checkpoints")
-    add("--output_path", type=not_empty, default="./output", help="folder of the runs' metrics and test results")
+    add("--model_path", type=not_empty, default="./model", help="folder of the checkpoints of all runs")
+    add("--output_path", type=not_empty, default="./output", help="folder of the metrics and test results of all runs")
     add("--compare_path", type=not_empty, default="./output/comparison", help="folder for tables and pictures")
     add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")

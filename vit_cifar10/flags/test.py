@@ -42,11 +42,8 @@ def build_parser():
         default="./output",
         help="cifar, faithfulness: folder for results, one sub-folder per run",
     )
-    add(
-        "--gif_path",
-        type=not_empty,
-        help="file for the GIF; the still is the .png next to it; default: attention_map_gif/IMAGE.gif",
-    )
+    gif = "file for the GIF; the still is the .png next to it; default: in attention_map_gif/, named after the image"
+    add("--gif_path", type=not_empty, help=gif)
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
     methods = (
         "maps in the GIF; default: attention and attn-lrp for a ViT, deep-lift for a CNN; "
@@ -59,7 +56,8 @@ def build_parser():
     add("--head_fusion", choices=choices.HEAD_FUSIONS, default="mean", help=fusion)
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
-    add("--html", help="cifar-single, custom: also write an HTML page to this file, for exploring the prediction")
+    page = "cifar-single, custom, or with --live: write an HTML page to this file, for exploring the prediction"
+    add("--html", help=page)
     live = (
         "put the network into the page of --html, where you change the image or the network and see the answer change"
     )
@@ -98,7 +96,7 @@ def check_flags(args):
     if args.image_path:
         check_image_file(args.image_path)
     if args.live and args.html is None:
-        raise UserError("--live makes the page of --html interactive; add --html FILE.html")
+        raise UserError("--live puts the network into the page of --html; add --html FILE.html")
     if args.html is not None:
         check_html(args)
     has_gif_flags = has_rollout_flags(args) or args.method

@@ -104,7 +104,7 @@ def add_training_flags(parser):
     add("--epochs", type=epochs, default=200, help="passes over the training images")
     batch = "images per step; a large GPU prefers 512 or 1024 with a higher learning rate"
     add("--batch_size", type=POSITIVE_INT, default=128, help=batch)
-    small = "ViT: first epochs, on images of half the side; they take a quarter of the time, and cost little accuracy"
+    small = "ViT: number of first epochs on images of half the side, which take a quarter of the time"
     add("--small_epochs", type=NON_NEGATIVE, default=0.0, help=small)
     keep = "ViT: fraction of the patches to train on after --small_epochs; it grows to 1 by the end, and saves time"
     add("--keep_patches", type=number(float, above=0, at_most=1), default=1.0, help=keep)
@@ -154,18 +154,18 @@ def add_run_flags(parser):
     add("--eval_every", type=POSITIVE_INT, metavar="N", default=1, help=evaluations)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
     add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
-    add("--run_name", type=not_empty, help="name of the run's folders; default: network, data set and time")
+    add("--run_name", type=not_empty, help="name of the run's folders; default: network, image size, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
     resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
     add("--resume", type=not_empty, metavar="RUN", help=resume)
     saves = "write last.pt after every N epochs; default: often enough to take about 1 %% of the training time"
-    add("--save_every", type=POSITIVE_INT, help=saves)
+    add("--save_every", type=POSITIVE_INT, metavar="N", help=saves)
     minutes = "longest time between saves in minutes, even within an epoch"
     add("--save_minutes", type=POSITIVE, default=5.0, help=minutes)
     log = "also send metrics, flags, curves and test pictures to TensorBoard (in --output_path) or Weights & Biases"
     add("--log", choices=choices.TRACKERS, default="none", help=log)
-    add("--model_path", type=not_empty, default="./model", help="folder for checkpoints")
-    add("--output_path", type=not_empty, default="./output", help="folder for metrics and pictures")
+    add("--model_path", type=not_empty, default="./model", help="folder for the checkpoints of all runs")
+    add("--output_path", type=not_empty, default="./output", help="folder for the metrics and pictures of all runs")
 
 
 def parse(argv=None):

@@ -37,7 +37,7 @@ LEGEND = {
 }
 HEADS_LEGEND = "heads: the attention of each head, in % of the maximum over all heads and layers"
 LINE_HEIGHT = 20  # of a legend, in pixels
-BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "centre": "center (baseline)"}
+BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "center": "center (baseline)"}
 FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred", "ROAD": "interpolated (ROAD)"}  # see removal.py
 NOT_DRAWN = ("Grad-CAM, no ReLU",)  # nearly the same curves as Grad-CAM
 
