@@ -241,6 +241,7 @@ def test_bad_runs_are_reported_and_the_others_compared(copied):
     (output / "cnn" / "config.json").unlink()
     shutil.copytree(copied / "model" / "cnn", copied / "elsewhere" / "cnn")
     repeated = [str(copied / "model" / "cnn" / "best.pt"), str(copied / "elsewhere" / "cnn")]
+    assert comparison.load_trained_run("vit", copied / "model", output, "cpu").is_finished  # cut after its last epoch
     _, messages, found = run_compare(copied, ["vit", "cnn", str(copied / "empty"), "nothing", *repeated], status=2)
     assert [row["run"] for row in found["runs"]] == ["vit", "cnn"]
     assert [row["epochs"] for row in found["runs"]] == [1, None]
@@ -339,9 +340,23 @@ def test_an_unfinished_run_is_not_grouped_with_other_seeds(copied):
     for seed, run in enumerate(loaded):
         run.network = dataclasses.replace(run.network, name=f"seed{seed}")
         run.flags = {**run.flags, "seed": seed}
+    loaded[0].flags |= {"forward_mul": 4, "warmup_epochs": 1}
+    loaded[1].flags |= {"forward_mul": 4.0, "warmup_epochs": 1.0}  # as after a resume
+    loaded[2].flags |= {"forward_mul": 4, "warmup_epochs": 1.0}
     assert [len(group) for group in comparison.group_seeds(loaded)] == [3]
     loaded[1].is_finished = False
     assert sorted(len(group) for group in comparison.group_seeds(loaded)) == [1, 2]
+
+
+def test_a_run_whose_record_is_cut_off_in_an_early_epoch_is_unfinished(copied):
+    folder = copied / "output" / "cnn"
+    config = json.loads((folder / "config.json").read_text())
+    config["flags"]["epochs"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = (folder / "metrics.csv").read_text()
+    (folder / "metrics.csv").write_text(rows[:-9])
+    run = comparison.load_trained_run("cnn", copied / "model", copied / "output", "cpu")
+    assert (len(run.epochs), run.is_cut, run.is_finished) == (1, True, False)
 
 
 def test_the_progress_of_a_resumed_run_refers_to_its_new_length(copied, monkeypatch):

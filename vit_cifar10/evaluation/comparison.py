@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import statistics
 
 import torch
@@ -93,9 +94,20 @@ class TrainedRun:
         """
         flags = {**default_flags(), **self.flags}
         flags = {key: value for key, value in flags.items() if key not in NOT_IN_RECIPE | set(without)}
-        folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
+        folder = None
+        if self.dataset == "folder":  # it determines the images
+            folder = os.path.abspath(self.flags["data_path"]) if "data_path" in self.flags else None
         recipe = [self.network.saved["model_config"], self.init, self.dataset, folder, self.network.classes, flags]
-        return json.dumps(recipe, sort_keys=True, default=str)
+        return json.dumps(comparable(recipe), sort_keys=True, default=str)
+
+
+def comparable(value):
+    """Plain values with all numbers as floats, because a resumed run has 4.0 where the run began with 4."""
+    if isinstance(value, dict):
+        return {key: comparable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [comparable(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 @functools.cache
@@ -123,7 +135,7 @@ def load_trained_run(typed, model_path, output_path, device):
     if config:  # a resume may have raised the number of epochs after these weights were saved
         flags = {**flags, **{flag: config["flags"].get(flag) for flag in LENGTH_FLAGS}}
     trained = TrainedRun(run, network, flags, epochs, config.get("train_images"), notes, is_cut=is_cut)
-    if epochs and not is_cut and epochs[-1]["epoch"] < trained.planned_epochs:
+    if epochs and epochs[-1]["epoch"] + is_cut < trained.planned_epochs:
         trained.is_finished = False
         notes.append(f"{trained.name} is unfinished: it has {epochs[-1]['epoch']} of {trained.planned_epochs} epochs")
     if trained.init:
@@ -185,7 +197,7 @@ def summarize(run):
         "kept_epoch": saved["epoch"],
         "planned_epochs": run.planned_epochs,
         "train_seconds": sum(seconds) if seconds and None not in seconds and not run.is_cut else None,
-        "images_per_second": statistics.median(rates) if rates else None,
+        "images_per_second": statistics.harmonic_mean(rates) if rates else None,  # all images by their time
         "test_images": results.get("images"),
         "accuracy": results.get("accuracy"),
         "accuracy_low": results.get("accuracy_interval", [None])[0],
