@@ -42,7 +42,7 @@ from bundle import RUN_FILES, in_half_precision, pack, unpack
 from tables import RECIPES, TABLE_RECIPES, Result, read_results, record, replace_text, run_name, write_tables
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import Run, is_same_run
+from vit_cifar10.runs.run import LENGTH_FLAGS, Run, is_same_run
 from vit_cifar10.runs.writer import git_commit
 from vit_cifar10.utils.choices import DATASETS, DEVICES
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command, not_empty
@@ -132,9 +132,9 @@ def forwarded_signals(running, stops):
 
 
 def start(task, args):
-    """Start train.py, or resume it if the task has begun before."""
+    """Start train.py, or resume it if the task has begun before. A complete run is only repeated if the user asks."""
     places = ["--data_path", args.data_path, "--device", args.device, "--output_path", args.output_path]
-    if is_begun(task.flags, *task.folders):
+    if is_begun(task.flags, *task.folders, is_repeating=args.again or args.try_out):
         flags = ["--resume", str(task.folders[0])]
     else:
         flags = [*task.flags, "--model_path", args.model_path]
@@ -146,15 +146,21 @@ def start(task, args):
         return subprocess.Popen([sys.executable, str(ROOT / "train.py"), *flags, *places], stdout=output, stderr=output)
 
 
-def is_begun(flags, model_folder, output_folder):
-    """Whether there is a run with these flags, begun with the code as it is now, that can be resumed."""
+def is_begun(flags, model_folder, output_folder, is_repeating=False):
+    """Whether there is a run with these flags, begun with the code as it is now, that can be resumed.
+
+    If `is_repeating`, a complete run does not count.
+    """
     try:
         args = train.parse(flags)
-        recipe = checkpoint.load_last(model_folder)["recipe"]
+        last = checkpoint.load_last(model_folder)
         config = Run(model_folder, output_folder).read_config()
     except (UserError, OSError, ValueError):
         return False
-    return config.get("git_commit") == git_commit() and is_same_run(recipe, vars(args))
+    if is_repeating and last["epoch"] >= args.epochs:
+        return False
+    is_as_long = all(last["recipe"][flag] == getattr(args, flag) for flag in LENGTH_FLAGS)
+    return config.get("git_commit") == git_commit() and is_as_long and is_same_run(last["recipe"], vars(args))
 
 
 def read_result(task, commit, jobs):

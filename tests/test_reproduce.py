@@ -294,7 +294,10 @@ def test_only_a_run_with_the_same_flags_and_commit_is_resumed(runs, monkeypatch)
     commit = json.loads((folders[1] / "config.json").read_text())["git_commit"]
     monkeypatch.setattr(reproduce, "git_commit", lambda: commit)
     assert reproduce.is_begun(flags, *folders)
-    assert not reproduce.is_begun([*flags, "--seed", "1"], *folders)
+    assert not reproduce.is_begun(flags, *folders, is_repeating=True), "the run is complete"
+    assert reproduce.is_begun([*flags, "--num_workers", "1"], *folders)
+    for other in ("--seed 1", "--epochs 3"):
+        assert not reproduce.is_begun([*flags, *other.split()], *folders)
     assert not reproduce.is_begun([*flags, "--patch_size", "5", "--model", "vit"], *folders)
     assert not reproduce.is_begun(flags, runs / "model" / "none", runs / "output" / "none")
     monkeypatch.setattr(reproduce, "git_commit", lambda: "another commit")
