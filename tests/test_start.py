@@ -138,3 +138,9 @@ def test_sizes_that_no_network_can_have_are_refused_like_in_model_py():
         else:
             train_flags.check_sizes(args)
     assert 0 < refused < len(SIZES)
+
+
+def test_the_end_of_a_test_reports_no_leaks():
+    code = "import vit_cifar10; vit_cifar10.end_quickly(); import torchvision.transforms.v2"  # which imports Triton
+    ended = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert ended.stderr == ""

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import signal
+import sys
 
 
 def end_on_ctrl_c():
@@ -18,7 +19,7 @@ def end_on_ctrl_c():
 def end_quickly():
     """Skip the search for unused objects at the end of the process, which takes about half a second after PyTorch.
 
-    The system frees the memory anyway. Only test.py calls this: at the end of a training run, libraries would report
-    the objects that are left as leaks.
+    The system frees the memory anyway. Only test.py calls this, and it does nothing if Triton is in use, as in training
+    runs: Triton would report the objects that are left as leaks.
     """
-    atexit.register(gc.freeze)
+    atexit.register(lambda: "triton" in sys.modules or gc.freeze())
