@@ -62,7 +62,7 @@ def main(argv=None):
                 trainer.end_epoch(metrics)
                 recorder.log_epoch(metrics)
         if run:
-            print_outcome(run, args)
+            print_outcome(run, args, len(splits.test))
 
 
 def load_splits(args, initial=None):
@@ -82,16 +82,19 @@ def load_splits(args, initial=None):
     num_classes = len(splits.train.classes)
     if args.n_classes not in (None, num_classes):
         raise UserError(f"--n_classes {args.n_classes}: {args.dataset} has {num_classes} classes; leave out the flag")
+    if args.schedule == "plateau" and splits.val is None:
+        raise UserError("--schedule plateau watches the validation loss; add --val_images, or more training images")
     return splits.with_normalization(initial.mean, initial.std) if initial else splits
 
 
-def print_outcome(run, args):
+def print_outcome(run, args, test_images):
     """Print the accuracy of the kept epoch, and a command that tries out its network."""
     if run.best:
         accuracy = run.best["val_accuracy"]
         chosen = "the last one" if accuracy is None else f"validation accuracy {100 * accuracy:.2f} %"
         print(f"kept epoch {run.best['epoch']} ({chosen}): test accuracy {100 * run.best['test_accuracy']:.2f} %")
-    flags = ["--model_path", str(run.model_folder), "--mode", "cifar-single", "--index", "5"]
+    index = min(5, test_images - 1)
+    flags = ["--model_path", str(run.model_folder), "--mode", "cifar-single", "--index", str(index)]
     for flag in ("data_path", "output_path"):
         if Path(getattr(args, flag)) != Path(build_parser().get_default(flag)):
             flags += [f"--{flag}", getattr(args, flag)]

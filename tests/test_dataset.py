@@ -19,6 +19,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
+import train
 from vit_cifar10.data import cifar, dataset, images
 from vit_cifar10.data.images import open_image
 from vit_cifar10.data.shapes import draw_shapes
@@ -542,6 +543,19 @@ def test_folders_that_are_not_a_data_set_are_refused(prepare, reason, tmp_path):
     prepare(root)
     with pytest.raises(UserError, match=reason):
         dataset.load("folder", root)
+
+
+def test_a_subset_without_images_of_a_class_is_refused(tmp_path):
+    save_class_folders(tmp_path)
+    with pytest.raises(UserError, match=r"class cat .* has no image left to train on.*raise --num_train_images"):
+        dataset.load("folder", tmp_path, num_train_images=1)
+
+
+def test_a_schedule_that_needs_validation_images_is_refused_without_them(tmp_path):
+    save_class_folders(tmp_path, count=4)
+    args = train.parse(["--dataset", "folder", "--data_path", str(tmp_path), "--schedule", "plateau"])
+    with pytest.raises(UserError, match="plateau watches the validation loss; add --val_images"):
+        train.load_splits(args)
 
 
 def save_bomb(path):

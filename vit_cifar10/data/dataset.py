@@ -111,9 +111,9 @@ def load(
         is_train = torch.ones(len(train), dtype=torch.bool)
         is_train[held_out] = False
         train, val = train.subset(is_train.nonzero().flatten()), train.subset(held_out)
+    train = _stratified_subset(train, num_train_images, "--num_train_images")
     if name == "folder":
         _check_classes(train, data_path)
-    train = _stratified_subset(train, num_train_images, "--num_train_images")
     test = _stratified_subset(test, num_test_images, "--num_test_images")
     return Splits(*_resize([train, val, test], image_size))
 
@@ -181,7 +181,7 @@ def _check_classes(train, data_path):
         name = train.classes[int(counts.argmin())]
         raise UserError(
             f"the class {name} in {data_path} has no image left to train on; add images that can be read to its folder,"
-            " lower --val_images, or remove the folder"
+            " lower --val_images, raise --num_train_images, or remove the folder"
         )
 
 
