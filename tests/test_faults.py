@@ -34,6 +34,7 @@ from PIL import Image
 
 import train
 from vit_cifar10.data.shapes import draw_shapes
+from vit_cifar10.evaluation import metrics
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.runs.writer import RunWriter
@@ -182,8 +183,8 @@ def test_only_evaluated_epochs_are_kept_and_all_others_stay_the_same(val_images,
     with pytest.raises(UserError, match="continue the run with"):
         find_run("run", tmp_path / "model", tmp_path / "output")
     with exits_with(2):
-        resume(tmp_path, "--epochs", "1")
-    assert "epoch 1 was not evaluated" in capsys.readouterr().err
+        resume(tmp_path, "--epochs", "4")
+    assert "--epochs 4 is less than the 5 epochs of this run; it can only be raised" in capsys.readouterr().err
     resume(tmp_path)
     assert_equal_weights(load_weights(tmp_path, "whole", "last.pt"), load_weights(tmp_path, "run", "last.pt"))
     accuracies = {}
@@ -401,6 +402,22 @@ def test_the_last_epoch_replaces_a_lost_best_checkpoint_of_a_complete_run(lose, 
     assert_equal_weights(load_weights(tmp_path, "run"), load_weights(tmp_path, "run", "last.pt"))
     resume(tmp_path)  # the run is consistent again
     assert "warning" not in capsys.readouterr().err
+
+
+def test_weights_within_an_epoch_do_not_replace_a_lost_best_checkpoint(tmp_path):
+    flags = f"--run_name run --epochs 3 {SMALL_VIT} --num_train_images 384 --num_test_images 100 --val_images 0"
+    with signals_in_step(5, signal.SIGTERM), exits_with(143):  # in epoch 2
+        run_training(tmp_path, flags)
+    best = tmp_path / "model" / "run" / "best.pt"
+    best.unlink()
+    with signals_in_step(7, signal.SIGTERM), exits_with(143):  # in epoch 3
+        resume(tmp_path)
+    kept, last = checkpoint.load(best), checkpoint.load(best.with_name("last.pt"))
+    assert kept["metrics"] == last["training"]["rows"][1]
+    network = checkpoint.load_network(best, torch.device("cpu"))
+    test = network.load_test_images(tmp_path / "data", 100)
+    measured = metrics.scores(network.logits(test.images), test.labels)
+    assert measured["loss"] == pytest.approx(kept["metrics"]["test_loss"], rel=1e-4)
 
 
 def test_an_older_save_does_not_count_as_a_complete_run(tmp_path, capsys):

@@ -28,6 +28,8 @@ def test_patches_grow_in_eighths_to_all_at_the_last_step():
     assert keep[20:] == sorted(keep[20:])
     assert set(keep) == {3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0}
     assert sum(keep[20:]) / 80 == pytest.approx(0.7, abs=0.01)
+    assert patches.work(0, 20) == 5
+    assert patches.work(20, 100) == pytest.approx(sum(keep[20:]))
     assert {PatchSchedule(100).keep(step) for step in range(100)} == {1.0}
 
 
@@ -36,9 +38,10 @@ def test_schedules_rise_to_one_peak_and_fall_to_the_final_rate_at_the_last_step(
     values = factors(schedule)
     assert values[0] > 0
     assert values.count(1.0) == 1
-    assert values.index(1.0) == WARMUP
-    assert values[: WARMUP + 1] == sorted(values[: WARMUP + 1])
-    assert values[WARMUP:] == sorted(values[WARMUP:], reverse=True)
+    peak = WARMUP - (schedule == "onecycle")
+    assert values.index(1.0) == peak
+    assert values[: peak + 1] == sorted(values[: peak + 1])
+    assert values[peak:] == sorted(values[peak:], reverse=True)
     assert values[-1] == pytest.approx(1 / 250_000 if schedule == "onecycle" else FINAL_FACTOR)
 
 
@@ -67,7 +70,7 @@ def test_one_cycle_matches_pytorch():
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=TOTAL, pct_start=0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for value in factors("onecycle", warmup=int(0.3 * TOTAL) - 1):
+        for value in factors("onecycle", warmup=int(0.3 * TOTAL)):
             assert value == pytest.approx(optimizer.param_groups[0]["lr"])
             if theirs.last_epoch < TOTAL - 1:
                 theirs.step()

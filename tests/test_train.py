@@ -106,6 +106,7 @@ def test_every_number_of_patches_is_compiled(splits, monkeypatch):
     trainer.train_epoch(2)
     graphs_of_augment = 1
     assert counter.frame_count == graphs_of_augment + 1 + 8
+    assert trainer.timed_steps == 2 * 16 - 1 - 8, "the steps that compile take longer"
 
 
 def test_averaged_weights_are_evaluated_and_saved(splits):

@@ -20,6 +20,7 @@ from vit_cifar10.utils.limits import LARGEST_SAMPLES
 MODES = ("cifar", "cifar-single", "custom", "faithfulness")
 SINGLE_MODES = ("cifar-single", "custom")
 FEWEST_IMAGES = 10  # with which --mode faithfulness measures anything
+TESTED_IMAGES = 500  # with which it measures by default
 
 
 def build_parser():
@@ -30,8 +31,8 @@ def build_parser():
         "custom: any image file; faithfulness: how far the explanations can be trusted"
     )
     add("--mode", choices=MODES, default="cifar", help=modes)
-    index = "cifar-single: numbers of the test images to classify; the first is 0"
-    add("--index", type=NON_NEGATIVE_INT, nargs="+", default=[1], help=index)
+    index = "cifar-single: numbers of the test images to classify; the first is 0 (default: 1)"
+    add("--index", type=NON_NEGATIVE_INT, nargs="+", help=index)
     add("--image_path", type=not_empty, help="custom: the image file")
     model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
     add("--model_path", type=not_empty, help=model)
@@ -68,8 +69,8 @@ def build_parser():
         action="store_true",
         help="cifar: also report the accuracy of predictions averaged over each image and its mirror image",
     )
-    subset = "faithfulness: size of the stratified subset of the test images"
-    add("--num_images", type=POSITIVE_INT, default=500, help=subset)
+    subset = f"faithfulness: size of the stratified subset of the test images (default: {TESTED_IMAGES})"
+    add("--num_images", type=POSITIVE_INT, help=subset)
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     add("--batch_size", type=POSITIVE_INT, help="cifar: images per batch (default 1000, on a CPU 100)")
     add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
@@ -79,8 +80,19 @@ def build_parser():
 def parse(argv=None):
     """Read and check the flags. Raises `UserError` if they do not fit each other."""
     args = build_parser().parse_args(argv)
+    check_modes(args)
+    args.index = args.index or [1]
+    args.num_images = args.num_images or TESTED_IMAGES
     check_flags(args)
     return args
+
+
+def check_modes(args):
+    """Raise `UserError` for flags that would do nothing in this mode."""
+    needed = {"index": "cifar-single", "tta": "cifar", "num_images": "faithfulness"}
+    for flag, mode in needed.items():
+        if getattr(args, flag) and args.mode != mode:
+            raise UserError(f"--{flag} needs --mode {mode}")
 
 
 def check_flags(args):

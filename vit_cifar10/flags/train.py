@@ -106,7 +106,10 @@ def add_training_flags(parser):
     add("--batch_size", type=POSITIVE_INT, default=128, help=batch)
     small = "ViT: number of first epochs on images of half the side, which take a quarter of the time"
     add("--small_epochs", type=NON_NEGATIVE, default=0.0, help=small)
-    keep = "ViT: fraction of the patches to train on after --small_epochs; it grows to 1 by the end, and saves time"
+    keep = (
+        "ViT: fraction of the patches to train on after --small_epochs, which saves time; it grows to 1 by the end, in "
+        "steps of an eighth"
+    )
     add("--keep_patches", type=number(float, above=0, at_most=1), default=1.0, help=keep)
     optimizers = "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest"
     add("--optimizer", choices=("adamw", "muon"), default="adamw", help=optimizers)
@@ -225,6 +228,8 @@ def check_flags(args):
             f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs};"
             f" add --warmup_epochs {0.2 * args.epochs:g}"
         )
+    if 1 - 0.5 / choices.PATCH_LEVELS <= args.keep_patches < 1:
+        raise UserError(f"--keep_patches {args.keep_patches:g} would keep all patches; choose 0.9 or less")
     if args.small_epochs >= args.epochs:
         raise UserError(f"--small_epochs {args.small_epochs:g} must be less than --epochs {args.epochs}")
     if args.freeze_blocks and args.init is None:

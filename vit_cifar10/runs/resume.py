@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.metrics_csv import is_evaluated
 from vit_cifar10.runs.run import ALL_FILES, RUNTIME_FLAGS, check_record, find_run, record_in
 from vit_cifar10.utils.errors import UserError
 
@@ -42,12 +41,12 @@ def resume_flags(parser, args, argv):
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
+    if args.epochs < own["epochs"]:
+        raise UserError(
+            f"--epochs {args.epochs} is less than the {own['epochs']} epochs of this run; it can only be raised"
+        )
     if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and resumed["is_older"]):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
-    if args.epochs == resumed["epoch"] and not is_evaluated(resumed["training"]["rows"][-1]):
-        raise UserError(
-            f"epoch {args.epochs} was not evaluated (see --eval_every), so it cannot end the run; raise --epochs"
-        )
     return args, run, resumed
 
 

@@ -259,8 +259,8 @@ class RunWriter(Run):
         """
         state = trainer.inference_state(self.epochs[-1] if self.epochs else {})
         self.hold_folders()
-        if self.epochs and self.best is None and is_evaluated(self.epochs[-1]):  # best.pt is lost
-            self.best, self.best_state = self.epochs[-1], state
+        if self.epochs and self.best is None and is_evaluated(self.epochs[-1]) and trainer.is_between_epochs:
+            self.best, self.best_state = self.epochs[-1], state  # best.pt is lost
         training = {**trainer.training_state(), "rows": self.epochs, "best": self.best}
         if self.mode == "replace":  # the new last.pt first: at no time is there nothing to resume
             self._save_config()

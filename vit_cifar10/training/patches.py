@@ -10,7 +10,7 @@ The network stays the same plain ViT, and is always evaluated with whole images 
 
 from torch.nn import functional as F
 
-LEVELS = 8  # different fractions of the patches; a compiled network is compiled once for each
+from vit_cifar10.utils.choices import PATCH_LEVELS
 
 
 class PatchSchedule:
@@ -42,9 +42,13 @@ class PatchSchedule:
         return step < self.small_steps
 
     def keep(self, step):
-        """The fraction of the patches to keep at `step`, a multiple of 1 / `LEVELS`: in (0, 1]."""
+        """The fraction of the patches to keep at `step`, a multiple of 1 / `PATCH_LEVELS`: in (0, 1]."""
         if self.is_small(step):
             return 1.0
         progress = (step - self.small_steps + 1) / max(1, self.total_steps - self.small_steps)
         keep = self.first_keep + (1 - self.first_keep) * min(1, progress)
-        return max(1, round(LEVELS * keep)) / LEVELS
+        return max(1, round(PATCH_LEVELS * keep)) / PATCH_LEVELS
+
+    def work(self, start, stop):
+        """How much the steps from `start` to before `stop` compute: 1 for a step on all patches of whole images."""
+        return sum(1 / 4 if self.is_small(step) else self.keep(step) for step in range(start, stop))

@@ -77,10 +77,10 @@ class Recorder:
         trainer, epochs = self.trainer, self.trainer.args.epochs
         trainer.job.run_on_rank0(lambda: self.run.log_epoch(trainer, metrics, is_last=trainer.is_complete))
         if trainer.job.is_rank0:
-            steps = max(1, trainer.step - self.first_step)
-            seconds_per_step = (time.perf_counter() - self.started_at) / steps
-            steps_left = epochs * trainer.steps_per_epoch - trainer.step
-            tqdm.write(describe_epoch(metrics, epochs, seconds_per_step * steps_left))
+            seconds = time.perf_counter() - self.started_at
+            done = trainer.patches.work(self.first_step, trainer.step)
+            left = trainer.patches.work(trainer.step, epochs * trainer.steps_per_epoch)
+            tqdm.write(describe_epoch(metrics, epochs, seconds * left / done if done else 0))
 
 
 def begin(run, trainer, resumed):
@@ -128,7 +128,9 @@ def describe_resume(trainer, earlier_epochs):
         return f"all {epochs} epochs are complete; nothing is left to train"
     line = f"resuming after {trainer.epoch} of {epochs} epochs, at step {trainer.step + 1}"
     if epochs != earlier_epochs:
-        line += f"\n--epochs {epochs} replaces {earlier_epochs}: the learning rates now follow the new length"
+        is_growing = trainer.args.keep_patches < 1
+        followers = "learning rates and the fraction of patches" if is_growing else "learning rates"
+        line += f"\n--epochs {epochs} replaces {earlier_epochs}: the {followers} now follow the new length"
     return line
 
 

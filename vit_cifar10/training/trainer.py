@@ -25,8 +25,9 @@ from vit_cifar10.training.distributed import Job
 from vit_cifar10.training.finetune import freeze, load_initial
 from vit_cifar10.training.hooks import Hooks
 from vit_cifar10.training.optim import CombinedOptimizer, ModelEma, build_optimizer, load_state
-from vit_cifar10.training.patches import LEVELS, PatchSchedule
+from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import Schedule
+from vit_cifar10.utils.choices import PATCH_LEVELS
 from vit_cifar10.utils.device import (
     autocast,
     device_label,
@@ -87,7 +88,7 @@ class Trainer:
         torch.backends.cudnn.benchmark = device.type == "cuda"  # few shapes, many batches of each
         self.is_compiled = pick_compile(args.compile, device)
         if self.is_compiled:  # one graph for images of half the side, and one for each fraction of the patches
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + LEVELS)
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + PATCH_LEVELS)
         self.forward, self.loss_and_sums = self.job.parallel(self.model), self.forward_step
         if self.is_compiled and self.job.size > 1:  # with its communication, only the network can be compiled
             self.forward = torch.compile(self.forward, dynamic=False)
@@ -126,7 +127,7 @@ class Trainer:
         self.sums = torch.zeros(2, device=device)  # of the loss and of correct predictions, this epoch, on this rank
         self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
         self.timed_steps = 0
-        self.is_warm = False
+        self.seen_patches = set()  # numbers of patches that this process has trained on
 
     @property
     def evaluated_model(self):
@@ -137,6 +138,11 @@ class Trainer:
     def test_batch_size(self):
         """Images per batch of an evaluation, which needs less memory than training."""
         return min(evaluation_batch_size(self.device), 4 * self.batch_size)
+
+    @property
+    def is_between_epochs(self):
+        """Whether the weights are those at the end of an epoch, or at the start of the run."""
+        return self.step == self.epoch * self.steps_per_epoch
 
     @property
     def learning_rate(self):
@@ -186,9 +192,9 @@ class Trainer:
         for (images, labels), lams_of_batch in zip(batches, lams, strict=True):
             self.schedule.set_step(self.step)
             seed_step(self.seed_of(self.step), self.device)
-            self.sums += self.train_step(images, labels, lams_of_batch)
-            self.step += 1
-            self.count_time()
+            with self.timed_step():
+                self.sums += self.train_step(images, labels, lams_of_batch)
+                self.step += 1
             self.hooks.after_step()
         synchronize(self.device)
         self.step_time.stop()
@@ -243,14 +249,22 @@ class Trainer:
         correct = (logits.argmax(dim=1) == main_class).sum()
         return loss, torch.stack([loss.detach().float() * len(inputs), correct])
 
-    def count_time(self):
-        """Count a step's time, except for the first step of a process, which compiles and allocates memory."""
-        if self.is_warm or self.step % self.steps_per_epoch == 0:  # an epoch's only step counts anyway
+    @contextlib.contextmanager
+    def timed_step(self):
+        """Count a step's time, except for this process's first step on as many patches.
+
+        That step may compile the network, and takes memory from the system.
+        """
+        patches = self.patches.is_small(self.step), self.patches.keep(self.step)
+        is_last = (self.step + 1) % self.steps_per_epoch == 0
+        if patches in self.seen_patches or (is_last and not self.timed_steps):  # an epoch's only step counts anyway
+            yield
             self.timed_steps += 1
         else:
-            synchronize(self.device)
-            self.step_time.start()
-        self.is_warm = True
+            with self.paused():
+                yield
+                synchronize(self.device)
+        self.seen_patches.add(patches)
 
     def running_metrics(self):
         """Mean loss and accuracy of this epoch so far, on this rank; waits for the device."""
