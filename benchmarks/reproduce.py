@@ -53,7 +53,7 @@ THREE_SEEDS = ("vit-fast", "vit-best", "cnn-fast")
 SHIPPED = {  # the runs whose weights are in git, and the recipes that can provide them, the best recipe first
     "vit-layer6-32-cifar10": ("vit-layer6", "vit-layer6-36ep", "vit-laptop-layer6"),
     "vit-layer12-32-cifar10": ("deit-ti", "vit-laptop"),
-    "cnn-32-cifar10": ("cnn-fast", "cnn-12ep"),
+    "cnn-32-cifar10": ("cnn-fast", "cnn-small", "cnn-12ep"),
     "vit-best-32-cifar10": ("vit-best",),
 }
 PATH_FLAGS = ("data_path", "model_path", "output_path", "resume")

@@ -176,8 +176,9 @@ def architecture(config):
     """One line about a network."""
     if config["model"] == "cnn":
         return "CNN, 4 convolutions, 2 linear layers"
-    heads = f"{config['num_heads']} heads"
-    return f"ViT, {config['depth']} layers, {config['patch_size']}-pixel patches, width {config['embed_dim']}, {heads}"
+    sizes = f"{config['patch_size']}-pixel patches, width {config['embed_dim']}, {config['num_heads']} heads"
+    output = {"token": "class token", "avg": "mean of the patches"}[config["global_pool"]]
+    return f"ViT, {config['depth']} layers, {sizes}, {output}"
 
 
 def scores_table(records):

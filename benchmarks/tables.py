@@ -51,7 +51,7 @@ HEADLINE = {  # the first of these that have been measured make up the README's 
     "cnn-fast": "CNN, double width",
     "deit-ti": "ViT of DeiT-Ti's size",
     "vit-laptop": "ViT, 12 layers, 192 wide",
-    "vit-layer6-36ep": "ViT, 6 layers, 192 wide, 36 epochs",
+    "vit-layer6-36ep": "ViT, 6 layers, 192 wide",
     "vit-laptop-layer6": "ViT, 6 layers, 192 wide",
     "vit-patch8-12ep": "ViT, 6 layers, 8-pixel patches",
     "cnn-12ep": "CNN, 4 convolutions",
