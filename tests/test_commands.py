@@ -476,7 +476,7 @@ MISTAKES = [
     ("train", "--schedule plateau --val_images 0", "needs --val_images"),
     ("train", "--schedule plateau --eval_every 2", "leave out --eval_every"),
     ("train", "--resume {tmp}/none", "there is no checkpoint"),
-    ("train", "--resume {runs}/model/vit --epochs 1", "--epochs 1 is less than the 2 epochs of this run"),
+    ("train", "--resume {runs}/model/vit --epochs 1", "already has 2 epochs"),
     ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim cannot change when a run is resumed"),
     ("train", "--resume {runs}/model/vit/best.pt", "no training state"),
     ("compare", "{tmp}/none", "none of the given runs can be read"),

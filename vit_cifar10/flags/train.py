@@ -159,7 +159,7 @@ def add_run_flags(parser):
     add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
     add("--run_name", type=not_empty, help="name of the run's folders; default: network, image size, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
-    resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may be raised"
+    resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may change"
     add("--resume", type=not_empty, metavar="RUN", help=resume)
     saves = "write last.pt after every N epochs; default: often enough to take about 1 %% of the training time"
     add("--save_every", type=POSITIVE_INT, metavar="N", help=saves)

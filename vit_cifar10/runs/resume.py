@@ -41,11 +41,8 @@ def resume_flags(parser, args, argv):
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
-    if args.epochs < own["epochs"]:
-        raise UserError(
-            f"--epochs {args.epochs} is less than the {own['epochs']} epochs of this run; it can only be raised"
-        )
-    if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and resumed["is_older"]):
+    is_incomplete = args.epochs < own["epochs"] or resumed["is_older"]
+    if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and is_incomplete):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")
     return args, run, resumed
 
