@@ -94,9 +94,8 @@ class TrainedRun:
         """
         flags = {**default_flags(), **self.flags}
         flags = {key: value for key, value in flags.items() if key not in NOT_IN_RECIPE | set(without)}
-        folder = None
-        if self.dataset == "folder":  # it determines the images
-            folder = os.path.abspath(self.flags["data_path"]) if "data_path" in self.flags else None
+        folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
+        folder = folder and os.path.abspath(folder)
         recipe = [self.network.saved["model_config"], self.init, self.dataset, folder, self.network.classes, flags]
         return json.dumps(comparable(recipe), sort_keys=True, default=str)
 

@@ -89,7 +89,7 @@ def parse(argv=None):
 
 def check_modes(args):
     """Raise `UserError` for flags that would do nothing in this mode."""
-    needed = {"index": "cifar-single", "tta": "cifar", "num_images": "faithfulness"}
+    needed = {"index": "cifar-single", "image_path": "custom", "tta": "cifar", "num_images": "faithfulness"}
     for flag, mode in needed.items():
         if getattr(args, flag) and args.mode != mode:
             raise UserError(f"--{flag} needs --mode {mode}")
@@ -101,8 +101,6 @@ def check_flags(args):
         raise UserError(f"--gif_path {args.gif_path} is not a GIF file; its name must end in .gif")
     if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:
         raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
-    if args.image_path and args.mode != "custom":
-        raise UserError("--image_path needs --mode custom")
     if args.mode == "custom" and not args.image_path:
         raise UserError("--mode custom needs --image_path, the image file to classify")
     if args.image_path:

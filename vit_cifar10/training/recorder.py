@@ -70,17 +70,18 @@ class Recorder:
 
     def __init__(self, trainer, run):
         self.trainer, self.run = trainer, run
-        self.first_step, self.started_at = trainer.step, time.perf_counter()
+        self.step, self.started_at = trainer.step, time.perf_counter()
+        self.work = self.work_left = trainer.patches.work(self.step, trainer.args.epochs * trainer.steps_per_epoch)
 
     def log_epoch(self, metrics):
         """After `Trainer.end_epoch`: record the metrics, keep the weights if they are the best, and print a line."""
         trainer, epochs = self.trainer, self.trainer.args.epochs
         trainer.job.run_on_rank0(lambda: self.run.log_epoch(trainer, metrics, is_last=trainer.is_complete))
         if trainer.job.is_rank0:
-            seconds = time.perf_counter() - self.started_at
-            done = trainer.patches.work(self.first_step, trainer.step)
-            left = trainer.patches.work(trainer.step, epochs * trainer.steps_per_epoch)
-            tqdm.write(describe_epoch(metrics, epochs, seconds * left / done if done else 0))
+            self.work_left -= trainer.patches.work(self.step, trainer.step)
+            self.step = trainer.step
+            done, seconds = self.work - self.work_left, time.perf_counter() - self.started_at
+            tqdm.write(describe_epoch(metrics, epochs, seconds * self.work_left / done if done else 0))
 
 
 def begin(run, trainer, resumed):

@@ -16,10 +16,9 @@ def schedule_factor(schedule, step, total_steps, warmup_steps=0):
     """The fraction of the peak learning rate to use at `step`, from 0 to `total_steps` - 1: in (0, 1].
 
     The rate rises for `warmup_steps` steps, reaches its peak at step `warmup_steps` ("onecycle": one step earlier), and
-    then follows the schedule.
-    "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau" stay at the peak.
-    "onecycle" equals PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25 of the peak, then half a
-    cosine down to 1/250,000.
+    then follows the schedule. "cosine" and "linear" fall to `FINAL_FACTOR` at the last step; "constant" and "plateau"
+    stay at the peak. "onecycle" equals PyTorch's OneCycleLR (Smith and Topin, 2019): half a cosine up from 1/25 of the
+    peak, then half a cosine down to 1/250,000.
     """
     if schedule == "onecycle":
         return _one_cycle(step, total_steps, max(0, warmup_steps - 1))
