@@ -39,6 +39,7 @@ TABLE_RECIPES = (  # in the order of the table
     "vit-laptop",
     "vit-laptop-layer6",
     "vit-layer6-36ep",
+    "vit-layer12-36ep",
 )
 OTHER_RECIPES = (  # not in the table because they do not train on CIFAR-10 alone
     "shapes",
@@ -50,6 +51,7 @@ HEADLINE = {  # the first of these that have been measured make up the README's 
     "vit-fast": "ViT, 7 layers, 384 wide",
     "cnn-fast": "CNN, double width",
     "deit-ti": "ViT of DeiT-Ti's size",
+    "vit-layer12-36ep": "ViT, 12 layers, 192 wide",
     "vit-laptop": "ViT, 12 layers, 192 wide",
     "vit-layer6-36ep": "ViT, 6 layers, 192 wide",
     "vit-laptop-layer6": "ViT, 6 layers, 192 wide",
