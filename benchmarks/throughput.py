@@ -60,12 +60,6 @@ from vit_cifar10.utils.device import (
 )
 from vit_cifar10.utils.errors import UserError
 
-COMPILER_OPTIONS = {  # ways to launch fewer kernels on a GPU
-    "CUDA graphs": {"triton.cudagraphs": True},
-    "combined kernels": {"combo_kernels": True},
-    "CUDA graphs of combined kernels": {"triton.cudagraphs": True, "combo_kernels": True},
-}
-
 
 class OurLoop:
     """Training steps of this project's `Trainer`, epoch after epoch.
@@ -73,7 +67,7 @@ class OurLoop:
     Args:
         model: replaces our network in the training loop.
         compile: as --compile of train.py.
-        options: options of the compiler, one of `COMPILER_OPTIONS`.
+        options: options of the compiler.
     """
 
     def __init__(self, args, splits, device, model=None, compile="auto", options=None):
@@ -90,7 +84,6 @@ class OurLoop:
         self.untimed_steps = 0
 
     def step(self):
-        torch.compiler.cudagraph_mark_step_begin()
         images, labels = next(self.batches)
         self.trainer.train_step(images, labels)
         return len(labels)
@@ -200,8 +193,11 @@ def training(args, device):
     contenders = {"ours": OurLoop(args, splits, device)}
     if device.type == "cuda":
         contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
-        for name, options in COMPILER_OPTIONS.items():
-            contenders[f"ours, {name}"] = OurLoop(args, splits, device, compile="on", options=options)
+        contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
+        combined = {"combo_kernels": True}  # an option of the compiler: fewer, larger kernels
+        contenders["ours, combined kernels"] = OurLoop(args, splits, device, compile="on", options=combined)
+        both = trainer.CUDA_GRAPHS | combined
+        contenders["ours, graphs of combined kernels"] = OurLoop(args, splits, device, compile="graphs", options=both)
     if args.model == "vit":
         if timm_vit := build_peer("timm", args):
             contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=copy.deepcopy(timm_vit))

@@ -465,6 +465,7 @@ MISTAKES = [
     ("train", "--dataset shapes --num_train_images 99999", "lower it"),
     ("train", "--dataset shapes --n_classes 7", "has 10 classes"),
     ("train", "--dataset shapes --device {missing}", "not available here; use --device .*cpu"),
+    ("train", "--dataset shapes --device cpu --compile graphs", "--compile graphs needs a CUDA GPU"),
     ("train", "--dataset shapes --output_path {tmp}/file", "cannot write to .*file"),
     ("train", "--dataset shapes --run_name ../escape", "cannot name a folder"),
     ("train", "--dataset shapes --run_name ..", "cannot name a folder"),

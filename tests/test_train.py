@@ -96,10 +96,10 @@ def test_flags_reach_the_parts_that_they_configure(splits):
     assert trainer.schedule.total_steps == 4 * (256 // 128)
 
 
+@torch._dynamo.config.patch(recompile_limit=8)  # and set back what the trainer sets
 def test_every_number_of_patches_is_compiled(splits, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     flags = "--compile on --augment none --patch_size 4 --small_epochs 0.5 --keep_patches 0.1"
     trainer = trainer_for(splits, f"{flags} --n_layers 1 --batch_size 16 --epochs 2 --warmup_epochs 0")
     trainer.train_epoch(1)
@@ -107,6 +107,20 @@ def test_every_number_of_patches_is_compiled(splits, monkeypatch):
     graphs_of_augment = 1
     assert counter.frame_count == graphs_of_augment + 1 + 8
     assert trainer.timed_steps == 2 * 16 - 1 - 8, "the steps that compile take longer"
+
+
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_cuda_graphs_are_asked_for_and_their_recording_is_not_timed(splits, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options) or function)
+    monkeypatch.setattr(trainer_module, "pick_compile", lambda *_: True)  # as on a GPU
+    trainer = trainer_for(splits, "--compile graphs --batch_size 16 --epochs 1 --warmup_epochs 0")
+    trainer.train_epoch(1)
+    assert [options.get("options") for options in seen] == [{"triton.cudagraphs": True}, None]  # network, augmentation
+    assert trainer.timed_steps == 16 - 3
+    plain = trainer_for(splits, "--batch_size 16 --epochs 1 --warmup_epochs 0")
+    plain.train_epoch(1)
+    assert torch.equal(plain.model.head.weight, trainer.model.head.weight)
 
 
 def test_averaged_weights_are_evaluated_and_saved(splits):

@@ -151,8 +151,11 @@ def add_run_flags(parser):
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     precision = "precision of the forward pass; auto: bf16 on GPUs and CPUs built for it, fp16 on older GPUs, else fp32"
     add("--precision", choices=choices.PRECISIONS, default="auto", help=precision)
-    compiling = "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda"
-    add("--compile", choices=("auto", "on", "off"), default="auto", help=compiling)
+    compiling = (
+        "compile the network, which takes a minute and speeds up each step on a GPU; auto compiles on cuda; graphs also"
+        " records CUDA graphs, which may speed up small networks (not measured yet)"
+    )
+    add("--compile", choices=("auto", "on", "graphs", "off"), default="auto", help=compiling)
     evaluations = "evaluate only every Nth epoch and the last one; only evaluated epochs can be kept"
     add("--eval_every", type=POSITIVE_INT, metavar="N", default=1, help=evaluations)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"

@@ -6,6 +6,7 @@ for epoch in range(trainer.epoch + 1, args.epochs + 1):
     trainer.end_epoch(metrics)
 """
 
+import collections
 import contextlib
 import hashlib
 import math
@@ -40,6 +41,7 @@ from vit_cifar10.utils.device import (
 )
 from vit_cifar10.utils.errors import UserError
 
+CUDA_GRAPHS = {"triton.cudagraphs": True}  # an option of the compiler: the host launches a whole pass at once
 ORDER_SEEDS = 2**40  # added to the seed of an epoch's image order, so that it differs from the seeds of all steps
 
 
@@ -87,13 +89,17 @@ class Trainer:
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
         torch.backends.cudnn.benchmark = device.type == "cuda"  # few shapes, many batches of each
         self.is_compiled = pick_compile(args.compile, device)
+        self.has_graphs = args.compile == "graphs"
+        if self.has_graphs and self.job.size > 1:
+            raise UserError("--compile graphs works in one process only; use --compile auto")
         if self.is_compiled:  # one graph for images of half the side, and one for each fraction of the patches
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + PATCH_LEVELS)
         self.forward, self.loss_and_sums = self.job.parallel(self.model), self.forward_step
         if self.is_compiled and self.job.size > 1:  # with its communication, only the network can be compiled
             self.forward = torch.compile(self.forward, dynamic=False)
         elif self.is_compiled:
-            self.loss_and_sums = torch.compile(self.forward_step, dynamic=False)
+            options = CUDA_GRAPHS if self.has_graphs else None
+            self.loss_and_sums = torch.compile(self.forward_step, dynamic=False, options=options)
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.augment = Augment(
@@ -127,7 +133,7 @@ class Trainer:
         self.sums = torch.zeros(2, device=device)  # of the loss and of correct predictions, this epoch, on this rank
         self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
         self.timed_steps = 0
-        self.seen_patches = set()  # numbers of patches that this process has trained on
+        self.steps_on = collections.Counter()  # {number of patches: steps of this process}
 
     @property
     def evaluated_model(self):
@@ -229,6 +235,8 @@ class Trainer:
             inputs, targets = inputs[shard], targets[shard]
             seed_step(torch.initial_seed() + 7_919 * self.job.rank, self.device)  # ranks draw different dropout
         self.model.zero_grad(set_to_none=True)
+        if self.has_graphs:  # from here on, they may write over the loss and the gradients of the last step
+            torch.compiler.cudagraph_mark_step_begin()
         with autocast(self.device, self.precision):
             loss, sums = self.loss_and_sums(inputs, targets)
         self.scaler.scale(loss).backward()
@@ -251,20 +259,22 @@ class Trainer:
 
     @contextlib.contextmanager
     def timed_step(self):
-        """Count a step's time, except for this process's first step on as many patches.
+        """Count a step's time, except for this process's first steps on as many patches.
 
-        That step may compile the network, and takes memory from the system.
+        The first one may compile the network, and takes memory from the system. With CUDA graphs, the second and third
+        one record them.
         """
         patches = self.patches.is_small(self.step), self.patches.keep(self.step)
         is_last = (self.step + 1) % self.steps_per_epoch == 0
-        if patches in self.seen_patches or (is_last and not self.timed_steps):  # an epoch's only step counts anyway
+        is_warm = self.steps_on[patches] >= (3 if self.has_graphs else 1)
+        if is_warm or (is_last and not self.timed_steps):  # an epoch's only step counts anyway
             yield
             self.timed_steps += 1
         else:
             with self.paused():
                 yield
                 synchronize(self.device)
-        self.seen_patches.add(patches)
+        self.steps_on[patches] += 1
 
     def running_metrics(self):
         """Mean loss and accuracy of this epoch so far, on this rank; waits for the device."""

@@ -66,9 +66,15 @@ def autocast(device, precision):
 
 
 def pick_compile(name, device):
-    """Whether to compile the network: `on`, `off`, or `auto`, which compiles on CUDA if the toolchain is there."""
+    """Whether to compile the network, given --compile. `auto` compiles on CUDA if the toolchain is there.
+
+    Raises:
+        UserError: `graphs` without CUDA.
+    """
+    if name == "graphs" and device.type != "cuda":
+        raise UserError("--compile graphs needs a CUDA GPU; use --compile auto")
     if name != "auto":
-        return name == "on"
+        return name != "off"
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
         return False
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
