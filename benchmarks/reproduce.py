@@ -62,7 +62,7 @@ STOPPED = (129, 130, 143, -1, -2, -15)  # exit statuses of train.py after a stop
 TRY_FLAGS = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 2048 --num_test_images 500 --num_workers 0")
 ALONE_EPOCHS = 2
 ALONE_FLAGS = shlex.split(f"--epochs {ALONE_EPOCHS} --warmup_epochs 0 --num_test_images 500")
-MARGIN = 30  # seconds before the end of --minutes, in which a run saves, and the results are packed
+MARGIN = 60  # seconds before the end of --minutes, in which a run may compile, saves, and the results are packed
 
 
 @dataclasses.dataclass

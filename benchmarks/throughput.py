@@ -56,6 +56,7 @@ from vit_cifar10.utils.device import (
     autocast,
     device_label,
     pick_device,
+    pick_precision,
     synchronize,
 )
 from vit_cifar10.utils.errors import UserError
@@ -94,8 +95,10 @@ class TypicalLoop:
 
     def __init__(self, args, splits, device, model):
         self.device = device
+        self.precision = pick_precision(args.precision, device) if device.type == "cuda" else "fp32"
         self.model = model.to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4, weight_decay=0.05)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         policy = [v2.TrivialAugmentWide()] if args.augment == "trivialaugment" else []
         mean, std = splits.train.mean.tolist(), splits.train.std.tolist()
         to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -114,11 +117,12 @@ class TypicalLoop:
 
     def step(self):
         images, labels = (values.to(self.device, non_blocking=True) for values in next(self.batches))
-        with autocast(self.device, "bf16" if self.device.type == "cuda" else "fp32"):
+        with autocast(self.device, self.precision):
             loss = F.cross_entropy(self.model(images), labels)
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return len(labels)
 
 
@@ -191,7 +195,7 @@ def training(args, device):
     """Measure the training images per second of every contender."""
     splits = dataset.load(args.dataset, args.data_path)
     contenders = {"ours": OurLoop(args, splits, device)}
-    if device.type == "cuda":
+    if contenders["ours"].trainer.is_compiled:
         contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
         contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
         combined = {"combo_kernels": True}  # an option of the compiler: fewer, larger kernels

@@ -188,7 +188,7 @@ def test_the_compiler_sees_one_graph_with_the_same_results(policy, images):
     mixing = {"mixup": 0.8, "cutmix": 1.0, "mix_prob": 0.8, "random_erasing": 0.5}
     transform = Augment(policy, **NORMALIZATION, num_classes=10, crop_border="reflect", **mixing)
     labels = torch.arange(len(images)) % 10
-    (lams,) = transform.draw_lams([0], len(images))
+    lams = transform.draw_lams(0, len(images))
     results = []
     for augment_batch in (
         transform.augment_batch,

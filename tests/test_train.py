@@ -18,6 +18,9 @@ from vit_cifar10.training.distributed import Job
 from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.training.signals import StopSignals
+from vit_cifar10.utils import device as device_module
+from vit_cifar10.utils.device import pick_compile
+from vit_cifar10.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,18 @@ def test_every_number_of_patches_is_compiled(splits, monkeypatch):
     graphs_of_augment = 1
     assert counter.frame_count == graphs_of_augment + 1 + 8
     assert trainer.timed_steps == 2 * 16 - 1 - 8, "the steps that compile take longer"
+
+
+def test_without_a_toolchain_auto_does_not_compile(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(device_module.sysconfig, "get_path", lambda *_: "no/folder")
+    monkeypatch.setenv("CC", "gcc")
+    assert not pick_compile("auto", gpu)
+    for choice in ("on", "graphs"):
+        with pytest.raises(UserError, match=f"--compile {choice} needs Python's header files"):
+            pick_compile(choice, gpu)
 
 
 @torch._dynamo.config.patch(recompile_limit=8)

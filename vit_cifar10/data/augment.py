@@ -5,8 +5,7 @@
         inputs, targets = augment(images, labels)      # float, normalized; class indices or soft targets
 
 Each image draws its own parameters. They come from PyTorch's generator for the device, except `lam`, the fraction of an
-image that Mixup and CutMix keep, which NumPy draws, because not every device has the Beta distribution. `draw_lams`
-draws it for many batches at once, so that the CPU need not wait for the device in every step.
+image that Mixup and CutMix keep, which NumPy draws, because not every device has the Beta distribution.
 
 The 14 operations of RandAugment and TrivialAugment take three passes over a batch, whichever operations its images
 draw: one moves pixels, one maps pixel values through a table, and one blends images with a gray or blurred copy.
@@ -20,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from vit_cifar10.data.dataset import normalize
+from vit_cifar10.utils.device import to_device
 
 OPERATIONS = (
     "Identity",
@@ -87,27 +87,26 @@ class Augment:
         self.crop_border = crop_border
         self.augment = torch.compile(self.augment_batch, dynamic=False) if compile else self.augment_batch
 
-    def __call__(self, images, labels, lams=None):
+    def __call__(self, images, labels, seed=None):
         """uint8 (B, 3, H, W), int64 (B,) -> float (B, 3, H, W), and int64 (B,) or, with mixing, float (B, C).
 
-        `lams`: the draws for this batch from `draw_lams`; by default, they are drawn from NumPy's global generator.
+        `seed`: of the draws of `lam`; by default, NumPy's global generator chooses it.
         """
-        if lams is None:
-            (lams,) = self.draw_lams([np.random.randint(2**31)], len(images))
+        lams = self.draw_lams(np.random.randint(2**31) if seed is None else seed, len(images))
         return self.augment(images, labels, lams, self.ranges(images.shape[-1], images.device))
 
-    def draw_lams(self, seeds, batch_size):
-        """Draw `lam` from Beta(alpha, alpha) for Mixup and for CutMix, for the images of one batch per seed.
+    def draw_lams(self, seed, batch_size):
+        """Draw `lam` from Beta(alpha, alpha) for Mixup and for CutMix, for the images of a batch.
 
         Returns:
-            One entry per seed: float (n, B) on the images' device, with a row for each of the n methods that are used.
+            float (n, B) on the images' device, with a row for each of the n methods that are used.
         """
         alphas = [alpha for alpha in (self.mixup, self.cutmix) if alpha]
         if not alphas:
-            return torch.empty(len(seeds), 0, batch_size)
-        generators = [np.random.RandomState(seed % 2**32) for seed in seeds]
-        lams = [[generator.beta(alpha, alpha, batch_size) for alpha in alphas] for generator in generators]
-        return torch.tensor(np.array(lams), dtype=torch.float32).to(self.mean.device)
+            return torch.empty(0, batch_size)
+        generator = np.random.RandomState(seed % 2**32)
+        lams = np.array([generator.beta(alpha, alpha, batch_size) for alpha in alphas])
+        return to_device(torch.tensor(lams, dtype=torch.float32), self.mean.device)
 
     def ranges(self, side, device):
         """The magnitudes of the policy's operations for images of this side; None without operations."""

@@ -98,7 +98,7 @@ def _measure(network, images, tested):
     if tested:
         size = images_at_once(images)
         parts = zip(tested.images.split(size), tested.labels.split(size), strict=True)
-        correct = sum((network.logits(part).argmax(dim=1).cpu() == labels).sum().item() for part, labels in parts)
+        correct = sum((network.logits(part).argmax(dim=1).cpu() == labels.cpu()).sum().item() for part, labels in parts)
     return network.logits(images).softmax(dim=1), correct
 
 

@@ -182,7 +182,7 @@ class Trainer:
         """Run the remaining steps of an epoch and return its metrics, {column of metrics.csv: number}.
 
         If a hook raises `Interrupted`, the epoch so far is kept, and another call, even after a resume, completes it.
-        No step waits for the device.
+        No step waits for the device, except in fp16 with Muon, where the scaler does.
         """
         self.hooks.start_epoch(epoch)
         self.epoch_time.start()
@@ -192,14 +192,11 @@ class Trainer:
         first_step = (epoch - 1) * self.steps_per_epoch
         self.step_time.start()
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
-        seeds = [self.seed_of(step) for step in range(self.step, first_step + self.steps_per_epoch)]
-        lams = self.augment.draw_lams(seeds, self.batch_size)
-        batches = dataset.batches(self.train_split, self.batch_size, remaining)
-        for (images, labels), lams_of_batch in zip(batches, lams, strict=True):
+        for images, labels in dataset.batches(self.train_split, self.batch_size, remaining):
             self.schedule.set_step(self.step)
             seed_step(self.seed_of(self.step), self.device)
             with self.timed_step():
-                self.sums += self.train_step(images, labels, lams_of_batch)
+                self.sums += self.train_step(images, labels)
                 self.step += 1
             self.hooks.after_step()
         synchronize(self.device)
@@ -218,22 +215,22 @@ class Trainer:
             "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None,
         }
 
-    def train_step(self, images, labels, lams=None):
-        """Update the weights once, from a batch, uint8 (B, 3, H, W) and int64 (B,), and its draws for mixing.
+    def train_step(self, images, labels):
+        """Update the weights once, from a batch, uint8 (B, 3, H, W) and int64 (B,).
 
         Every rank augments the full batch with the same seed, then keeps its shard, so results match one process.
 
         Returns:
             float (2,): the sum of the losses in the shard, and its number of correct predictions.
         """
-        inputs, targets = self.augment(images, labels, lams)
+        inputs, targets = self.augment(images, labels, self.seed_of(self.step))
         inputs = self.patches.shrink(inputs, self.step)
         if self.args.keep_patches < 1:
             self.model.patch_drop.keep = self.patches.keep(self.step)
         if self.job.size > 1:
             shard = self.job.shard(len(inputs))
             inputs, targets = inputs[shard], targets[shard]
-            seed_step(torch.initial_seed() + 7_919 * self.job.rank, self.device)  # ranks draw different dropout
+            seed_step(torch.initial_seed() + 7_919 * (1 + self.job.rank), self.device)  # ranks draw different dropout
         self.model.zero_grad(set_to_none=True)
         if self.has_graphs:  # from here on, they may write over the loss and the gradients of the last step
             torch.compiler.cudagraph_mark_step_begin()

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shutil
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -69,16 +70,28 @@ def pick_compile(name, device):
     """Whether to compile the network, given --compile. `auto` compiles on CUDA if the toolchain is there.
 
     Raises:
-        UserError: `graphs` without CUDA.
+        UserError: the user asks for what this machine cannot compile.
     """
     if name == "graphs" and device.type != "cuda":
         raise UserError("--compile graphs needs a CUDA GPU; use --compile auto")
-    if name != "auto":
-        return name != "off"
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+    if name == "off" or (name == "auto" and device.type != "cuda"):
         return False
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    return importlib.util.find_spec("triton") is not None and compiler is not None
+    missing = missing_for_triton(device) if device.type == "cuda" else None
+    if missing and name != "auto":
+        raise UserError(f"--compile {name} needs {missing}; use --compile auto, which does without")
+    return missing is None
+
+
+def missing_for_triton(device):
+    """What the compiler for CUDA needs and does not find, in words; None if it finds everything."""
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton looks for the headers
+    found = {
+        "a GPU of compute capability 7.0 or newer": torch.cuda.get_device_capability(device) >= (7, 0),
+        "Triton": importlib.util.find_spec("triton"),
+        "a C compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
+        "Python's header files": Path(sysconfig.get_path("include", scheme), "Python.h").exists(),
+    }
+    return next((name for name, is_found in found.items() if not is_found), None)
 
 
 @contextlib.contextmanager
@@ -109,6 +122,11 @@ def seed_step(seed, device):
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def to_device(tensor, device):
+    """Copy a tensor from the CPU to a device. On CUDA, the CPU does not wait until the GPU has reached the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def synchronize(device):
