@@ -52,7 +52,7 @@ from vit_cifar10.utils.errors import UserError
 THREE_SEEDS = ("vit-fast", "vit-best", "cnn-fast")
 SHIPPED = {  # the runs whose weights are in git, and the recipes that can provide them, the best recipe first
     "vit-layer6-32-cifar10": ("vit-layer6", "vit-layer6-36ep", "vit-laptop-layer6"),
-    "vit-layer12-32-cifar10": ("deit-ti", "vit-layer12-36ep", "vit-laptop"),
+    "vit-layer12-32-cifar10": ("deit-ti", "vit-layer12-36ep"),
     "cnn-32-cifar10": ("cnn-fast", "cnn-small", "cnn-12ep"),
     "vit-best-32-cifar10": ("vit-best",),
 }

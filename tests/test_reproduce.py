@@ -157,9 +157,9 @@ def test_results_csv_keeps_every_value():
 
 
 def test_the_weights_of_a_better_recipe_are_not_replaced():
-    assert reproduce.shipped_name("vit-laptop", []) == "vit-layer12-32-cifar10"
-    assert reproduce.shipped_name("vit-laptop", [result("deit-ti")]) is None
-    assert reproduce.shipped_name("deit-ti", [result("vit-laptop")]) == "vit-layer12-32-cifar10"
+    assert reproduce.shipped_name("vit-layer12-36ep", []) == "vit-layer12-32-cifar10"
+    assert reproduce.shipped_name("vit-layer12-36ep", [result("deit-ti")]) is None
+    assert reproduce.shipped_name("deit-ti", [result("vit-layer12-36ep")]) == "vit-layer12-32-cifar10"
     assert reproduce.shipped_name("vit-fast", []) is None
 
 
