@@ -59,10 +59,10 @@ SHIPPED = {  # the runs whose weights are in git, and the recipes that can provi
 PATH_FLAGS = ("data_path", "model_path", "output_path", "resume")
 FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 STOPPED = (129, 130, 143, -1, -2, -15)  # exit statuses of train.py after a stop signal; below 0 if it had just begun
-TRY_FLAGS = shlex.split("--epochs 1 --warmup_epochs 0 --num_train_images 2048 --num_test_images 500 --num_workers 0")
+TRY_FLAGS = shlex.split("--num_train_images 2048 --num_test_images 500 --num_workers 0")
 ALONE_EPOCHS = 2
-ALONE_FLAGS = shlex.split(f"--epochs {ALONE_EPOCHS} --warmup_epochs 0 --num_test_images 500")
-MARGIN = 60  # seconds before the end of --minutes, in which a run may compile, saves, and the results are packed
+ALONE_FLAGS = shlex.split("--num_test_images 500")
+MARGIN = 60  # seconds before the end of --minutes, left for compiling, saving, and packing the results
 
 
 @dataclasses.dataclass
@@ -83,6 +83,13 @@ def make_task(recipe, seed, args, name=None, more_flags=()):
     flags = [f"@{RECIPES / recipe}.txt", "--seed", str(seed), "--run_name", name, "--overwrite", *more_flags]
     log = Path(args.output_path) / f"{name}.log" if args.jobs > 1 else None
     return Task(recipe, seed, flags, folders, log)
+
+
+def length_flags(recipe, epochs):
+    """Flags that train a recipe for other epochs, of which the same fraction uses images of half the side."""
+    flags = train.parse([f"@{RECIPES / recipe}.txt"])
+    small_epochs = flags.small_epochs * epochs / flags.epochs
+    return ["--epochs", str(epochs), "--warmup_epochs", "0", "--small_epochs", str(small_epochs)]
 
 
 # Running
@@ -201,15 +208,14 @@ def time_alone(result, args, deadline):
     This is the time of the second epoch, multiplied by the number of epochs. With `--small_epochs` or `--keep_patches`,
     epochs differ; the short run then divides its steps in the same way, and the mean of both epochs is multiplied.
     """
-    recipe = train.parse([f"@{RECIPES / result.recipe}.txt"])
-    small_epochs = recipe.small_epochs * ALONE_EPOCHS / recipe.epochs
-    flags = [*ALONE_FLAGS, "--small_epochs", str(small_epochs)]
+    flags = [*ALONE_FLAGS, *length_flags(result.recipe, ALONE_EPOCHS)]
     task = make_task(result.recipe, 0, args, f"{result.recipe}-alone", flags)
     statuses = [status for _, status in run_all([task], args, deadline)]
     if statuses != [0]:
         return None
     rows = checkpoint.load(task.folders[0], checkpoint.LAST)["training"]["rows"]
-    timed = rows if small_epochs or recipe.keep_patches < 1 else rows[1:]
+    recipe = train.parse(task.flags)
+    timed = rows if recipe.small_epochs or recipe.keep_patches < 1 else rows[1:]
     return round(result.epochs * statistics.mean(row["train_seconds"] for row in timed), 1)
 
 
@@ -329,7 +335,10 @@ def collect(args):
 def try_out(args):
     """Train each recipe for one epoch on few images."""
     more = [*TRY_FLAGS, *(("--dataset", args.dataset) if args.dataset else ())]
-    tasks = [make_task(recipe, 0, args, f"{recipe}-try", more) for recipe in args.recipes or TABLE_RECIPES]
+    tasks = [
+        make_task(recipe, 0, args, f"{recipe}-try", [*more, *length_flags(recipe, epochs=1)])
+        for recipe in args.recipes or TABLE_RECIPES
+    ]
     statuses = []
     for task, status in run_all(tasks, args, deadline_of(args), args.jobs):
         statuses.append((task, status))

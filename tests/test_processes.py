@@ -171,7 +171,7 @@ def test_an_error_on_one_rank_is_printed_by_that_rank(tmp_path):
         ("--num_train_images 1", "use fewer"),
         ("--batch_size 63", "a batch of 63 images cannot be split evenly among 2 processes; use --batch_size 62"),
         ("--patch_size 5", "patch_size 5 does not divide"),
-        ("--compile graphs", "--compile graphs "),
+        ("--compile graphs", "--compile graphs works in one process only"),
         ("--num_train_images 99999", "is more than the 4900 images"),
     ],
 )

@@ -80,6 +80,13 @@ def test_a_recipe_runs_from_end_to_end_and_try_records_no_result(tmp_path, capfd
     assert (tables.RESULTS.read_text() if tables.RESULTS.exists() else None) == before
 
 
+@pytest.mark.parametrize("recipe", tables.TABLE_RECIPES)
+def test_every_recipe_can_be_tried_and_timed(recipe):
+    for more, epochs in ((reproduce.TRY_FLAGS, 1), (reproduce.ALONE_FLAGS, reproduce.ALONE_EPOCHS)):
+        flags = [f"@{tables.RECIPES / recipe}.txt", *more, *reproduce.length_flags(recipe, epochs)]
+        assert reproduce.train.parse(flags).epochs == epochs
+
+
 def test_the_recipes_report_what_results_csv_contains():
     results = tables.read_results()
     for recipe in tables.TABLE_RECIPES:

@@ -149,8 +149,8 @@ class Job:
         return model
 
     def parallel(self, model):
-        """The network, with its gradients averaged over the ranks. `SyncBatchNorm2d` keeps its buffers the same."""
-        return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
+        """The network, with its gradients averaged over the ranks."""
+        return DistributedDataParallel(model) if self.size > 1 else model
 
 
 class AsyncMaxAllReduce:

@@ -88,10 +88,10 @@ class Trainer:
             self.model.patch_embed.strict_img_size = False
         self.ema = ModelEma(self.model, args.ema) if args.ema else None
         torch.backends.cudnn.benchmark = device.type == "cuda"  # few shapes, many batches of each
-        self.is_compiled = pick_compile(args.compile, device)
         self.has_graphs = args.compile == "graphs"
         if self.has_graphs and self.job.size > 1:
             raise UserError("--compile graphs works in one process only; use --compile auto")
+        self.is_compiled = pick_compile(args.compile, device)
         if self.is_compiled:  # one graph for images of half the side, and one for each fraction of the patches
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 1 + PATCH_LEVELS)
         self.forward, self.loss_and_sums = self.job.parallel(self.model), self.forward_step
@@ -133,7 +133,7 @@ class Trainer:
         self.sums = torch.zeros(2, device=device)  # of the loss and of correct predictions, this epoch, on this rank
         self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
         self.timed_steps = 0
-        self.steps_on = collections.Counter()  # {number of patches: steps of this process}
+        self.steps_on = collections.Counter()  # {(whether images are small, fraction of patches): steps so far}
 
     @property
     def evaluated_model(self):
@@ -230,7 +230,8 @@ class Trainer:
         if self.job.size > 1:
             shard = self.job.shard(len(inputs))
             inputs, targets = inputs[shard], targets[shard]
-            seed_step(torch.initial_seed() + 7_919 * (1 + self.job.rank), self.device)  # ranks draw different dropout
+            # Ranks draw different dropout, and none repeats the draws of the augmentation.
+            seed_step(torch.initial_seed() + 7_919 * (1 + self.job.rank), self.device)
         self.model.zero_grad(set_to_none=True)
         if self.has_graphs:  # from here on, they may write over the loss and the gradients of the last step
             torch.compiler.cudagraph_mark_step_begin()

@@ -78,7 +78,7 @@ def pick_compile(name, device):
         return False
     missing = missing_for_triton(device) if device.type == "cuda" else None
     if missing and name != "auto":
-        raise UserError(f"--compile {name} needs {missing}; use --compile auto, which does without")
+        raise UserError(f"--compile {name} needs {missing}; use --compile auto, which then does not compile")
     return missing is None
 
 
