@@ -194,7 +194,6 @@ class Trainer:
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
         for images, labels in dataset.batches(self.train_split, self.batch_size, remaining):
             self.schedule.set_step(self.step)
-            seed_step(self.seed_of(self.step), self.device)
             with self.timed_step():
                 self.sums += self.train_step(images, labels)
                 self.step += 1
@@ -223,7 +222,9 @@ class Trainer:
         Returns:
             float (2,): the sum of the losses in the shard, and its number of correct predictions.
         """
-        inputs, targets = self.augment(images, labels, self.seed_of(self.step))
+        seed = self.seed_of(self.step)
+        seed_step(seed, self.device)
+        inputs, targets = self.augment(images, labels, seed)
         inputs = self.patches.shrink(inputs, self.step)
         if self.args.keep_patches < 1:
             self.model.patch_drop.keep = self.patches.keep(self.step)
@@ -231,7 +232,7 @@ class Trainer:
             shard = self.job.shard(len(inputs))
             inputs, targets = inputs[shard], targets[shard]
             # Ranks draw different dropout, and none repeats the draws of the augmentation.
-            seed_step(torch.initial_seed() + 7_919 * (1 + self.job.rank), self.device)
+            seed_step(seed + 7_919 * (1 + self.job.rank), self.device)
         self.model.zero_grad(set_to_none=True)
         if self.has_graphs:  # from here on, they may write over the loss and the gradients of the last step
             torch.compiler.cudagraph_mark_step_begin()
