@@ -399,17 +399,19 @@ def test_a_data_set_without_its_training_files_is_incomplete_even_for_a_test(tmp
     assert "cifar100 is missing or incomplete in" in capsys.readouterr().err
 
 
-def test_an_archive_is_not_unpacked_through_a_link(tmp_path, monkeypatch):
+@pytest.mark.parametrize("link", ["", "/test_batch"])
+def test_an_archive_is_not_unpacked_through_a_link(link, tmp_path, monkeypatch):
     reader, folder = torchvision_reader("cifar10"), cifar.SOURCES["cifar10"].folder
-    (tmp_path / "data").mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "data" / folder).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / (folder if link else "")).mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious") if link else elsewhere.mkdir()
+    (tmp_path / "data" / f"{folder}{link}").symlink_to(elsewhere)
     with tarfile.open(tmp_path / "data" / reader.filename, "w:gz") as archive:
         archive.add(__file__, f"{folder}/test_batch")
     monkeypatch.setattr(reader, "tgz_md5", hashlib.md5((tmp_path / "data" / reader.filename).read_bytes()).hexdigest())
-    with pytest.raises(UserError, match="cifar10 is damaged in"):
+    with pytest.raises(UserError, match=r"cifar10 is damaged in .* is a link"):
         dataset.load("cifar10", tmp_path / "data")
-    assert os.listdir(tmp_path / "elsewhere") == []
+    assert elsewhere.read_text() == "precious" if link else os.listdir(elsewhere) == []
 
 
 @pytest.mark.parametrize("name", ["cifar100", "folder", "shapes"])

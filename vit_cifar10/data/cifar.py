@@ -134,7 +134,16 @@ def load_pickle(path, checksum):
 
 
 def download(source, data_path, is_train):
-    """Download and unpack the data set with torchvision, which checks the archive and all files."""
+    """Download and unpack the data set with torchvision, which checks the archive and all files.
+
+    Raises:
+        RuntimeError: the files would be unpacked through a link, and so would replace files elsewhere. What `tarfile`
+            does about links depends on the version of Python, and whether it is asked to, on torchvision's.
+    """
     import torchvision  # imported only here because it takes seconds
 
+    folder = Path(os.path.expanduser(data_path), source.folder)
+    for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+        if path.is_symlink():
+            raise RuntimeError(f"{path} is a link, through which nothing is unpacked; remove it")
     getattr(torchvision.datasets, source.reader)(data_path, train=is_train, download=True)
