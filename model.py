@@ -488,11 +488,101 @@ class SimpleCNN(nn.Module):
         return self.classifier(features)
 
 
-NETWORKS = {"vit": VisionTransformer, "cnn": SimpleCNN}
+class FastCNN(nn.Module):
+    """A convolutional network that learns in a few epochs, after airbench94 (https://arxiv.org/abs/2404.00498).
+
+    image -> whitening -> GELU -> 3 x (convolution -> max-pool -> BatchNorm -> GELU -> convolution -> BatchNorm -> GELU)
+    -> global max-pool -> logits
+
+    Three things make it learn fast. Its first layer, a fixed convolution of 2 x 2 pixels, decorrelates the values of
+    the image; `whiten` computes it from training images. The other kernels start as the identity, as far as they have
+    input channels. And BatchNorm has no scale, so that Muon can keep the norm of every kernel: see the optimizer
+    `muon-sgd`.
+
+    Args:
+        img_size: side of the square images in pixels, at least 9.
+        in_chans: number of channels of the images.
+        num_classes: number of logits.
+        width: number of channels in the first group. The second and the third one have four times as many.
+
+    Raises:
+        ValueError: `img_size` is below 9. The whitening and three poolings would reduce such an image to nothing.
+    """
+
+    has_attention = False
+    block_name, head_name = "group", "head"  # in `parts_from_head_to_input`, and in the state dict
+
+    def __init__(self, img_size=32, in_chans=3, num_classes=10, width=64):
+        super().__init__()
+        if img_size < 9:
+            raise ValueError(f"img_size {img_size} is too small for the fast CNN's poolings; choose 9 or more")
+        self.grid_size = img_size // 4  # there are no patches, so explanations remove cells of 4 x 4 pixels
+        patch_values = 4 * in_chans
+        self.whitening = nn.Conv2d(in_chans, 2 * patch_values, kernel_size=2)
+        self.whitening.weight.requires_grad_(False)
+        nn.init.zeros_(self.whitening.bias)
+        widths = (2 * patch_values, width, 4 * width, 4 * width)
+        self.act = nn.GELU()
+        self.groups = nn.Sequential(*(self.group(*pair) for pair in itertools.pairwise(widths)))
+        self.pool = nn.MaxPool2d((img_size - 1) // 8)
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions
+
+    @staticmethod
+    def group(in_width, out_width):
+        """Two convolutions, with max pooling after the first one: (B, in_width, H, W) -> (B, out_width, H/2, W/2)."""
+        layers = []
+        for inputs in (in_width, out_width):
+            conv = nn.Conv2d(inputs, out_width, kernel_size=3, padding=1, bias=False)
+            nn.init.dirac_(conv.weight[:inputs].detach())  # fills these kernels through a view
+            norm = nn.BatchNorm2d(out_width, eps=1e-12, momentum=0.4)
+            norm.weight.requires_grad_(False)
+            layers += [conv, norm, nn.GELU()]
+        return nn.Sequential(layers[0], nn.MaxPool2d(2), *layers[1:])
+
+    @torch.no_grad()
+    def whiten(self, images, eps=5e-4):
+        """Set the first convolution from normalized training images, (B, C, H, W).
+
+        Its kernels are the eigenvectors of the covariance of patches of 2 x 2 pixels, divided by the square root of
+        their eigenvalues plus `eps`, and the negatives of these kernels, because the GELU removes negative values.
+        """
+        patches = F.unfold(images, 2).transpose(0, 1).flatten(1)  # (4 * C, B * patches)
+        eigenvalues, eigenvectors = torch.linalg.eigh((patches @ patches.T / patches.shape[1]).double())
+        kernels = (eigenvectors / (eigenvalues + eps).sqrt()).T  # a row each
+        signs = kernels[torch.arange(len(kernels)), kernels.abs().argmax(dim=1)].sign()
+        kernels = kernels * signs[:, None]  # a library may return an eigenvector or its negative
+        self.whitening.weight.copy_(torch.cat([kernels, -kernels]).view_as(self.whitening.weight))
+
+    @property
+    def grad_cam_layer(self):
+        """The module whose output Grad-CAM explains: the last GELU, with output (B, 4 * width, H / 8, W / 8)."""
+        return self.groups[-1][-1]
+
+    def parts_from_head_to_input(self):
+        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
+        groups = [(f"group {i + 1}", (f"groups.{i}.",)) for i in reversed(range(len(self.groups)))]
+        return [("head", ("head.",)), *groups, ("whitening", ("whitening.",))]
+
+    def describe(self):
+        """A short description, always "fast CNN"."""
+        return "fast CNN"
+
+    def weights_for(self, img_size):
+        """The state dict of this network for square images of any size: the same."""
+        return self.state_dict()
+
+    def forward(self, images):
+        """Normalized images (B, C, H, W) -> logits (B, num_classes)."""
+        features = self.groups(self.act(self.whitening(images)))  # (B, 4 * width, H / 8, W / 8)
+        return self.head(self.pool(features).flatten(1)) / 9
+
+
+NETWORKS = {"vit": VisionTransformer, "cnn": SimpleCNN, "fast-cnn": FastCNN}
 
 
 def build_model(config):
-    """Build a network from a plain dict: `{"model": "vit" or "cnn", **constructor arguments}`.
+    """Build a network from a plain dict: `{"model": "vit", "cnn" or "fast-cnn", **constructor arguments}`.
 
     Raises:
         ValueError: the network or an argument is unknown, or the sizes do not fit each other.

@@ -47,9 +47,10 @@ def attn_lrp(model, images, targets=None):
 def deep_lift(model, images, targets=None):
     """DeepLIFT (the rescale rule) of a CNN: how much each cell adds to the target's logit, compared to a reference.
 
-    The reference is an image in the data set's mean color, which the network classifies, too. A ReLU passes relevance
-    on by the slope between its two outputs, not by its derivative. The relevance of all cells adds up to the difference
-    of the two logits. The rule for max pooling, which keeps this sum, is the one of the packages SHAP and Captum.
+    The reference is an image in the data set's mean color, which the network classifies, too. A ReLU or GELU passes
+    relevance on by the slope between its two outputs, not by its derivative. The relevance of all cells adds up to the
+    difference of the two logits. The rule for max pooling, which keeps this sum, is the one of the packages SHAP and
+    Captum.
 
     Returns:
         (B, grid, grid) as in `attn_lrp`. A cell has 4 x 4 pixels.
@@ -111,11 +112,22 @@ def half_gradient(x):
 # DeepLIFT: each batch holds the images first, and then one reference for each image
 
 
-def relu(_module, x):
+NEAR = 1e-3  # a difference of inputs
+
+
+def activation(module, x):
+    """An activation passes relevance on by the slope between its two outputs, and between near values by their mean's.
+
+    Between near values, rounding would make the slope of a smooth activation meaningless.
+    """
+    function = type(module).forward.__get__(module)  # `module.forward` is this rule
+    output, reference_output = function(x).chunk(2)
     image, reference = x.chunk(2)
-    output, reference_output = image.relu(), reference.relu()
     difference = image - reference
-    slope = torch.where(difference == 0, (image > 0).to(x.dtype), (output - reference_output) / difference).detach()
+    with torch.enable_grad():
+        middle = ((image + reference) / 2).detach().requires_grad_()
+        (derivative,) = torch.autograd.grad(function(middle).sum(), middle)
+    slope = torch.where(difference.abs() < NEAR, derivative, (output - reference_output) / difference).detach()
     return torch.cat([reference_output + difference * slope, reference_output])
 
 
@@ -143,4 +155,4 @@ def _take(x, places):
 
 
 ATTN_LRP = {nn.LayerNorm: layer_norm, nn.GELU: gelu, Attention: attention}
-DEEP_LIFT = {nn.ReLU: relu, nn.MaxPool2d: max_pool}
+DEEP_LIFT = {nn.ReLU: activation, nn.GELU: activation, nn.MaxPool2d: max_pool}

@@ -25,7 +25,11 @@ from vit_cifar10.utils.files import check_outputs, is_same_path
 
 LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
 RATES = {"learning_rate": (5e-4, 2e-4), "muon_learning_rate": (0.01, 0.005)}  # from scratch, and with --init
-CONVOLUTIONS = 4  # of the CNN
+MUON_SGD_RATES = {"learning_rate": 1.66, "muon_learning_rate": 0.24}  # with --optimizer muon-sgd
+DROPOUTS = {"vit": 0.1, "cnn": 0.3, "fast-cnn": 0.0}
+WIDTHS = {"vit": 32, "cnn": 32, "fast-cnn": 64}  # a ViT ignores it
+PARTS = {"cnn": (4, "convolutions"), "fast-cnn": (3, "groups")}  # that --freeze_blocks counts
+SMALLEST_IMAGES = {"cnn": (16, "CNN's four poolings"), "fast-cnn": (9, "fast CNN's poolings")}
 
 
 def build_parser():
@@ -68,7 +72,8 @@ def add_data_flags(parser):
 
 def add_network_flags(parser):
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=choices.NETWORKS, default="vit", help="vit: Vision Transformer; cnn: four convolutions")
+    networks = "vit: Vision Transformer; cnn: four convolutions; fast-cnn: a CNN that learns in a few epochs"
+    add("--model", choices=choices.NETWORKS, default="vit", help=networks)
     patch = "ViT: side of a patch in pixels; halving it gives four times as many tokens"
     add("--patch_size", type=SIZE, default=4, help=patch)
     add("--embed_dim", type=SIZE, default=192, help="ViT: width of a token")
@@ -79,13 +84,10 @@ def add_network_flags(parser):
     add("--forward_mul", type=ratio, default=4, help="ViT: hidden width of the MLP as a multiple of --embed_dim")
     pool = "ViT: classify from a class token, or from the mean of the patches"
     add("--pool", choices=("token", "avg"), default="token", help=pool)
-    add(
-        "--width",
-        type=SIZE,
-        default=32,
-        help="CNN: channels of the first convolution; the others scale with it",
-    )
-    add("--dropout", type=FRACTION, help="dropout rate; default: 0.1 for the ViT, 0.3 for the CNN")
+    width = "CNNs: channels of the first convolution or group; the others scale with it; default: 32 (fast-cnn: 64)"
+    add("--width", type=SIZE, help=width)
+    dropout = "dropout rate; default: 0.1 for the ViT, 0.3 for the CNN; the fast CNN has none"
+    add("--dropout", type=FRACTION, help=dropout)
     drop_path = "ViT: stochastic depth rate of the last block, 0 in the first; helps deep networks in long runs"
     add("--drop_path", type=FRACTION, default=0.0, help=drop_path)
 
@@ -111,17 +113,25 @@ def add_training_flags(parser):
         "steps of an eighth"
     )
     add("--keep_patches", type=number(float, above=0, at_most=1), default=1.0, help=keep)
-    optimizers = "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest"
-    add("--optimizer", choices=("adamw", "muon"), default="adamw", help=optimizers)
-    rates = {flag: f"default: {rate:g}, or {with_init:g} with --init" for flag, (rate, with_init) in RATES.items()}
-    add("--learning_rate", type=POSITIVE, help=f"peak learning rate of AdamW; {rates['learning_rate']}")
+    optimizers = (
+        "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest; muon-sgd: the"
+        " fast CNN's: Muon that keeps each kernel's norm, and SGD"
+    )
+    add("--optimizer", choices=choices.OPTIMIZERS, default="adamw", help=optimizers)
+    rates = {
+        flag: f"default: {rate:g}, or {with_init:g} with --init ({MUON_SGD_RATES[flag]:g} with muon-sgd)"
+        for flag, (rate, with_init) in RATES.items()
+    }
+    add("--learning_rate", type=POSITIVE, help=f"peak learning rate of AdamW or SGD; {rates['learning_rate']}")
     add("--muon_learning_rate", type=POSITIVE, help=f"peak learning rate of Muon; {rates['muon_learning_rate']}")
     warmup = "epochs until the learning rate peaks; default: 10, a fifth of a short run, or 30 %% of a onecycle run"
     add("--warmup_epochs", type=NON_NEGATIVE, help=warmup)
     schedule = "learning rate after the warmup; plateau lowers it tenfold when the validation loss stops falling"
     add("--schedule", choices=choices.SCHEDULES, default="cosine", help=schedule)
-    add("--weight_decay", type=NON_NEGATIVE, default=0.05, help="weight decay of AdamW, for matrices and kernels")
-    add("--muon_weight_decay", type=NON_NEGATIVE, default=0.5, help="weight decay of Muon")
+    add(
+        "--weight_decay", type=NON_NEGATIVE, default=0.05, help="weight decay of AdamW or SGD, for matrices and kernels"
+    )
+    add("--muon_weight_decay", type=NON_NEGATIVE, default=0.5, help="weight decay of Muon; muon-sgd has none")
     add("--label_smoothing", type=FRACTION, default=0.0, help="fraction of the target spread over all classes")
     add("--clip_grad", type=NON_NEGATIVE, default=0.0, help="clip the gradient to this norm; 0 turns clipping off")
     ema = "decay of a moving average of the weights, often 0.999; the average is evaluated and kept; 0 turns it off"
@@ -214,12 +224,15 @@ def fill_defaults(args):
     if args.warmup_epochs is None:
         args.warmup_epochs = 0.3 * args.epochs if args.schedule == "onecycle" else min(10, 0.2 * args.epochs)
     if args.dropout is None:
-        args.dropout = 0.1 if args.model == "vit" else 0.3
+        args.dropout = DROPOUTS[args.model]
+    if args.width is None:
+        args.width = WIDTHS[args.model]
     if args.augment is None:
         args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
-    for flag, (rate, rate_with_init) in RATES.items():
+    for flag, from_scratch_and_with_init in RATES.items():
         if getattr(args, flag) is None:
-            setattr(args, flag, rate if args.init is None else rate_with_init)
+            rate = MUON_SGD_RATES.get(flag) if args.optimizer == "muon-sgd" else None
+            setattr(args, flag, rate or from_scratch_and_with_init[args.init is not None])
 
 
 def check_flags(args):
@@ -249,17 +262,17 @@ def check_sizes(args):
     """Raise `UserError` for sizes that do not fit each other. The networks in model.py refuse the same ones."""
     if args.crop_padding is not None and args.crop_padding >= args.image_size:
         raise UserError(f"--crop_padding {args.crop_padding} must be less than --image_size {args.image_size}")
-    blocks = CONVOLUTIONS if args.model == "cnn" else args.n_layers
+    blocks, kind = PARTS.get(args.model, (args.n_layers, "blocks"))
     if args.freeze_blocks > blocks:
-        kind = "convolutions" if args.model == "cnn" else "blocks"
         raise UserError(f"--freeze_blocks {args.freeze_blocks} is more than the network's {blocks} {kind}; lower it")
-    if args.model == "cnn":
+    if args.model != "vit":
         if args.small_epochs or args.keep_patches < 1:
             raise UserError("--small_epochs and --keep_patches need --model vit; leave them out")
-        if args.image_size < 16:
-            raise UserError(
-                f"--image_size {args.image_size} is too small for the CNN's four poolings; choose 16 or more"
-            )
+        if args.model == "fast-cnn" and args.dropout:
+            raise UserError("--model fast-cnn has no dropout; leave out --dropout")
+        smallest, reason = SMALLEST_IMAGES[args.model]
+        if args.image_size < smallest:
+            raise UserError(f"--image_size {args.image_size} is too small for the {reason}; choose {smallest} or more")
         return
     if args.image_size % args.patch_size:
         divisors = [str(size) for size in range(1, args.image_size + 1) if args.image_size % size == 0]

@@ -14,10 +14,12 @@ SHAPE_FLAGS = {  # the flags that determine which weights a network has, and the
         "forward_mul": "mlp_ratio",
     },
     "cnn": {"width": "width"},
+    "fast-cnn": {"width": "width"},
 }
 OTHER_FLAGS = {  # the flags that a network with the same weights may change; only the image size resizes some of them
     "vit": {"image_size": "img_size", "dropout": "drop_rate", "drop_path": "drop_path_rate"},
     "cnn": {"image_size": "img_size", "dropout": "drop_rate"},
+    "fast-cnn": {"image_size": "img_size"},
 }
 
 

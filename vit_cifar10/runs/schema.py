@@ -251,6 +251,8 @@ CNN = Record(
     },
     optional={"in_chans", "width", "drop_rate"},
 )
+FAST_CNN = Record({field: kind for field, kind in CNN.fields.items() if field != "drop_rate"}, {"in_chans", "width"})
+KINDS = {"cnn": CNN, "fast-cnn": FAST_CNN}  # of model_config; the others are a ViT's
 
 
 def metrics_kind(column):
@@ -308,7 +310,7 @@ TRAINING = Record(
 CHECKPOINT = Record(
     {
         "format": whole(1, 1),
-        "model_config": Choice(lambda config: CNN if config.get("model") == "cnn" else VIT),
+        "model_config": Choice(lambda config: KINDS.get(str(config.get("model")), VIT)),
         "weights": WEIGHTS,
         "classes": ListOf(Text(), shortest=1),
         "mean": ListOf(Number(-1e6, 1e6), shortest=3, longest=3),

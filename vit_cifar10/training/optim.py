@@ -6,6 +6,7 @@ import torch
 
 from vit_cifar10.utils.device import has_fast_bf16
 
+SGD_MOMENTUM, BIAS_RATE = 0.85, 64.0  # airbench94's
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at 0, so that five steps suffice
 
 
@@ -26,19 +27,26 @@ def muon_weights(model):
     return split_parameters(model)[0][1:-1]
 
 
-def build_optimizer(model, learning_rate, weight_decay, muon=None):
+def build_optimizer(model, learning_rate, weight_decay, muon=None, sgd=False):
     """AdamW (Loshchilov and Hutter, 2019), combined with Muon if `muon` holds Muon's options.
 
     Weight decay applies only to matrices and kernels. Muon updates `muon_weights`. Frozen weights are left out; if all
     of Muon's weights are frozen, AdamW remains.
+
+    With `sgd`, SGD with Nesterov momentum takes AdamW's place, as in airbench94: biases have 64 times the learning
+    rate, and decay as much in each step as the other weights.
     """
     matrices, rest = map(trainable, split_parameters(model))
     hidden = trainable(muon_weights(model)) if muon else []
     by_muon = set(map(id, hidden))
     decayed = [weight for weight in matrices if id(weight) not in by_muon]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel updates all weights
-    return CombinedOptimizer(adamw, Muon(hidden, **muon)) if hidden else adamw
+    if sgd:
+        groups[1] |= {"lr": BIAS_RATE * learning_rate, "weight_decay": weight_decay / BIAS_RATE}
+        first = torch.optim.SGD(groups, lr=learning_rate, momentum=SGD_MOMENTUM, nesterov=True)
+    else:
+        first = torch.optim.AdamW(groups, lr=learning_rate, fused=True)  # one kernel updates all weights
+    return CombinedOptimizer(first, Muon(hidden, **muon)) if hidden else first
 
 
 def trainable(weights):
@@ -58,7 +66,7 @@ def load_state(optimizer, saved):
             load_state(own, part)
         return
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    names = STATES[type(optimizer)]
     if not saved["state"]:  # saved before the first step
         return
     if saved["state"].keys() != set(range(len(weights))):
@@ -105,9 +113,13 @@ class Muon(torch.optim.Optimizer):
     The updates equal the ones from `torch.optim.Muon`, but all matrices of one shape go through the Newton-Schulz steps
     as one batch, and kernels (out, in, h, w) are treated as matrices (out, in * h * w). Each step multiplies the
     weights by 1 - learning rate * `weight_decay`. With `compile`, the Newton-Schulz steps are compiled.
+
+    With `keep_norm`, each step first sets the norm of a weight to the square root of its number of rows, as in
+    airbench94 with Muon (https://github.com/KellerJordan/cifar10-airbench).
     """
 
-    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, compile=False):
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.95, keep_norm=False, compile=False):
+        self.keep_norm = keep_norm
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         device = self.param_groups[0]["params"][0].device
         self.dtype = torch.bfloat16 if has_fast_bf16(device) else torch.float32
@@ -136,6 +148,8 @@ class Muon(torch.optim.Optimizer):
         direction = self.orthogonalize(matrices.to(self.dtype))
         direction = direction.to(ahead.dtype, memory_format=torch.contiguous_format).view_as(ahead)
         rows, columns = matrices.shape[1:]
+        if self.keep_norm:
+            torch._foreach_mul_(weights, [rows**0.5 / norm for norm in torch._foreach_norm(weights)])
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         torch._foreach_add_(weights, direction.unbind(), alpha=-lr * max(1, rows / columns) ** 0.5)
 
@@ -153,6 +167,13 @@ def orthogonalize(matrices, steps=5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
+
+
+STATES = {  # what an optimizer keeps for each weight
+    Muon: {"momentum"},
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
 
 
 class ModelEma:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from model import build_model, count_parameters
 from vit_cifar10.data import dataset
 from vit_cifar10.data.augment import Augment
+from vit_cifar10.data.dataset import normalize
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.architecture import model_config
@@ -42,6 +43,8 @@ from vit_cifar10.utils.device import (
 from vit_cifar10.utils.errors import UserError
 
 CUDA_GRAPHS = {"triton.cudagraphs": True}  # an option of the compiler: the host launches a whole pass at once
+AIRBENCH_MUON = {"momentum": 0.6, "weight_decay": 0.0, "keep_norm": True}
+WHITENING_IMAGES = 5_000  # from which the fast CNN's first layer is computed
 ORDER_SEEDS = 2**40  # added to the seed of an epoch's image order, so that it differs from the seeds of all steps
 
 
@@ -76,12 +79,7 @@ class Trainer:
             )
         self.init_record = initial and initial.record
         self.config = model_config(args, self.num_classes, initial and initial.model_config)
-        seed_everything(args.seed)
-        self.model = build_model(self.config)
-        self.initial_changes = []  # phrases that describe how the initial weights differ from the ones of `initial`
-        if initial and initial.network:
-            keep_head = list(splits.train.classes) == initial.network.classes
-            self.initial_changes = load_initial(self.model, initial.network.model, args.image_size, keep_head)
+        self.model, self.initial_changes = self.build_network(splits.train, initial)
         self.frozen = freeze(self.model, args.freeze_blocks)
         self.model = self.job.convert_sync_batchnorm(self.model).to(device)
         if args.small_epochs:
@@ -115,13 +113,7 @@ class Trainer:
             crop_border=args.crop_border,
             compile=self.is_compiled,
         )
-        muon = {"lr": args.muon_learning_rate, "weight_decay": args.muon_weight_decay, "compile": self.is_compiled}
-        self.optimizer = build_optimizer(
-            self.model,
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            muon=muon if args.optimizer == "muon" else None,
-        )
+        self.optimizer = self.build_optimizer()
         self.patches = PatchSchedule.of_run(self.steps_per_epoch, args.epochs, args.small_epochs, args.keep_patches)
         self.schedule = Schedule(
             self.optimizer,
@@ -134,6 +126,35 @@ class Trainer:
         self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
         self.timed_steps = 0
         self.steps_on = collections.Counter()  # {(whether images are small, fraction of patches): steps so far}
+
+    def build_network(self, train, initial):
+        """The network before the first step, on the CPU, and in which respects it differs from the one in `initial`.
+
+        Returns:
+            The network, and a list of phrases, which is empty without `initial`.
+        """
+        seed_everything(self.args.seed)
+        model = build_model(self.config)
+        if hasattr(model, "whiten"):
+            model.whiten(sample_of(train, WHITENING_IMAGES))
+        if not (initial and initial.network):
+            return model, []
+        keep_head = list(train.classes) == initial.network.classes
+        return model, load_initial(model, initial.network.model, self.args.image_size, keep_head)
+
+    def build_optimizer(self):
+        """The optimizer that the flags ask for."""
+        args = self.args
+        muon = {"lr": args.muon_learning_rate, "weight_decay": args.muon_weight_decay, "compile": self.is_compiled}
+        if args.optimizer == "muon-sgd":
+            muon |= AIRBENCH_MUON
+        return build_optimizer(
+            self.model,
+            learning_rate=args.learning_rate,
+            weight_decay=args.weight_decay,
+            muon=None if args.optimizer == "adamw" else muon,
+            sgd=args.optimizer == "muon-sgd",
+        )
 
     @property
     def evaluated_model(self):
@@ -414,6 +435,11 @@ class Trainer:
             )
         self.sums.copy_(state["sums"]).div_(self.job.size)
         self.epoch_time, self.step_time = (Stopwatch(seconds) for seconds in state["seconds"])
+
+
+def sample_of(split, count):
+    """About `count` normalized images of a split, evenly spaced: those of a folder are sorted by class."""
+    return normalize(split.images[:: max(1, len(split) // count)], split.mean, split.std)
 
 
 def fingerprint(splits):
