@@ -247,6 +247,7 @@ class VisionTransformer(nn.Module):
         ValueError: the sizes do not fit each other. The message suggests sizes that do.
     """
 
+    title = "ViT"
     has_attention = True
     block_name, head_name = "block", "head"  # in `parts_from_head_to_input`, and in the state dict
 
@@ -325,7 +326,7 @@ class VisionTransformer(nn.Module):
 
     def describe(self):
         """A short description, such as "ViT 12 x 192, patch 4": depth, width and patch size."""
-        return f"ViT {len(self.blocks)} x {self.embed_dim}, patch {self.patch_embed.proj.kernel_size[0]}"
+        return f"{self.title} {len(self.blocks)} x {self.embed_dim}, patch {self.patch_embed.proj.kernel_size[0]}"
 
     def init_weights(self):
         """Draw weights from a truncated normal with standard deviation 0.02 and set biases to zero, as DeiT does.
@@ -424,6 +425,7 @@ class SimpleCNN(nn.Module):
         ValueError: `img_size` is below 16. Four poolings would reduce such an image to nothing.
     """
 
+    title = "CNN"
     has_attention = False
     block_name, head_name = "convolution", "classifier.4"  # in `parts_from_head_to_input`, and in the state dict
 
@@ -468,8 +470,8 @@ class SimpleCNN(nn.Module):
         return [("head", ("classifier.4.",)), ("hidden layer", ("classifier.1.",)), *stages]
 
     def describe(self):
-        """A short description, always "CNN"."""
-        return "CNN"
+        """A short description: the title."""
+        return self.title
 
     def weights_for(self, img_size):
         """The state dict of this network for square images of any size, without the weights that do not fit them.
@@ -509,8 +511,10 @@ class FastCNN(nn.Module):
         ValueError: `img_size` is below 9. The whitening and three poolings would reduce such an image to nothing.
     """
 
+    title = "fast CNN"
     has_attention = False
     block_name, head_name = "group", "head"  # in `parts_from_head_to_input`, and in the state dict
+    logit_scale = 1 / 9
 
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=64):
         super().__init__()
@@ -565,8 +569,8 @@ class FastCNN(nn.Module):
         return [("head", ("head.",)), *groups, ("whitening", ("whitening.",))]
 
     def describe(self):
-        """A short description, always "fast CNN"."""
-        return "fast CNN"
+        """A short description: the title."""
+        return self.title
 
     def weights_for(self, img_size):
         """The state dict of this network for square images of any size: the same."""
@@ -575,7 +579,7 @@ class FastCNN(nn.Module):
     def forward(self, images):
         """Normalized images (B, C, H, W) -> logits (B, num_classes)."""
         features = self.groups(self.act(self.whitening(images)))  # (B, 4 * width, H / 8, W / 8)
-        return self.head(self.pool(features).flatten(1)) / 9
+        return self.head(self.pool(features).flatten(1)) * self.logit_scale
 
 
 NETWORKS = {"vit": VisionTransformer, "cnn": SimpleCNN, "fast-cnn": FastCNN}

@@ -5,6 +5,7 @@
     python train.py --model cnn --epochs 12                      # the CNN
     python train.py @recipes/NAME.txt --seed 1                   # flags from a file; flags after it override it
     python train.py --init RUN --dataset folder --data_path DIR  # fine-tune a trained network on your own images
+    python train.py --teacher RUN                                # learn from a trained network, too
     python train.py --resume model/RUN                           # continue a run that stopped
     torchrun --nproc_per_node=4 train.py ...                     # on four GPUs; --batch_size is the global batch
 
@@ -36,6 +37,7 @@ from vit_cifar10.runs.writer import open_run
 from vit_cifar10.training.distributed import join_job
 from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.signals import StopSignals
+from vit_cifar10.training.teacher import load_teacher
 from vit_cifar10.training.trainer import Trainer
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import physical_memory, pick_device
@@ -49,11 +51,11 @@ BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two mom
 @command
 def main(argv=None):
     with join_job() as job, out_of_memory_advice(MEMORY_ADVICE):
-        args, resumed_run, resumed, initial = job.broadcast_from_rank0(lambda: read_flags(argv))
+        args, resumed_run, resumed, initial, teacher = job.broadcast_from_rank0(lambda: read_flags(argv))
         device = job.device(pick_device(args.device))
         run = job.run_on_rank0(lambda: open_run(args, resumed_run))
         splits = job.broadcast_from_rank0(lambda: load_splits(args, initial))
-        trainer = Trainer(args, splits, device, job, initial)
+        trainer = Trainer(args, splits, device, job, initial, teacher)
         if resumed:
             trainer.resume(resumed)
         with StopSignals(job) as signals, recorded(trainer, run, signals, resumed) as recorder:
@@ -106,7 +108,7 @@ def read_flags(argv):
 
     Returns:
         The flags, including defaults that depend on other flags; the run to resume and its checkpoint, or None, None;
-        the `Initial` of a fine-tuning, or None.
+        the `Initial` of a fine-tuning, or None; the `Teacher` of a distillation, or None.
 
     Raises:
         UserError: the flags do not fit each other, or do not fit the run to resume or to start from.
@@ -122,7 +124,7 @@ def read_flags(argv):
     check_network(args, initial)
     if resumed:
         check_resumed_network(args, resumed, initial)
-    return args, run, resumed, initial
+    return args, run, resumed, initial, load_teacher(args, resumed and resumed.get("teacher"))
 
 
 def check_resumed_network(args, resumed, initial):

@@ -34,6 +34,7 @@ TABLE_RECIPES = (  # in the order of the table
     "vit-layer6",
     "vit-256x8",
     "vit-patch8-12ep",
+    "fast-cnn",
     "cnn-12ep",
     "cnn-small",
     "vit-laptop-layer6",
@@ -53,6 +54,7 @@ HEADLINE = {  # the first of these that have been measured make up the README's 
     "vit-layer12-36ep": "ViT, 12 layers, 192 wide",
     "vit-layer6-36ep": "ViT, 6 layers, 192 wide",
     "vit-patch8-12ep": "ViT, 6 layers, 8-pixel patches",
+    "fast-cnn": "fast CNN, 7 convolutions",
     "cnn-small": "CNN, 4 narrow convolutions",
     "cnn-12ep": "CNN, 4 convolutions",
 }

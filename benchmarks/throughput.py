@@ -433,16 +433,22 @@ def epoch_flops(config):
             network | {"img_size": network["img_size"] // 2} if is_small else network, backward=True, keep_patches=keep
         )
     )
-    for first in range(0, flags["epochs"] * steps, steps):
+    total, teacher = flags["epochs"] * steps, config.get("teacher", {"flops": 0})
+
+    def of_teacher(step):
+        start, end = flags.get("teacher_start") or 0, flags.get("teacher_end") or 1
+        return teacher["flops"] if start <= step / total < end else 0
+
+    for first in range(0, total, steps):
         yield sum(
-            batch_size * per_image(patches.is_small(step), patches.keep(step)) + per_update
+            batch_size * (per_image(patches.is_small(step), patches.keep(step)) + of_teacher(step)) + per_update
             for step in range(first, first + steps)
         )
 
 
 def update_flops(config, optimizer):
     """Floating-point operations in the matrix products of an update: AdamW has none, Muon its Newton-Schulz steps."""
-    if optimizer != "muon":
+    if optimizer == "adamw":
         return 0
     hidden = muon_weights(build_without_memory(config))
     for weight in hidden:

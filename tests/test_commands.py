@@ -248,7 +248,8 @@ def test_printed_scores_match_the_written_ones_and_include_mirror_images(runs, m
     logits = torch.load(runs / "tta" / "cnn" / "test_logits.pt", weights_only=True)
     is_correct = logits["logits"].argmax(1) == logits["labels"]
     assert is_correct.float().mean().item() == pytest.approx(results["accuracy"])
-    assert results["flip"]["loss"] != results["loss"]
+    assert len({results["loss"], results["flip"]["loss"], results["six_views"]["loss"]}) == 3
+    assert f"(six views): test accuracy {100 * results['six_views']['accuracy']:.2f} %" in printed
 
 
 def test_one_test_image_gives_class_probabilities_and_a_frame_per_layer(runs, monkeypatch, capsys):

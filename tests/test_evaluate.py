@@ -13,7 +13,7 @@ from vit_cifar10.evaluation.metrics import (
     mcnemar,
     paired_difference,
     predict,
-    predict_with_flip,
+    predict_views,
     report,
     wilson_interval,
 )
@@ -110,12 +110,20 @@ def test_predict_returns_all_images_in_order_and_keeps_the_mode():
     torch.testing.assert_close(logits, one_by_one, atol=1e-5, rtol=1e-4)
 
 
-def test_predict_with_flip_averages_the_probabilities_of_an_image_and_its_mirror_image():
+def test_views_average_the_probabilities_of_moved_and_mirror_images():
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.zeros(5, dtype=torch.int64), (), torch.full((3,), 0.5), torch.full((3,), 0.25))
     model = SimpleCNN().eval()
-    logits, averaged = predict_with_flip(model, split)
-    torch.testing.assert_close(logits, predict(model, split))
-    original, mirrored = (model((x / 255 - 0.5) / 0.25).softmax(1) for x in (images, images.flip(3)))
-    torch.testing.assert_close(averaged.exp(), (original + mirrored) / 2, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(averaged.exp(), original, atol=1e-4)
+    views = predict_views(model, split)
+    torch.testing.assert_close(views["logits"], predict(model, split))
+    padded = np.pad(images.numpy(), [(0, 0), (0, 0), (1, 1), (1, 1)], mode="reflect")
+    expected = {"flip": 0, "six_views": 0}
+    for place, flip_weight, weight in ((1, 1 / 2, 1 / 4), (0, 0, 1 / 8), (2, 0, 1 / 8)):
+        moved = torch.from_numpy(padded[:, :, place : place + 32, place : place + 32])
+        for view in (moved, moved.flip(3)):
+            probabilities = model((view / 255 - 0.5) / 0.25).softmax(1)
+            expected["flip"] += flip_weight * probabilities
+            expected["six_views"] += weight * probabilities
+    for name, probabilities in expected.items():
+        torch.testing.assert_close(views[name].exp(), probabilities, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(views["flip"].exp(), views["logits"].softmax(1), atol=1e-4)

@@ -58,7 +58,7 @@ def flags_of(folder, flags):
 
 def start(folder, flags):
     """The trainer of a new run, before its first step."""
-    args, _, _, initial = train.read_flags(flags_of(folder, flags))
+    args, _, _, initial, _ = train.read_flags(flags_of(folder, flags))
     return Trainer(args, train.load_splits(args, initial), torch.device("cpu"), initial=initial)
 
 

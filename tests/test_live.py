@@ -37,12 +37,14 @@ NETWORKS = {
     "one layer": {"depth": 1, "num_heads": 1, "patch_size": 16},
     "cnn": {"model": "cnn", "width": 6},
     "cnn of 30 pixels": {"model": "cnn", "width": 5, "img_size": 30},
+    "fast cnn": {"model": "fast-cnn", "width": 6},
+    "fast cnn of 30 pixels": {"model": "fast-cnn", "width": 7, "img_size": 30},
 }
 
 
 def random_network(config):
     """A network with weights and statistics that are large enough for every part to matter."""
-    if config.get("model") == "cnn":
+    if "model" in config:
         sizes = {"num_classes": 10, "img_size": 32, **config}
         network = small_network({})
         model = build_model(sizes).eval()
@@ -50,6 +52,9 @@ def random_network(config):
             for values, least, most in ((norm.running_mean, -1, 1), (norm.running_var, 0.5, 2), (norm.weight, 0.5, 2)):
                 nn.init.uniform_(values, least, most)
             nn.init.normal_(norm.bias)
+        for kernel in (module.weight for module in model.modules() if isinstance(module, nn.Conv2d)):
+            if config["model"] == "fast-cnn":  # with its identity kernels, hardly anything reaches the logits
+                nn.init.normal_(kernel, std=2 * kernel[0].numel() ** -0.5)
         saved = {"model_config": sizes, "dataset": "folder", "recipe": {}}
         return dataclasses.replace(network, model=model, saved=saved)
     network = small_network(config)

@@ -5,7 +5,7 @@ import timm
 import torch
 from timm.utils import AttentionExtract
 
-from model import Dropout, PatchDropout, SimpleCNN, VisionTransformer, build_model
+from model import Dropout, FastCNN, PatchDropout, SimpleCNN, VisionTransformer, build_model
 
 SIZES = [
     {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3},
@@ -171,6 +171,50 @@ def test_the_cnn_has_four_convolutions_of_the_right_widths():
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert sum(parameter.numel() for parameter in SimpleCNN(width=25).parameters()) == 562_085
     assert SimpleCNN(img_size=64)(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_the_fast_cnn_computes_as_its_authors_describe():
+    model = FastCNN().eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_972_792
+    features = images = torch.randn(2, 3, 32, 32)
+    for name, value in model.named_buffers():
+        if "running" in name:
+            value.uniform_(0.5, 2)
+    model.whitening.bias.data.normal_()
+    state, functional = model.state_dict(), torch.nn.functional
+    features = functional.gelu(functional.conv2d(images, state["whitening.weight"], state["whitening.bias"]))
+    for group in range(3):
+        for conv, norm in ((0, 2), (4, 5)):
+            weight = state[f"groups.{group}.{conv}.weight"]
+            inputs = weight.shape[1]
+            identity = torch.eye(inputs)[:, :, None, None] * torch.tensor([0, 1, 0]).outer(torch.tensor([0, 1, 0]))
+            assert torch.equal(weight[:inputs], identity)
+            features = functional.conv2d(features, weight, padding=1)
+            features = functional.max_pool2d(features, 2) if conv == 0 else features
+            mean, var, bias = (
+                state[f"groups.{group}.{norm}.{name}"] for name in ("running_mean", "running_var", "bias")
+            )
+            shape = (1, -1, 1, 1)
+            features = (features - mean.view(shape)) / var.view(shape).sqrt() + bias.view(shape)
+            features = functional.gelu(features)
+    logits = features.amax((2, 3)) @ state["head.weight"].T / 9
+    torch.testing.assert_close(model(images), logits)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any(name in trained for name in ("whitening.weight", "groups.0.2.weight", "groups.2.5.weight"))
+    assert len(trained) == 1 + 3 * 4 + 1  # a bias, then two kernels and two biases a group, and the head
+    assert FastCNN(img_size=9, width=4)(torch.zeros(2, 3, 9, 9)).shape == (2, 10)
+
+
+def test_whitening_makes_the_values_of_patches_uncorrelated():
+    mixed = torch.nn.functional.avg_pool2d(torch.randn(200, 3, 18, 18), 3, stride=1, padding=0).cumsum(dim=1)
+    model = FastCNN(img_size=16)
+    model.whiten(mixed)
+    outputs = model.whitening(mixed)
+    torch.testing.assert_close(outputs[:, :12], -outputs[:, 12:])
+    values = outputs[:, :12].transpose(0, 1).flatten(1)
+    covariance = (values @ values.T / values.shape[1]).detach()
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3
+    assert ((covariance.diag() > 0.5) & (covariance.diag() < 1 + 1e-3)).all()  # the 5e-4 shrinks small eigenvalues
 
 
 def test_build_model_follows_its_config_and_refuses_unknown_arguments():

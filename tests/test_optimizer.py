@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.optim import param_groups_weight_decay
 
-from model import SimpleCNN, VisionTransformer
+from model import FastCNN, SimpleCNN, VisionTransformer
 from vit_cifar10.training.optim import ModelEma, Muon, build_optimizer, orthogonalize
 from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import FINAL_FACTOR, Schedule, schedule_factor
@@ -160,6 +160,48 @@ def test_muon_matches_pytorch():
             difference = (weight.flatten(1) - other).norm()
             assert difference < 0.02 * (weight - old).norm()  # bf16 has two to three decimal digits
             other.data.copy_(weight.flatten(1))
+
+
+def slow_airbench_step(weights, gradients, momenta, rates, decay):
+    """A step of airbench94 with Muon, weight by weight in float64: kernels, and then biases and the head."""
+    for name, weight in weights.items():
+        gradient, rate = gradients[name], rates[name]
+        if name.endswith("conv"):
+            momenta[name] = 0.6 * momenta[name] + gradient
+            update = (gradient + 0.6 * momenta[name]).flatten(1)
+            update = update / update.norm()
+            for _ in range(5):
+                a, b, c = 3.4445, -4.7750, 2.0315
+                gram = update @ update.T
+                update = a * update + (b * gram + c * gram @ gram) @ update
+            weights[name] = weight * len(weight) ** 0.5 / weight.norm() - rate * update.view_as(weight)
+        else:
+            gradient = gradient + decay / rate * weight
+            momenta[name] = 0.85 * momenta[name] + gradient
+            weights[name] = weight - rate * (gradient + 0.85 * momenta[name])
+
+
+def test_muon_sgd_matches_the_steps_of_its_authors():
+    model = FastCNN(img_size=9, width=4)
+    options = {"lr": 0.24, "momentum": 0.6, "keep_norm": True}
+    optimizer = build_optimizer(model, learning_rate=0.5, weight_decay=0.01, muon=options, sgd=True)
+    optimizer.optimizers[1].dtype = torch.float32
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = {name: f"{name} conv" if value.ndim == 4 else name for name, value in trained.items()}
+    rates = {
+        key: 0.24 if key.endswith("conv") else 0.5 * (1 if name == "head.weight" else 64) for name, key in names.items()
+    }
+    expected = {names[name]: value.detach().double().clone() for name, value in trained.items()}
+    momenta = {key: torch.zeros_like(value) for key, value in expected.items()}
+    for _ in range(3):
+        gradients = {name: torch.randn_like(value) for name, value in trained.items()}
+        for name, value in trained.items():
+            value.grad = gradients[name]
+        optimizer.step()
+        by_key = {names[name]: gradient.double() for name, gradient in gradients.items()}
+        slow_airbench_step(expected, by_key, momenta, rates, decay=0.5 * 0.01)
+        for name, value in trained.items():
+            torch.testing.assert_close(value.detach().double(), expected[names[name]], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 24), (2, 24, 8), (1, 16, 16)])

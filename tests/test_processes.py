@@ -30,8 +30,9 @@ LONG = (
         f"{SMALL_VIT} --learning_rate 2e-3",
         f"{SMALL_VIT} {AUGMENTED}",
         "--model cnn --width 8 --learning_rate 1e-5",  # AdamW amplifies rounding errors to steps of this rate
+        "--model fast-cnn --width 4 --optimizer muon-sgd --learning_rate 1e-3 --muon_learning_rate 1e-4",
     ],
-    ids=["vit", "augmented vit", "cnn"],
+    ids=["vit", "augmented vit", "cnn", "fast cnn"],
 )
 def test_two_processes_have_the_same_losses_as_one(flags, tmp_path):
     flags = f"{TWENTY_STEPS} {flags}"

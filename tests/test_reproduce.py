@@ -61,7 +61,7 @@ def model_path(tmp_path_factory):
 
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
 def test_recipes_describe_networks_that_train(recipe, model_path):
-    args, _, _, initial = train.read_flags([f"@{tables.RECIPES / recipe}.txt", f"--model_path={model_path}"])
+    args, _, _, initial, _ = train.read_flags([f"@{tables.RECIPES / recipe}.txt", f"--model_path={model_path}"])
     with torch.device("meta"):
         model = build_model(model_config(args, num_classes=10, shape=initial and initial.model_config))
     if recipe in SIZES:

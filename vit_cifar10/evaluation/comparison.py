@@ -75,12 +75,18 @@ class TrainedRun:
     @property
     def kind(self):
         """The network in a few words."""
-        return self.network.model.describe() + (", fine-tuned" if self.init else "")
+        taught = f", distilled from {self.teacher['name']}" if self.teacher else ""
+        return self.network.model.describe() + (", fine-tuned" if self.init else "") + taught
 
     @property
     def init(self):
         """The name and the hash of the checkpoint that a fine-tuning started from; None for other runs."""
         return self.network.saved.get("init")
+
+    @property
+    def teacher(self):
+        """The name, the hash and the operations of the network that taught this one; None for other runs."""
+        return self.network.saved.get("teacher")
 
     @property
     def has_whole_test(self):
@@ -96,7 +102,8 @@ class TrainedRun:
         flags = {key: value for key, value in flags.items() if key not in NOT_IN_RECIPE | set(without)}
         folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
         folder = folder and os.path.abspath(folder)
-        recipe = [self.network.saved["model_config"], self.init, self.dataset, folder, self.network.classes, flags]
+        sources = [self.init, self.teacher]
+        recipe = [self.network.saved["model_config"], sources, self.dataset, folder, self.network.classes, flags]
         return json.dumps(comparable(recipe), sort_keys=True, default=str)
 
 
@@ -137,6 +144,12 @@ def load_trained_run(typed, model_path, output_path, device):
     if epochs and epochs[-1]["epoch"] + is_cut < trained.planned_epochs:
         trained.is_finished = False
         notes.append(f"{trained.name} is unfinished: it has {epochs[-1]['epoch']} of {trained.planned_epochs} epochs")
+    if trained.teacher:
+        teacher = trained.teacher["name"]
+        notes.append(
+            f"{trained.name} was also taught by {teacher}; its times exclude {teacher}'s training, and what it shows"
+            " about its kind of network is mixed with what its teacher knew"
+        )
     if trained.init:
         source = trained.init["name"]
         notes.append(f"{trained.name} was fine-tuned from {source}; its epochs and times exclude {source}'s training")
@@ -297,13 +310,14 @@ def summarize_seeds(runs, rows):
 
 
 def most_different(runs):
-    """The pair whose disagreements are shown: the best ViT and the best CNN, or the two best runs.
+    """The pair whose disagreements are shown: the best ViT and the best CNN without a teacher, or the two best runs.
 
     None unless two runs were tested on the same images.
     """
     tested = sorted((run for run in runs if run.tested), key=lambda run: -run.results["accuracy"])
     pairs = [pair for pair in itertools.combinations(tested, 2) if same_images(*pair)]
-    mixed = [(a, b) for a, b in pairs if a.network.model.has_attention != b.network.model.has_attention]
+    untaught = [pair for pair in pairs if not any(run.teacher for run in pair)]
+    mixed = [(a, b) for a, b in untaught if a.network.model.has_attention != b.network.model.has_attention]
     return next(iter([*mixed, *pairs]), None)
 
 

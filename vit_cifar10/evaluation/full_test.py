@@ -16,7 +16,7 @@ import json
 import torch
 from tqdm import tqdm
 
-from vit_cifar10.evaluation.metrics import predict, predict_with_flip, report, scores
+from vit_cifar10.evaluation.metrics import NUM_VIEWS, predict, predict_views, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.schema import LOGITS
@@ -43,14 +43,15 @@ class FullTest:
 def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
     """Test a network, loaded from a checkpoint, on a split of images.
 
-    With `tta`, the results also hold, under "flip", the scores of predictions averaged over each image and its mirror
-    image. Without `batch_size`, it fits the device.
+    With `tta`, the results also hold, under "flip" and "six_views", the scores of predictions averaged over views of
+    each image; see `predict_views`. Without `batch_size`, it fits the device.
     """
     batch_size = batch_size or evaluation_batch_size(network.device)
-    batches = (1 + tta) * -(-len(test) // batch_size)
+    batches = (NUM_VIEWS if tta else 1) * -(-len(test) // batch_size)
     with tqdm(total=batches, desc=f"testing {network.name}", unit="batch", leave=False, disable=None) as bar:
         if tta:
-            logits, averaged = predict_with_flip(network.model, test, batch_size, after_batch=bar.update)
+            averaged = predict_views(network.model, test, batch_size, after_batch=bar.update)
+            logits = averaged.pop("logits")
         else:
             logits = predict(network.model, test, batch_size, after_batch=bar.update)
     network.check_finite(logits)
@@ -64,7 +65,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
         **report(logits, test.labels),
     }
     if tta:
-        results["flip"] = scores(averaged, test.labels)
+        results |= {views: scores(values, test.labels) for views, values in averaged.items()}
     return FullTest(results, logits.cpu(), test.labels.cpu())
 
 
@@ -78,9 +79,10 @@ def print_scores(results):
         f" top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f},"
         f" calibration error {100 * results['calibration']['error']:.2f} %, {results['images']} images"
     )
-    if "flip" in results:
-        flip = results["flip"]
-        print(f"averaged with mirror images: test accuracy {100 * flip['accuracy']:.2f} %, loss {flip['loss']:.4f}")
+    for views, name in (("flip", "mirror images"), ("six_views", "mirror and moved images (six views)")):
+        if views in results:
+            accuracy, loss = results[views]["accuracy"], results[views]["loss"]
+            print(f"averaged with {name}: test accuracy {100 * accuracy:.2f} %, loss {loss:.4f}")
 
 
 def print_class_scores(results):

@@ -39,19 +39,42 @@ def predict(model, split, batch_size=None, precision="fp32", after_batch=lambda:
     return logits
 
 
-def predict_with_flip(model, split, *arguments, **options):
-    """Predict with and without test-time augmentation by horizontal flips.
-
-    All arguments are passed to `predict`.
+def predict_views(model, split, *arguments, **options):
+    """Predict with and without test-time augmentation. All arguments are passed to `predict`.
 
     Returns:
-        The logits from `predict`, and the logarithm of the mean of each image's and its mirror image's class
-        probabilities; both float32 (N, C).
+        {name: values}, all float32 (N, C). "logits" are from `predict`. "flip" and "six_views" are the logarithms of
+        mean class probabilities: of each image and its mirror image, and of six views, as in airbench94. They are the
+        image, the image moved by one pixel up and to the left, or down and to the right, and the mirror images of
+        these three. The two that are not moved count as much as the four others.
     """
+
+    def log_probabilities(down, right, mirrored):
+        images = shift(split.images, down, right)
+        view = dataclasses.replace(split, images=images.flip(3) if mirrored else images)
+        return predict(model, view, *arguments, **options).log_softmax(dim=1)
+
     logits = predict(model, split, *arguments, **options)
-    flipped = predict(model, dataclasses.replace(split, images=split.images.flip(3)), *arguments, **options)
-    log_probabilities = torch.stack([logits.log_softmax(dim=1), flipped.log_softmax(dim=1)])
-    return logits, log_probabilities.logsumexp(dim=0) - math.log(2)
+    flip = mean_of_logs(logits.log_softmax(dim=1), log_probabilities(0, 0, True))
+    moved = mean_of_logs(*(log_probabilities(step, step, mirrored) for step in (-1, 1) for mirrored in (False, True)))
+    return {"logits": logits, "flip": flip, "six_views": mean_of_logs(flip, moved)}
+
+
+NUM_VIEWS = 6  # forward passes of `predict_views` for each image
+
+
+def mean_of_logs(*log_probabilities):
+    """The logarithm of the mean of probabilities, from their logarithms."""
+    return torch.stack(log_probabilities).logsumexp(dim=0) - math.log(len(log_probabilities))
+
+
+def shift(images, down, right):
+    """Move uint8 (N, 3, H, W) by at most a pixel. The border that is left shows the mirrored image."""
+    if down == right == 0:
+        return images
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    height, width = images.shape[-2:]
+    return padded[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
 
 
 def scores(logits, labels):

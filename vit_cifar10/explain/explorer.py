@@ -42,7 +42,6 @@ PAGE = Path(__file__).parent / "page"
 PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "chart", "save")
 LIVE_SCRIPTS = ("image", "live", "edit", "strokes", "address", "walk")
 WORKER_SCRIPTS = ("kernel", "matrix", "network", "gradients", "worker")
-KINDS = {"vit": "ViT", "cnn": "CNN"}
 MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
 TOP_CLASSES = 10  # the number of classes that it then explains
 MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with full precision
@@ -118,11 +117,11 @@ def check_size(network, live=False, count=1):
 
 def describe(network):
     """The facts about the network that the page needs, and the page's color maps."""
-    model, config = network.model, network.saved["model_config"]
+    model = network.model
     is_vit = model.has_attention
     palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # the second one is for values of both signs
     return {
-        "network": f"{printable(network.name)}, a {KINDS[config['model']]} {network.origin}",
+        "network": f"{printable(network.name)}, a {model.title} {network.origin}",
         "classes": network.classes,
         "explainedClasses": len(network.classes) if len(network.classes) <= MAX_CLASSES else TOP_CLASSES,
         "isVit": is_vit,

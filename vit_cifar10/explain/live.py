@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from torch import nn
 
 from model import count_parameters
 from vit_cifar10.explain.encoding import encode
@@ -123,6 +124,30 @@ def encode_network(network):
     }
 
 
+def describe_layers(model):
+    """The layers of a CNN in the order of its forward pass, which is also the order of its modules.
+
+    Each one is a dict with "kind", the entries that page/network.js reads, and "module".
+    """
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            sizes = {"side": module.kernel_size[0], "padding": module.padding[0], "outputs": module.out_channels}
+            layer = {"kind": "convolution", "name": name, **sizes}
+        elif isinstance(module, nn.BatchNorm2d):
+            layer = {"kind": "norm", "name": name, "eps": module.eps}
+        elif isinstance(module, nn.MaxPool2d):
+            layer = {"kind": "pool", "side": module.kernel_size}
+        elif isinstance(module, nn.Linear):
+            layer = {"kind": "linear", "name": name, "outputs": module.out_features}
+        elif isinstance(module, nn.ReLU | nn.GELU):
+            layer = {"kind": type(module).__name__.lower()}
+        else:
+            continue
+        layers.append({**layer, "module": module})
+    return layers
+
+
 def describe_network(network):
     """The sizes of a network, with the names that page/network.js uses."""
     model = network.model
@@ -134,7 +159,9 @@ def describe_network(network):
         "std": network.std.flatten().tolist(),
     }
     if not model.has_attention:
-        return sizes
+        layers = describe_layers(model)
+        at = [layer.pop("module") for layer in layers].index(model.grad_cam_layer)
+        return sizes | {"layers": layers, "gradCamLayer": at, "logitScale": getattr(model, "logit_scale", 1.0)}
     return sizes | {
         "patchSize": model.patch_embed.proj.kernel_size[0],
         "width": model.embed_dim,

@@ -113,6 +113,7 @@ def half_gradient(x):
 
 
 NEAR = 1e-3  # a difference of inputs
+TIE = 1e-5  # a difference of values, relative to the largest one of the whole layer
 
 
 def activation(module, x):
@@ -133,21 +134,39 @@ def activation(module, x):
 
 def max_pool(module, x):
     """Max pooling: a rising maximum is due to the image's largest value, a falling one to the reference's largest."""
-    (output, reference_output), places = _pool(module, x)
-    image, reference = x.chunk(2)
+    outputs = F.max_pool2d(x, module.kernel_size)
+    places = first_largest(x, outputs, module.kernel_size)
+    (image, reference), (output, reference_output) = x.chunk(2), outputs.chunk(2)
     larger = torch.maximum(output, reference_output)
     changed = reference_output
-    for place, change in zip(places, (larger - reference_output, output - larger), strict=True):
+    for place, change in zip(places.chunk(2), (larger - reference_output, output - larger), strict=True):
         difference = _take(image, place) - _take(reference, place)
         slope = torch.where(difference == 0, 0.0, change / difference).detach()
         changed = changed + difference * slope
     return torch.cat([changed, reference_output])
 
 
-def _pool(module, x):
-    """The largest values of all windows, and their places, for the images and for the references."""
-    values, places = F.max_pool2d(x, module.kernel_size, return_indices=True)
-    return values.chunk(2), places.chunk(2)
+def first_largest(x, outputs, side):
+    """The place of the first value in each window of max pooling that is its maximum, except for rounding errors.
+
+    In the reference and in saturated parts of an image, whole windows have one value. Without the tolerance, rounding
+    would choose among them, and so move relevance to other cells.
+
+    Args:
+        x: (B, C, H, W). `outputs`: its maxima, (B, C, h, w), in windows of `side` x `side`.
+
+    Returns:
+        int64 (B, C, h, w), indices into the flattened H x W.
+    """
+    height, width = outputs.shape[-2:]
+    windows = x.unfold(2, side, side).unfold(3, side, side).flatten(4)  # (B, C, h, w, side * side)
+    tolerance = TIE * x.detach().abs().amax(dim=(1, 2, 3), keepdim=True)
+    is_largest = windows >= (outputs - tolerance)[..., None]
+    order = torch.arange(side**2, 0, -1, device=x.device)  # of several ones, `argmax` could return any
+    within = (is_largest * order).argmax(dim=-1)
+    row = torch.arange(height, device=x.device)[:, None] * side + within // side
+    column = torch.arange(width, device=x.device) * side + within % side
+    return row * x.shape[-1] + column
 
 
 def _take(x, places):

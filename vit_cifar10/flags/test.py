@@ -67,7 +67,8 @@ def build_parser():
     add(
         "--tta",
         action="store_true",
-        help="cifar: also report the accuracy of predictions averaged over each image and its mirror image",
+        help="cifar: also report the accuracy of predictions averaged over each image and its mirror image, and over"
+        " six views; takes six times as long",
     )
     subset = f"faithfulness: size of the stratified subset of the test images (default: {TESTED_IMAGES})"
     add("--num_images", type=POSITIVE_INT, help=subset)

@@ -26,6 +26,7 @@ from vit_cifar10.utils.files import check_outputs, is_same_path
 LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
 RATES = {"learning_rate": (5e-4, 2e-4), "muon_learning_rate": (0.01, 0.005)}  # from scratch, and with --init
 MUON_SGD_RATES = {"learning_rate": 1.66, "muon_learning_rate": 0.24}  # with --optimizer muon-sgd
+TEACHER_DEFAULTS = {"teacher_weight": 0.7, "teacher_temperature": 1.0, "teacher_start": 0.0, "teacher_end": 1.0}
 DROPOUTS = {"vit": 0.1, "cnn": 0.3, "fast-cnn": 0.0}
 WIDTHS = {"vit": 32, "cnn": 32, "fast-cnn": 64}  # a ViT ignores it
 PARTS = {"cnn": (4, "convolutions"), "fast-cnn": (3, "groups")}  # that --freeze_blocks counts
@@ -42,6 +43,7 @@ def build_parser():
         add_data_flags,
         add_network_flags,
         add_fine_tuning_flags,
+        add_teacher_flags,
         add_training_flags,
         add_augmentation_flags,
         add_run_flags,
@@ -98,6 +100,20 @@ def add_fine_tuning_flags(parser):
     add("--init", type=not_empty, metavar="RUN", help=init)
     freeze = "with --init: do not train the embedding and the first N blocks (CNN: N convolutions); 0 trains everything"
     add("--freeze_blocks", type=NON_NEGATIVE_INT, metavar="N", default=0, help=freeze)
+
+
+def add_teacher_flags(parser):
+    add = parser.add_argument_group("distillation").add_argument
+    teacher = "also learn from the predictions of a run with the same classes: its name, folder or checkpoint"
+    add("--teacher", type=not_empty, metavar="RUN", help=teacher)
+    weight = "fraction of the loss that compares the predictions with the teacher's; default: 0.7"
+    add("--teacher_weight", type=PROBABILITY, help=weight)
+    temperature = "what both networks' logits are divided by before they are compared; default: 1"
+    add("--teacher_temperature", type=POSITIVE, help=temperature)
+    hard = "learn only the class that the teacher predicts, as DeiT does, not its probabilities"
+    add("--teacher_hard", action="store_true", help=hard)
+    add("--teacher_start", type=PROBABILITY, help="fraction of the run after which the teacher begins; default: 0")
+    add("--teacher_end", type=PROBABILITY, help="fraction of the run after which the teacher stops; default: 1")
 
 
 def add_training_flags(parser):
@@ -229,6 +245,10 @@ def fill_defaults(args):
         args.width = WIDTHS[args.model]
     if args.augment is None:
         args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
+    if args.teacher is not None:
+        for flag, value in TEACHER_DEFAULTS.items():
+            if getattr(args, flag) is None:
+                setattr(args, flag, value)
     for flag, from_scratch_and_with_init in RATES.items():
         if getattr(args, flag) is None:
             rate = MUON_SGD_RATES.get(flag) if args.optimizer == "muon-sgd" else None
@@ -250,12 +270,26 @@ def check_flags(args):
         raise UserError(f"--small_epochs {args.small_epochs:g} must be less than --epochs {args.epochs}")
     if args.freeze_blocks and args.init is None:
         raise UserError("--freeze_blocks keeps trained weights, so it needs --init RUN; add it, or leave out the flag")
+    check_teacher_flags(args)
     if args.schedule == "plateau" and args.val_images == 0:
         raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")
     if args.schedule == "plateau" and args.eval_every > 1:
         raise UserError("--schedule plateau needs the validation loss of every epoch; leave out --eval_every")
     if args.run_name is not None and not is_folder_name(args.run_name):
         raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, not a path")
+
+
+def check_teacher_flags(args):
+    """Raise `UserError` for flags of a distillation that do not fit each other."""
+    if args.teacher is None:
+        for flag in (*TEACHER_DEFAULTS, "teacher_hard"):
+            if getattr(args, flag) not in (None, False):
+                raise UserError(f"--{flag} needs --teacher RUN; add it, or leave out the flag")
+        return
+    if args.teacher_hard and args.teacher_temperature != 1:
+        raise UserError("--teacher_hard uses no temperature; leave out --teacher_temperature")
+    if args.teacher_start >= args.teacher_end:
+        raise UserError(f"--teacher_start {args.teacher_start:g} must be less than --teacher_end {args.teacher_end:g}")
 
 
 def check_sizes(args):

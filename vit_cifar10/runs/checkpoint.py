@@ -14,6 +14,7 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
     recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
                     converted_from, with dataset "folder", epoch 0 and no metrics
     init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
+    teacher         name, SHA-256 and operations per image of the network that taught it; only in distilled runs
 
 `model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
 `training` holds everything else that an exact resume needs. `model/<run>/previous.pt` is the save before last.pt, in

@@ -320,9 +320,10 @@ CHECKPOINT = Record(
         "metrics": EPOCH_METRICS,
         "recipe": RECIPE,
         "init": Record({"name": Text(), "sha256": HASH}),
+        "teacher": Record({"name": Text(), "sha256": HASH, "flops": Number(0, 1e30)}),
         "training": TRAINING,
     },
-    optional={"init", "training"},
+    optional={"init", "teacher", "training"},
 )
 LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})
 PROBABILITIES, CORRELATIONS = Tensor(low=-1e-3, high=1 + 1e-3), Tensor(low=-1 - 1e-3, high=1 + 1e-3)  # with rounding

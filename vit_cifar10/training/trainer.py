@@ -56,10 +56,11 @@ class Trainer:
     any step and on any number of ranks, a resumed run draws the same numbers as an uninterrupted one. No random state
     is saved.
 
-    `initial` is the `Initial` of a fine-tuning. If it has a network, the training starts from its weights.
+    `initial` is the `Initial` of a fine-tuning. If it has a network, the training starts from its weights. `teacher` is
+    the `Teacher` of a distillation.
     """
 
-    def __init__(self, args, splits, device, job=None, initial=None):
+    def __init__(self, args, splits, device, job=None, initial=None, teacher=None):
         self.args = args
         self.device = device
         self.job = job or Job()
@@ -78,6 +79,9 @@ class Trainer:
                 f" use {f'--batch_size {even}' if even else 'fewer'}"
             )
         self.init_record = initial and initial.record
+        self.teacher = teacher and teacher.to(device)
+        if teacher:
+            teacher.check_classes(splits.train.classes)
         self.config = model_config(args, self.num_classes, initial and initial.model_config)
         self.model, self.initial_changes = self.build_network(splits.train, initial)
         self.frozen = freeze(self.model, args.freeze_blocks)
@@ -179,7 +183,7 @@ class Trainer:
         """The facts about the network, the device and the data for config.json, as plain values."""
         return {
             "model_config": self.config,
-            **({"init": self.init_record} if self.init_record else {}),
+            **self.sources(),
             "parameters": count_parameters(self.model),
             "precision": self.precision,
             "compiled": self.is_compiled,
@@ -189,6 +193,11 @@ class Trainer:
             "val_images": len(self.val_split or ()),
             "test_images": len(self.test_split),
         }
+
+    def sources(self):
+        """The records of the networks that this one learns from, {"init": record, "teacher": record} at most."""
+        records = {"init": self.init_record, "teacher": self.teacher and self.teacher.record}
+        return {source: record for source, record in records.items() if record}
 
     def order(self, epoch):
         """The images of an epoch in the order of its batches, int64 (n,), without the incomplete last batch."""
@@ -246,7 +255,6 @@ class Trainer:
         seed = self.seed_of(self.step)
         seed_step(seed, self.device)
         inputs, targets = self.augment(images, labels, seed)
-        inputs = self.patches.shrink(inputs, self.step)
         if self.args.keep_patches < 1:
             self.model.patch_drop.keep = self.patches.keep(self.step)
         if self.job.size > 1:
@@ -254,11 +262,13 @@ class Trainer:
             inputs, targets = inputs[shard], targets[shard]
             # Ranks draw different dropout, and none repeats the draws of the augmentation.
             seed_step(seed + 7_919 * (1 + self.job.rank), self.device)
+        lesson = self.lesson(inputs)
+        inputs = self.patches.shrink(inputs, self.step)
         self.model.zero_grad(set_to_none=True)
         if self.has_graphs:  # from here on, they may write over the loss and the gradients of the last step
             torch.compiler.cudagraph_mark_step_begin()
         with autocast(self.device, self.precision):
-            loss, sums = self.loss_and_sums(inputs, targets)
+            loss, sums = self.loss_and_sums(inputs, targets, lesson)
         self.scaler.scale(loss).backward()
         if self.args.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -269,10 +279,19 @@ class Trainer:
             self.ema.update()
         return sums
 
-    def forward_step(self, inputs, targets):
+    def lesson(self, inputs):
+        """What the teacher predicts for a shard of images in full size; None if it does not teach at this step."""
+        if not (self.teacher and self.teacher.teaches(self.step / self.schedule.total_steps)):
+            return None
+        with autocast(self.device, self.precision):
+            return self.teacher.lesson(inputs, self.train_split.mean, self.train_split.std)
+
+    def forward_step(self, inputs, targets, lesson=None):
         """The forward pass: the mean loss of a shard, and its sums as `train_step` returns them."""
         logits = self.forward(inputs)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
+        if lesson is not None:
+            loss = self.teacher.combine(loss, logits, lesson)
         main_class = targets if targets.ndim == 1 else targets.argmax(dim=1)
         correct = (logits.argmax(dim=1) == main_class).sum()
         return loss, torch.stack([loss.detach().float() * len(inputs), correct])
@@ -379,7 +398,7 @@ class Trainer:
             "epoch": metrics.get("epoch", 0),
             "metrics": metrics,
             "recipe": vars(self.args),
-            **({"init": self.init_record} if self.init_record else {}),
+            **self.sources(),
         }
 
     def training_state(self):

@@ -223,72 +223,95 @@ function headContributions(vit, trace, target, off) {
   });
 }
 
-// The CNN
+// The CNNs
 
-/** The gradient of a logit with respect to the output of the last ReLU: (cells × channels). */
-function cnnGradient(cnn, trace, target) {
-  const { weights } = cnn, units = trace.hidden.length, last = trace.stages[3];
-  const row = weights["classifier.4.weight"].subarray(target * units, (target + 1) * units);
-  const hidden = row.map((value, unit) => (trace.hidden[unit] > 0 ? value : 0));
-  const out = new Float32Array(last.active.length);
-  unflatten(cnn, trace, hidden).forEach((value, index) => { out[last.places[index]] += value; });
+const TIE = 1e-5; // relative to the largest value of a layer: see first_largest in propagation.py
+const NEAR = 1e-3; // between inputs that are closer, an activation's slope is its derivative: see propagation.py
+
+const SLOPES = {
+  relu: { of: (x) => Math.max(0, x), derivative: (x) => (x > 0 ? 1 : 0) },
+  gelu: { of: (x) => x * normalCdf(x), derivative: GRADIENT.geluSlope },
+};
+
+/**
+ * A backward pass of a CNN: the gradient of a logit with respect to the input of layer `last`.
+ *
+ * With `reference`, the trace of a reference image, the rules are DeepLIFT's.
+ */
+function cnnBackward(cnn, trace, reference, target, last) {
+  let gradient = new Float32Array(cnn.classes);
+  gradient[target] = cnn.logitScale;
+  for (let index = cnn.layers.length - 1; index >= last; index -= 1) {
+    const layer = cnn.layers[index], ours = trace.maps[index], theirs = reference?.maps[index];
+    if (layer.kind === "linear") {
+      const flat = multiply(gradient, layer.weight, 1, layer.outputs, layer.weight.length / layer.outputs);
+      gradient = transpose(flat, ours.channels, ours.size ** 2);
+    } else if (layer.kind === "pool") {
+      gradient = reference
+        ? poolBackward(ours, theirs, layer.side, gradient)
+        : scatter(gradient, trace.places[index], ours.values.length);
+    } else if (layer.kind === "norm") {
+      gradient = gradient.map((value, k) => value * layer.scale[k % ours.channels]);
+    } else if (layer.kind === "convolution") {
+      gradient = convolutionBackward(gradient, layer, ours.size);
+    } else {
+      const slope = SLOPES[layer.kind];
+      gradient = gradient.map((value, k) => (
+        value * secant(slope, ours.values[k], theirs ? theirs.values[k] : ours.values[k])));
+    }
+  }
+  return gradient;
+}
+
+/** The slope of an activation between two inputs. */
+function secant({ of, derivative }, input, other) {
+  if (Math.abs(input - other) < NEAR) return derivative((input + other) / 2);
+  return (of(input) - of(other)) / (input - other);
+}
+
+function cnnGradCam(cnn, trace, target) {
+  const at = cnn.gradCamLayer + 1, { values, channels } = trace.maps[at];
+  return gradCam(values, cnnBackward(cnn, trace, null, target, at), channels);
+}
+
+/** DeepLIFT (the rescale rule) against a reference. Both traces are from the forward pass. One value per cell. */
+function deepLift(cnn, trace, reference, pixels, target) {
+  return sumOverCells(cnn, cnnBackward(cnn, trace, reference, target, 0), pixels);
+}
+
+function scatter(gradient, place, length) {
+  const out = new Float32Array(length);
+  gradient.forEach((value, index) => { out[place[index]] += value; });
   return out;
 }
 
-/** A gradient of the hidden layer's input, passed on to the pooled map: (pixels × channels). */
-function unflatten(cnn, trace, hidden) {
-  const weight = cnn.weights["classifier.1.weight"], channels = cnn.stages[3].outputs;
-  const flat = multiply(hidden, weight, 1, hidden.length, weight.length / hidden.length);
-  return transpose(flat, channels, flat.length / channels);
-}
-
-/**
- * DeepLIFT (the rescale rule) of a CNN against a reference. Both traces are from its forward pass. The result has one
- * value per cell.
- */
-function deepLift(cnn, trace, reference, pixels, target) {
-  const units = trace.hidden.length;
-  const row = cnn.weights["classifier.4.weight"].subarray(target * units, (target + 1) * units);
-  const hidden = row.map((value, unit) => value * reluSlope(trace.hidden[unit], reference.hidden[unit]));
-  let gradient = unflatten(cnn, trace, hidden);
-  for (let stage = 3; stage >= 0; stage -= 1) {
-    const ours = trace.stages[stage], theirs = reference.stages[stage], { scale, outputs } = cnn.stages[stage];
-    gradient = poolBackward(ours, theirs, gradient).map((value, index) => (
-      value * reluSlope(ours.normed[index], theirs.normed[index]) * scale[index % outputs]));
-    gradient = convolutionBackward(gradient, cnn.stages[stage], ours.size);
-  }
-  return sumOverCells(cnn, gradient, pixels);
-}
-
-function reluSlope(input, reference) {
-  if (input === reference) return input > 0 ? 1 : 0;
-  return (Math.max(0, input) - Math.max(0, reference)) / (input - reference);
+function largestValue(values) {
+  return values.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
 }
 
 /** A rising maximum is due to the image's largest value, a falling one to the reference's largest. */
-function poolBackward(ours, theirs, gradient) {
-  const out = new Float32Array(ours.active.length);
+function poolBackward(ours, theirs, side, gradient) {
+  const out = new Float32Array(ours.values.length);
+  const [places, others] = [ours, theirs].map((map) => maxPool(map, side, TIE * largestValue(map.values)).place);
+  const [outputs, referenceOutputs] = [ours, theirs].map((map) => maxPool(map, side).values);
   gradient.forEach((value, index) => {
-    const output = ours.active[ours.places[index]], referenceOutput = theirs.active[theirs.places[index]];
+    const output = outputs[index], referenceOutput = referenceOutputs[index];
     const larger = Math.max(output, referenceOutput);
-    for (const [place, change] of [
-      [ours.places[index], larger - referenceOutput], [theirs.places[index], output - larger],
-    ]) {
-      const difference = ours.active[place] - theirs.active[place];
+    for (const [place, change] of [[places[index], larger - referenceOutput], [others[index], output - larger]]) {
+      const difference = ours.values[place] - theirs.values[place];
       if (difference !== 0) out[place] += (value * change) / difference;
     }
   });
   return out;
 }
 
-function convolutionBackward(gradient, { kernel, inputs, outputs }, size) {
-  const spread = multiply(gradient, kernel, size * size, outputs, 9 * inputs);
+function convolutionBackward(gradient, { kernel, inputs, outputs, side, padding }, size) {
+  const pixels = gradient.length / outputs, spread = multiply(gradient, kernel, pixels, outputs, side ** 2 * inputs);
   const out = new Float32Array(size * size * inputs);
-  for (let pixel = 0; pixel < size * size; pixel += 1) {
-    for (let place = 0; place < 9; place += 1) {
-      const row = Math.floor(pixel / size) + Math.floor(place / 3) - 1, column = (pixel % size) + (place % 3) - 1;
-      if (row < 0 || row >= size || column < 0 || column >= size) continue;
-      const to = (row * size + column) * inputs, from = (pixel * 9 + place) * inputs;
+  for (let pixel = 0, from = 0; pixel < pixels; pixel += 1) {
+    for (let place = 0; place < side ** 2; place += 1, from += inputs) {
+      const to = neighbor(pixel, place, size, side, padding) * inputs;
+      if (to < 0) continue;
       for (let channel = 0; channel < inputs; channel += 1) out[to + channel] += spread[from + channel];
     }
   }

@@ -146,81 +146,111 @@ class VisionTransformer {
   }
 }
 
-/** The CNN: four stages of convolution, batch normalization, ReLU and max pooling, then two linear layers. */
-class SimpleCNN {
+/**
+ * A CNN: a list of layers, one after another, as `describe_layers` in live.py writes them.
+ *
+ * Maps are (size · size × channels). A trace has the input of every layer and, of the last one, the output.
+ */
+class ConvNet {
   constructor(config, weights) {
     Object.assign(this, config);
-    this.weights = weights;
     this.grid = Math.floor(this.imageSize / 4);
-    this.stages = [0, 1, 2, 3].map((stage) => this.prepare(`features.${stage}`));
+    this.layers = config.layers.map((layer) => ({ ...layer, ...LAYERS[layer.kind].prepare?.(layer, weights) }));
   }
 
-  /** A stage's kernel (out × 3 · 3 · in), and the scale and shift of its batch normalization. */
-  prepare(name) {
-    const [weight, gamma, beta, mean, variance] = ["0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var"]
-      .map((part) => this.weights[`${name}.${part}`]);
-    const outputs = gamma.length, inputs = weight.length / outputs / 9;
-    const kernel = new Float32Array(weight.length);
-    for (let index = 0; index < weight.length; index += 1) { // (out, in, 3, 3) -> (out, 3, 3, in)
-      const place = index % 9, input = Math.floor(index / 9) % inputs, output = Math.floor(index / 9 / inputs);
-      kernel[(output * 9 + place) * inputs + input] = weight[index];
-    }
-    const scale = gamma.map((value, channel) => value / Math.sqrt(variance[channel] + 1e-5));
-    const shift = beta.map((value, channel) => value - mean[channel] * scale[channel]);
-    return { kernel, scale, shift, inputs, outputs };
-  }
-
-  /** Normalized pixels (3 × size × size) -> {stages, hidden, logits}. Maps are (size · size × channels). */
+  /** Normalized pixels (3 × size × size) -> {maps: [{values, size, channels}], places, logits}. */
   forward(pixels) {
-    let size = this.imageSize, x = transpose(pixels, 3, size * size);
-    const stages = this.stages.map((stage) => {
-      const { kernel, scale, shift, inputs, outputs } = stage;
-      const convolved = linear(neighbors(x, size, inputs), kernel, null, size * size, 9 * inputs, outputs);
-      const normed = convolved.map((value, index) => value * scale[index % outputs] + shift[index % outputs]);
-      const active = normed.map((value) => Math.max(0, value));
-      const { values, places } = maxPool(active, size, outputs);
-      const result = { size, normed, active, places };
-      size = Math.floor(size / 2);
-      x = values;
-      return result;
+    const { imageSize } = this;
+    const maps = [{ values: transpose(pixels, 3, imageSize ** 2), size: imageSize, channels: 3 }], places = [];
+    this.layers.forEach((layer, index) => {
+      const { place, ...map } = LAYERS[layer.kind].forward(maps[index], layer);
+      maps.push(map);
+      places.push(place);
     });
-    const channels = this.stages[3].outputs;
-    const flat = transpose(x, size * size, channels); // as PyTorch orders it: channel by channel
-    const { weights, classes } = this, units = weights["classifier.1.bias"].length;
-    const hidden = linear(flat, weights["classifier.1.weight"], weights["classifier.1.bias"], 1, flat.length, units);
-    const active = hidden.map((value) => Math.max(0, value));
-    const logits = linear(active, weights["classifier.4.weight"], weights["classifier.4.bias"], 1, units, classes);
-    return { stages, hidden, logits };
+    return { maps, places, logits: maps[maps.length - 1].values.map((value) => value * this.logitScale) };
   }
 }
 
-/** The 3 × 3 neighbors of every pixel, 0 outside the image: (size · size × 9 · channels). */
-function neighbors(x, size, channels) {
-  const out = new Float32Array(size * size * 9 * channels);
-  for (let pixel = 0, to = 0; pixel < size * size; pixel += 1) {
-    for (let place = 0; place < 9; place += 1, to += channels) {
-      const row = Math.floor(pixel / size) + Math.floor(place / 3) - 1, column = (pixel % size) + (place % 3) - 1;
-      if (row < 0 || row >= size || column < 0 || column >= size) continue;
-      const from = (row * size + column) * channels;
-      out.set(x.subarray(from, from + channels), to);
+/** What each kind of layer prepares from the weights, and its forward pass: {values, size, channels}. */
+const LAYERS = {
+  convolution: {
+    /** The kernel, (out, in, side, side) -> (out, side, side, in). */
+    prepare({ name, side, outputs }, weights) {
+      const weight = weights[`${name}.weight`], bias = weights[`${name}.bias`] ?? null, area = side ** 2;
+      const inputs = weight.length / outputs / area;
+      const kernel = new Float32Array(weight.length);
+      for (let index = 0; index < weight.length; index += 1) {
+        const place = index % area, input = Math.floor(index / area) % inputs;
+        kernel[(Math.floor(index / area / inputs) * area + place) * inputs + input] = weight[index];
+      }
+      return { kernel, bias, inputs };
+    },
+    forward({ values, size }, { kernel, bias, inputs, outputs, side, padding }) {
+      const out = size + 2 * padding - side + 1, cut = neighbors(values, size, inputs, side, padding);
+      const convolved = linear(cut, kernel, bias, out ** 2, side ** 2 * inputs, outputs);
+      return { values: convolved, size: out, channels: outputs };
+    },
+  },
+  norm: {
+    prepare({ name, eps }, weights) {
+      const [gamma, beta, mean, variance] = ["weight", "bias", "running_mean", "running_var"]
+        .map((part) => weights[`${name}.${part}`]);
+      const scale = gamma.map((value, channel) => value / Math.sqrt(variance[channel] + eps));
+      return { scale, shift: beta.map((value, channel) => value - mean[channel] * scale[channel]) };
+    },
+    forward: ({ values, size, channels }, { scale, shift }) => ({
+      values: values.map((value, index) => value * scale[index % channels] + shift[index % channels]), size, channels,
+    }),
+  },
+  relu: { forward: (map) => ({ ...map, values: map.values.map((value) => Math.max(0, value)) }) },
+  gelu: { forward: (map) => ({ ...map, values: gelu(map.values) }) },
+  pool: { forward: (map, { side }) => maxPool(map, side) },
+  linear: {
+    prepare: ({ name }, weights) => ({ weight: weights[`${name}.weight`], bias: weights[`${name}.bias`] ?? null }),
+    forward({ values, size, channels }, { weight, bias, outputs }) {
+      const flat = transpose(values, size ** 2, channels); // as PyTorch orders it: channel by channel
+      return { values: linear(flat, weight, bias, 1, flat.length, outputs), size: 1, channels: outputs };
+    },
+  },
+};
+
+/** The side × side neighbors of every pixel, 0 outside the image: (pixels × side · side · channels). */
+function neighbors(x, size, channels, side, padding) {
+  const out = size + 2 * padding - side + 1, result = new Float32Array(out ** 2 * side ** 2 * channels);
+  for (let pixel = 0, to = 0; pixel < out ** 2; pixel += 1) {
+    for (let place = 0; place < side ** 2; place += 1, to += channels) {
+      const from = neighbor(pixel, place, size, side, padding) * channels;
+      if (from >= 0) result.set(x.subarray(from, from + channels), to);
     }
   }
-  return out;
+  return result;
 }
 
-/** 2 × 2 max pooling: {values, places}, where `places` are the indices of the largest values. */
-function maxPool(x, size, channels) {
-  const half = Math.floor(size / 2);
-  const values = new Float32Array(half * half * channels), places = new Int32Array(values.length);
-  for (let index = 0; index < values.length; index += 1) {
+/** The pixel of a map that a place of a kernel reads for an output pixel, or -1 outside the map. */
+function neighbor(pixel, place, size, side, padding) {
+  const out = size + 2 * padding - side + 1;
+  const row = Math.floor(pixel / out) + Math.floor(place / side) - padding;
+  const column = (pixel % out) + (place % side) - padding;
+  return row < 0 || row >= size || column < 0 || column >= size ? -1 : row * size + column;
+}
+
+/**
+ * Max pooling: {values, size, channels, place}, where `place` has the indices of the largest values. With a tolerance,
+ * they are the indices of the first values that are as large, except for a difference of at most the tolerance.
+ */
+function maxPool({ values, size, channels }, side, tolerance = 0) {
+  const out = Math.floor(size / side), largest = new Float32Array(out ** 2 * channels);
+  const place = new Int32Array(largest.length);
+  for (let index = 0; index < largest.length; index += 1) {
     const channel = index % channels, cell = Math.floor(index / channels);
-    const corner = (2 * Math.floor(cell / half) * size + 2 * (cell % half)) * channels + channel;
+    const corner = (side * Math.floor(cell / out) * size + side * (cell % out)) * channels + channel;
+    const at = (within) => corner + (Math.floor(within / side) * size + (within % side)) * channels;
     let best = corner;
-    for (const place of [corner + channels, corner + size * channels, corner + (size + 1) * channels]) {
-      if (x[place] > x[best]) best = place;
-    }
-    values[index] = x[best];
-    places[index] = best;
+    for (let within = 1; within < side ** 2; within += 1) if (values[at(within)] > values[best]) best = at(within);
+    largest[index] = values[best];
+    let first = 0;
+    while (tolerance && values[at(first)] < values[best] - tolerance) first += 1;
+    place[index] = tolerance ? at(first) : best;
   }
-  return { values, places };
+  return { values: largest, size: out, channels, place };
 }

@@ -37,7 +37,7 @@ const METHODS = {
   },
   gradCam: {
     name: "Grad-CAM", classes: true,
-    meaning: `The ${data.isVit ? "input of the last block" : "output of the last ReLU"}, with each channel `
+    meaning: `The ${data.isVit ? "input of the last block" : "output of the last activation"}, with each channel `
       + "weighted by how much it raises the score of the selected class: what this method counts as evidence for the "
       + "class.",
   },

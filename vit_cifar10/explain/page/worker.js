@@ -46,7 +46,7 @@ function load({ config, tensors, integers, floats }) {
     weights[name] = values;
     at += values.length;
   }
-  network = isVit ? new VisionTransformer(config, weights) : new SimpleCNN(config, weights);
+  network = isVit ? new VisionTransformer(config, weights) : new ConvNet(config, weights);
   if (!isVit) reference = network.forward(new Float32Array(3 * config.imageSize ** 2));
   postMessage({ kind: "ready", isFast: kernel !== null });
 }
@@ -143,9 +143,8 @@ function symmetricDifference(one, other) {
 /** All explanations of a class that need gradients. */
 function explain(trace, inputs, target, off) {
   if (!isVit) {
-    const channels = network.stages[3].outputs;
     return {
-      gradCam: gradCam(trace.stages[3].active, cnnGradient(network, trace, target), channels),
+      gradCam: cnnGradCam(network, trace, target),
       evidence: deepLift(network, trace, reference, inputs, target),
     };
   }
