@@ -60,7 +60,10 @@ def main(argv=None):
             trainer.resume(resumed)
         with StopSignals(job) as signals, recorded(trainer, run, signals, resumed) as recorder:
             for epoch in range(trainer.epoch + 1, args.epochs + 1):
-                metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
+                for images, labels in trainer.batches(epoch):
+                    trainer.step_on(images, labels)  # augment, forward, backward, update the weights
+                    recorder.after_step()  # show the progress; save if it is time; stop on a signal
+                metrics = trainer.epoch_metrics(epoch) | trainer.evaluate(epoch, recorder.after_batch)
                 trainer.end_epoch(metrics)
                 recorder.log_epoch(metrics)
         if run:

@@ -360,7 +360,7 @@ def test_a_run_whose_record_is_cut_off_in_an_early_epoch_is_unfinished(copied):
 
 
 def test_the_progress_of_a_resumed_run_refers_to_its_new_length(copied, monkeypatch):
-    monkeypatch.setattr(trainer.Trainer, "train_epoch", mock.Mock(side_effect=Interrupted(15)))
+    monkeypatch.setattr(trainer.Trainer, "batches", mock.Mock(side_effect=Interrupted(15)))
     with pytest.raises(SystemExit):
         train.main(["--resume", str(copied / "model" / "cnn"), "--epochs", "5", f"--output_path={copied / 'output'}"])
     kept = checkpoint.load(copied / "model" / "cnn")

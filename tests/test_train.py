@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from helpers import SMALL_VIT, checkpoint_contents, folder_flags
+from helpers import SMALL_VIT, checkpoint_contents, folder_flags, train_epoch
 from torch._dynamo.testing import CompileCounter
 
 import train
@@ -104,8 +104,8 @@ def test_every_number_of_patches_is_compiled(splits, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
     flags = "--compile on --augment none --patch_size 4 --small_epochs 0.5 --keep_patches 0.1"
     trainer = trainer_for(splits, f"{flags} --n_layers 1 --batch_size 16 --epochs 2 --warmup_epochs 0")
-    trainer.train_epoch(1)
-    trainer.train_epoch(2)
+    train_epoch(trainer, 1)
+    train_epoch(trainer, 2)
     graphs_of_augment = 1
     assert counter.frame_count == graphs_of_augment + 1 + 8
     assert trainer.timed_steps == 2 * 16 - 1 - 8, "the steps that compile take longer"
@@ -131,7 +131,7 @@ def test_cuda_graphs_are_asked_for_and_their_recording_is_not_timed(splits, monk
     monkeypatch.setattr(torch, "compile", lambda function, **options: seen.append(options) or function)
     monkeypatch.setattr(trainer_module, "pick_compile", lambda *_: True)  # as on a GPU
     trainer = trainer_for(splits, "--compile graphs --batch_size 16 --epochs 1 --warmup_epochs 0")
-    trainer.train_epoch(1)
+    train_epoch(trainer, 1)
     assert [options.get("options") for options in seen] == [{"triton.cudagraphs": True}, None]  # network, augmentation
     assert trainer.timed_steps == 16 - 3
 
@@ -185,7 +185,7 @@ def test_plateau_follows_the_validation_loss_and_survives_a_resume(splits, tmp_p
     run = RunWriter(tmp_path / "model", tmp_path / "output", "new")
     with recorded(trainer, run, StopSignals(Job())) as recorder:
         for epoch in range(1, 5):
-            metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
+            metrics = train_epoch(trainer, epoch) | trainer.evaluate(epoch)
             trainer.end_epoch(metrics)
             recorder.log_epoch(metrics)
     assert [metrics["learning_rate"] for metrics in run.epochs] == pytest.approx([5e-4, 5e-4, 5e-5, 5e-6])

@@ -1,6 +1,8 @@
-"""Recording a training: the run's files, the progress on the screen, and what happens when the training ends."""
+"""Record a training run: its files, its progress on the screen, and how it ends."""
 
 import contextlib
+import enum
+import math
 import sys
 import time
 
@@ -10,7 +12,7 @@ from vit_cifar10.evaluation.full_test import run_full_test, write_full_test
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import TEST_FILES, resume_command
 from vit_cifar10.runs.trackers import open_tracker
-from vit_cifar10.training.hooks import Hooks, StepHooks
+from vit_cifar10.training.distributed import AsyncMaxAllReduce
 from vit_cifar10.training.signals import Interrupted
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.text import one_line, printable
@@ -20,30 +22,30 @@ from vit_cifar10.utils.text import one_line, printable
 def recorded(trainer, run, signals, resumed=None):
     """Record the training of a run. However it ends, leave a resumable run or no files.
 
-    On entry, open the run's folders and print what will be trained. In the body, save and show progress after the
-    steps. If a signal requests a stop, save, print how to resume, and exit with status 128 + signal number.
+    On entry, open the run's folders and print what will be trained. If a signal requests a stop in the body, save,
+    print how to resume, and exit with status 128 + signal number.
 
     Args:
         run: a `RunWriter` on rank 0, None on the other ranks.
         resumed: the checkpoint that the trainer resumes from, if any.
 
     Yields:
-        A `Recorder`, whose `log_epoch` takes the metrics of each epoch.
+        A `Recorder`. Call its `after_step`, `after_batch` and `log_epoch`.
     """
     job, failed, was_complete = trainer.job, True, trainer.is_complete
     try:
         job.run_on_rank0(lambda: begin(run, trainer, resumed))
         with progress_bar(trainer) as bar:
-            trainer.hooks = StepHooks(trainer, run, signals, bar)
-            yield Recorder(trainer, run)
-        trainer.hooks.finish()
+            recorder = Recorder(trainer, run, signals, bar)
+            yield recorder
+        recorder.finish()
         if was_complete:
             job.run_on_rank0(lambda: run.finish(trainer))
         if trainer.args.log != "none":
             job.run_on_rank0(lambda: send_pictures(trainer, run))
         failed = False
     except Interrupted as stop:
-        trainer.hooks.finish()
+        recorder.finish()
         job.run_on_rank0(lambda: run.save(trainer))
         if run:
             if run.epochs:
@@ -60,18 +62,89 @@ def recorded(trainer, run, signals, resumed=None):
             sys.exit(128 + signals.received)
         raise
     finally:
-        trainer.hooks = Hooks()  # the earlier hooks refer to the trainer
         if run:
             run.close(failed)
 
 
-class Recorder:
-    """Records the epochs of a training. `run` is a `RunWriter` on rank 0, None on the other ranks."""
+class Action(enum.IntEnum):
+    """What all ranks do after a step. If ranks request different actions, the highest one wins."""
 
-    def __init__(self, trainer, run):
-        self.trainer, self.run = trainer, run
+    NONE = 0
+    SAVE = 1
+    STOP = 2
+    FAIL = 3  # the loss is not finite
+
+
+class Recorder:
+    """Shows the progress of a training, saves it, and records its epochs.
+
+    If any rank requests it after a step, all ranks save, stop or fail. `run` is a `RunWriter` on rank 0, None on the
+    other ranks.
+    """
+
+    def __init__(self, trainer, run, signals, bar):
+        self.trainer, self.run, self.signals, self.bar = trainer, run, signals, bar
+        self.agree = AsyncMaxAllReduce(trainer.job)
         self.step, self.started_at = trainer.step, time.perf_counter()
+        self.shown_at = self.started_at
         self.work = self.work_left = trainer.patches.work(self.step, trainer.args.epochs * trainer.steps_per_epoch)
+
+    def after_step(self):
+        """After `Trainer.step_on`: show the progress, and save if it is time to.
+
+        Raises:
+            Interrupted: a signal requests a stop.
+            UserError: the loss is not finite.
+        """
+        trainer = self.trainer
+        epoch = (trainer.step - 1) // trainer.steps_per_epoch + 1
+        self.bar.set_description(f"epoch {epoch}/{trainer.args.epochs}", refresh=False)
+        self.bar.update(trainer.batch_size)
+        action = self.requested_action()
+        if self.is_display_due() and not self.show_metrics():
+            action = Action.FAIL
+        self.apply(*self.agree(action, self.signals.received))
+
+    def after_batch(self):
+        """After a batch of an evaluation: save if it is time to. Raises `Interrupted` if a signal requests a stop."""
+        self.apply(*self.agree(self.requested_action(), self.signals.received))
+
+    def requested_action(self):
+        """What this rank requests."""
+        if self.signals.received:
+            return Action.STOP
+        return Action.SAVE if self.run and self.run.is_save_due() else Action.NONE
+
+    def apply(self, action, signal_number):
+        """Do what the ranks have agreed on."""
+        trainer = self.trainer
+        if action == Action.FAIL:
+            trainer.check_loss(math.nan)
+        if action != Action.NONE:
+            trainer.rebalance_sums()
+        if action == Action.STOP:
+            raise Interrupted(signal_number)
+        if action == Action.SAVE:
+            with trainer.paused():
+                trainer.job.run_on_rank0(lambda: self.run.save(trainer))
+
+    def is_display_due(self):
+        """Whether the displayed metrics are half a second old, or the last step of an epoch is complete."""
+        is_last_step = self.trainer.step % self.trainer.steps_per_epoch == 0
+        return is_last_step or time.perf_counter() >= self.shown_at + 0.5
+
+    def show_metrics(self):
+        """Show loss and accuracy next to the bar, and return whether the loss is finite."""
+        self.shown_at = time.perf_counter()
+        loss, accuracy = self.trainer.running_metrics()
+        self.bar.set_postfix_str(
+            f"loss {loss:.3f}, acc {100 * accuracy:.1f} %, lr {self.trainer.learning_rate:.1e}", refresh=False
+        )
+        return math.isfinite(loss)
+
+    def finish(self):
+        """Complete the communication with the other ranks."""
+        self.agree.finish()
 
     def log_epoch(self, metrics):
         """After `Trainer.end_epoch`: record the metrics, keep the weights if they are the best, and print a line."""
@@ -139,6 +212,7 @@ def progress_bar(trainer):
     """A bar over the images of all epochs; in a log file, a line per minute."""
     total_steps = trainer.args.epochs * trainer.steps_per_epoch
     return tqdm(
+        desc=f"epoch {trainer.epoch + 1}/{trainer.args.epochs}",
         total=total_steps * trainer.batch_size,
         initial=trainer.step * trainer.batch_size,
         unit="img",

@@ -2,12 +2,15 @@
 
 trainer = Trainer(args, splits, device, job)     # args: the flags of train.py
 for epoch in range(trainer.epoch + 1, args.epochs + 1):
-    metrics = trainer.train_epoch(epoch) | trainer.evaluate(epoch)
+    for images, labels in trainer.batches(epoch):
+        trainer.step_on(images, labels)
+    metrics = trainer.epoch_metrics(epoch) | trainer.evaluate(epoch)
     trainer.end_epoch(metrics)
 """
 
 import collections
 import contextlib
+import functools
 import hashlib
 import math
 import time
@@ -25,7 +28,6 @@ from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS
 from vit_cifar10.training.distributed import Job
 from vit_cifar10.training.finetune import freeze, load_initial
-from vit_cifar10.training.hooks import Hooks
 from vit_cifar10.training.optim import CombinedOptimizer, ModelEma, build_optimizer, load_state
 from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import Schedule
@@ -61,16 +63,27 @@ class Trainer:
     """
 
     def __init__(self, args, splits, device, job=None, initial=None, teacher=None):
-        self.args = args
-        self.device = device
-        self.job = job or Job()
-        self.hooks = Hooks()
+        self.args, self.device, self.job = args, device, job or Job()
+        self.set_data(splits)
+        self.set_network(splits.train, initial)
+        self.set_teacher(splits.train, teacher)
+        self.set_precision_and_compile()
+        self.set_pace()
+        self.augment = self.build_augment()
+        self.epoch = self.step = 0
+        self.sums = torch.zeros(2, device=device)  # of the loss and of correct predictions, this epoch, on this rank
+        self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
+        self.timed_steps = 0
+        self.steps_on = collections.Counter()  # {(whether images are small, fraction of patches): steps so far}
+
+    def set_data(self, splits):
+        """Move the images to the device, and divide them into batches."""
         self.data = fingerprint(splits)
         self.train_split, self.val_split, self.test_split = (
-            None if split is None else split.to(device) for split in splits
+            None if split is None else split.to(self.device) for split in splits
         )
         self.num_classes = len(splits.train.classes)
-        self.batch_size = min(args.batch_size, len(self.train_split))
+        self.batch_size = min(self.args.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
         if self.batch_size % self.job.size:
             even = self.batch_size // self.job.size * self.job.size
@@ -78,17 +91,27 @@ class Trainer:
                 f"a batch of {self.batch_size} images cannot be split evenly among {self.job.size} processes;"
                 f" use {f'--batch_size {even}' if even else 'fewer'}"
             )
+
+    def set_network(self, train, initial):
+        """Build the network on the device, and its moving average."""
         self.init_record = initial and initial.record
-        self.teacher = teacher and teacher.to(device)
-        if teacher:
-            teacher.check_classes(splits.train.classes)
-        self.config = model_config(args, self.num_classes, initial and initial.model_config)
-        self.model, self.initial_changes = self.build_network(splits.train, initial)
-        self.frozen = freeze(self.model, args.freeze_blocks)
-        self.model = self.job.convert_sync_batchnorm(self.model).to(device)
-        if args.small_epochs:
+        self.config = model_config(self.args, self.num_classes, initial and initial.model_config)
+        model, self.initial_changes = self.build_network(train, initial)
+        self.frozen = freeze(model, self.args.freeze_blocks)
+        self.model = self.job.convert_sync_batchnorm(model).to(self.device)
+        if self.args.small_epochs:
             self.model.patch_embed.strict_img_size = False
-        self.ema = ModelEma(self.model, args.ema) if args.ema else None
+        self.ema = ModelEma(self.model, self.args.ema) if self.args.ema else None
+
+    def set_teacher(self, train, teacher):
+        """Move the teacher, if there is one, to the device."""
+        if teacher:
+            teacher.check_classes(train.classes)
+        self.teacher = teacher and teacher.to(self.device)
+
+    def set_precision_and_compile(self):
+        """Decide in which precision the network runs, and what is compiled."""
+        device, args = self.device, self.args
         torch.backends.cudnn.benchmark = device.type == "cuda"  # few shapes, many batches of each
         self.has_graphs = args.compile == "graphs"
         if self.has_graphs and self.job.size > 1:
@@ -104,19 +127,10 @@ class Trainer:
             self.loss_and_sums = torch.compile(self.forward_step, dynamic=False, options=options)
         self.precision = pick_precision(args.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.augment = Augment(
-            args.augment,
-            mean=self.train_split.mean,
-            std=self.train_split.std,
-            num_classes=self.num_classes,
-            mixup=args.mixup,
-            cutmix=args.cutmix,
-            mix_prob=args.mix_prob,
-            random_erasing=args.random_erasing,
-            crop_padding=args.crop_padding,
-            crop_border=args.crop_border,
-            compile=self.is_compiled,
-        )
+
+    def set_pace(self):
+        """Build what changes the weights, and what changes from step to step: learning rates and patches."""
+        args = self.args
         self.optimizer = self.build_optimizer()
         self.patches = PatchSchedule.of_run(self.steps_per_epoch, args.epochs, args.small_epochs, args.keep_patches)
         self.schedule = Schedule(
@@ -125,11 +139,6 @@ class Trainer:
             total_steps=args.epochs * self.steps_per_epoch,
             warmup_steps=round(args.warmup_epochs * self.steps_per_epoch),
         )
-        self.epoch = self.step = 0
-        self.sums = torch.zeros(2, device=device)  # of the loss and of correct predictions, this epoch, on this rank
-        self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
-        self.timed_steps = 0
-        self.steps_on = collections.Counter()  # {(whether images are small, fraction of patches): steps so far}
 
     def build_network(self, train, initial):
         """The network before the first step, on the CPU, and in which respects it differs from the one in `initial`.
@@ -145,6 +154,23 @@ class Trainer:
             return model, []
         keep_head = list(train.classes) == initial.network.classes
         return model, load_initial(model, initial.network.model, self.args.image_size, keep_head)
+
+    def build_augment(self):
+        """The augmentation that the flags ask for."""
+        args = self.args
+        return Augment(
+            args.augment,
+            mean=self.train_split.mean,
+            std=self.train_split.std,
+            num_classes=self.num_classes,
+            mixup=args.mixup,
+            cutmix=args.cutmix,
+            mix_prob=args.mix_prob,
+            random_erasing=args.random_erasing,
+            crop_padding=args.crop_padding,
+            crop_border=args.crop_border,
+            compile=self.is_compiled,
+        )
 
     def build_optimizer(self):
         """The optimizer that the flags ask for."""
@@ -208,28 +234,34 @@ class Trainer:
         """The seed of a step's random draws."""
         return self.args.seed + 1_000_003 * step
 
-    def train_epoch(self, epoch):
-        """Run the remaining steps of an epoch and return its metrics, {column of metrics.csv: number}.
+    def batches(self, epoch):
+        """Yield the remaining batches of an epoch in random order, uint8 (B, 3, H, W) and int64 (B,), for `step_on`.
 
-        If a hook raises `Interrupted`, the epoch so far is kept, and another call, even after a resume, completes it.
-        No step waits for the device, except in fp16 with Muon, where the scaler does.
+        If the loop over them ends early, another call, even after a resume, yields the rest.
         """
-        self.hooks.start_epoch(epoch)
         self.epoch_time.start()
         self.model.train()
         for module in self.frozen:
             module.eval()
-        first_step = (epoch - 1) * self.steps_per_epoch
         self.step_time.start()
+        first_step = (epoch - 1) * self.steps_per_epoch
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
-        for images, labels in dataset.batches(self.train_split, self.batch_size, remaining):
-            self.schedule.set_step(self.step)
-            with self.timed_step():
-                self.sums += self.train_step(images, labels)
-                self.step += 1
-            self.hooks.after_step()
+        yield from dataset.batches(self.train_split, self.batch_size, remaining)
         synchronize(self.device)
         self.step_time.stop()
+
+    def step_on(self, images, labels):
+        """Do the next step of the run on a batch: update the learning rates, the weights and the epoch's sums.
+
+        It does not wait for the device, except in fp16 with Muon, where the scaler does.
+        """
+        self.schedule.set_step(self.step)
+        with self.timed_step():
+            self.sums += self.train_step(images, labels)
+            self.step += 1
+
+    def epoch_metrics(self, epoch):
+        """What the steps of an epoch measured, {column of metrics.csv: number}."""
         self.schedule.set_step(self.step - 1)  # a run that was interrupted after its last step has not set it yet
         loss, accuracy = (self.job.sum(self.sums.clone()) / (self.steps_per_epoch * self.batch_size)).tolist()
         self.check_loss(loss)
@@ -344,26 +376,26 @@ class Trainer:
                 f" {rate:.2e}); lower {flag}, raise --warmup_epochs, or try --clip_grad 1"
             )
 
-    def evaluate(self, epoch):
+    def evaluate(self, epoch, after_batch=lambda: None):
         """Loss and accuracy on the validation and test images after an epoch, {column of metrics.csv: number or None}.
 
-        They are None if `--eval_every` leaves out this epoch. If a hook raises `Interrupted`, another call starts the
-        evaluation again.
+        They are None if `--eval_every` leaves out this epoch. `after_batch()` is called after every batch; if it raises
+        `Interrupted`, another call starts the evaluation again.
         """
         metrics = dict.fromkeys(EVALUATED_COLUMNS)
         if epoch % self.args.eval_every and epoch < self.args.epochs:
             return metrics
         for name, split in (("val", self.val_split), ("test", self.test_split)):
             if split is not None:
-                logits = self.job.map(self.predict, split)
+                logits = self.job.map(functools.partial(self.predict, after_batch=after_batch), split)
                 measured = scores(logits, split.labels)
                 self.check_loss(measured["loss"], name)
                 metrics |= {f"{name}_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
         return metrics
 
-    def predict(self, split):
+    def predict(self, split, after_batch):
         """Logits of a split's images, float (N, C)."""
-        return predict(self.evaluated_model, split, self.test_batch_size, self.precision, self.hooks.after_batch)
+        return predict(self.evaluated_model, split, self.test_batch_size, self.precision, after_batch)
 
     @property
     def is_complete(self):
