@@ -10,6 +10,8 @@ other.
     logits = model(images)                                      # images: float (B, 3, 32, 32), normalized
     logits, attentions = model.forward_with_attention(images)   # attentions: one (B, heads, N, N) per block
 
+To add a network, derive a class from `Network`.
+
 Shapes in comments: B images, C channels of H x W pixels, N tokens of width D.
 """
 
@@ -18,6 +20,41 @@ import itertools
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+NETWORKS = {}  # {name: class}, which `Network` fills
+
+
+class Network(nn.Module):
+    """What all networks offer. A subclass registers under its `name`: `class FastCNN(Network, name="fast-cnn")`.
+
+    Attributes:
+        title: the kind of network, in a word.
+        has_attention: whether there is `forward_with_attention`.
+        block_name: what `parts_from_head_to_input` calls the repeated parts.
+        head_name: the last layer's name in the state dict.
+        grid_size: number of patches along each side of the image. Explanations remove patches. A network without
+            patches has cells of 4 x 4 pixels instead.
+        grad_cam_layer: the module whose output Grad-CAM explains.
+    """
+
+    title, block_name, head_name = "network", "block", "head"
+    has_attention = False
+
+    def __init_subclass__(cls, name, **options):
+        super().__init_subclass__(**options)
+        NETWORKS[name] = cls
+
+    def parts_from_head_to_input(self):
+        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
+        raise NotImplementedError
+
+    def describe(self):
+        """A short description: the title."""
+        return self.title
+
+    def weights_for(self, img_size):
+        """The state dict of this network for square images of any size, without the weights that do not fit them."""
+        return self.state_dict()
 
 
 class PatchEmbed(nn.Module):
@@ -213,7 +250,7 @@ class Block(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x))), weights
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Network, name="vit"):
     """Vision Transformer with timm's names and numerics.
 
     Args:
@@ -249,7 +286,6 @@ class VisionTransformer(nn.Module):
 
     title = "ViT"
     has_attention = True
-    block_name, head_name = "block", "head"  # in `parts_from_head_to_input`, and in the state dict
 
     def __init__(
         self,
@@ -318,7 +354,6 @@ class VisionTransformer(nn.Module):
         return self.blocks[-1].norm1
 
     def parts_from_head_to_input(self):
-        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         blocks = [(f"block {i + 1}", (f"blocks.{i}.",)) for i in reversed(range(len(self.blocks)))]
         tokens = ("cls_token", "reg_token", "pos_embed", "pos_drop.", "norm_pre.")
         embedding = ("embedding", ("patch_embed.", *tokens))
@@ -406,7 +441,7 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.norm(x)), attentions
 
 
-class SimpleCNN(nn.Module):
+class SimpleCNN(Network, name="cnn"):
     """The convolutional baseline: four 3x3 convolutions, each with BatchNorm, ReLU and 2x2 max pooling.
 
     image -> 4 x (convolution -> BatchNorm -> ReLU -> max-pool) -> flatten -> hidden layer -> ReLU -> dropout -> logits
@@ -425,13 +460,11 @@ class SimpleCNN(nn.Module):
         ValueError: `img_size` is below 16. Four poolings would reduce such an image to nothing.
     """
 
-    title = "CNN"
-    has_attention = False
-    block_name, head_name = "convolution", "classifier.4"  # in `parts_from_head_to_input`, and in the state dict
+    title, block_name, head_name = "CNN", "convolution", "classifier.4"
 
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=32, drop_rate=0.3):
         super().__init__()
-        self.grid_size = img_size // 4  # there are no patches, so explanations remove cells of 4 x 4 pixels
+        self.grid_size = img_size // 4
         if img_size < 16:
             raise ValueError(f"img_size {img_size} is too small for the CNN's four poolings; choose 16 or more")
         widths = (in_chans, width, 2 * width, 4 * width, 8 * width)
@@ -465,13 +498,8 @@ class SimpleCNN(nn.Module):
         return self.features[-1][2]
 
     def parts_from_head_to_input(self):
-        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         stages = [(f"convolution {i + 1}", (f"features.{i}.",)) for i in reversed(range(len(self.features)))]
         return [("head", ("classifier.4.",)), ("hidden layer", ("classifier.1.",)), *stages]
-
-    def describe(self):
-        """A short description: the title."""
-        return self.title
 
     def weights_for(self, img_size):
         """The state dict of this network for square images of any size, without the weights that do not fit them.
@@ -490,7 +518,7 @@ class SimpleCNN(nn.Module):
         return self.classifier(features)
 
 
-class FastCNN(nn.Module):
+class FastCNN(Network, name="fast-cnn"):
     """A convolutional network that learns in a few epochs, after airbench94 (https://arxiv.org/abs/2404.00498).
 
     image -> whitening -> GELU -> 3 x (convolution -> max-pool -> BatchNorm -> GELU -> convolution -> BatchNorm -> GELU)
@@ -511,16 +539,14 @@ class FastCNN(nn.Module):
         ValueError: `img_size` is below 9. The whitening and three poolings would reduce such an image to nothing.
     """
 
-    title = "fast CNN"
-    has_attention = False
-    block_name, head_name = "group", "head"  # in `parts_from_head_to_input`, and in the state dict
+    title, block_name = "fast CNN", "group"
     logit_scale = 1 / 9
 
     def __init__(self, img_size=32, in_chans=3, num_classes=10, width=64):
         super().__init__()
         if img_size < 9:
             raise ValueError(f"img_size {img_size} is too small for the fast CNN's poolings; choose 9 or more")
-        self.grid_size = img_size // 4  # there are no patches, so explanations remove cells of 4 x 4 pixels
+        self.grid_size = img_size // 4
         patch_values = 4 * in_chans
         self.whitening = nn.Conv2d(in_chans, 2 * patch_values, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
@@ -564,25 +590,13 @@ class FastCNN(nn.Module):
         return self.groups[-1][-1]
 
     def parts_from_head_to_input(self):
-        """The network's parts, from the head back to the input, as a list of (name, state-dict prefixes)."""
         groups = [(f"group {i + 1}", (f"groups.{i}.",)) for i in reversed(range(len(self.groups)))]
         return [("head", ("head.",)), *groups, ("whitening", ("whitening.",))]
-
-    def describe(self):
-        """A short description: the title."""
-        return self.title
-
-    def weights_for(self, img_size):
-        """The state dict of this network for square images of any size: the same."""
-        return self.state_dict()
 
     def forward(self, images):
         """Normalized images (B, C, H, W) -> logits (B, num_classes)."""
         features = self.groups(self.act(self.whitening(images)))  # (B, 4 * width, H / 8, W / 8)
         return self.head(self.pool(features).flatten(1)) * self.logit_scale
-
-
-NETWORKS = {"vit": VisionTransformer, "cnn": SimpleCNN, "fast-cnn": FastCNN}
 
 
 def build_model(config):

@@ -30,11 +30,12 @@ from pathlib import Path
 from model import build_without_memory, count_parameters
 from vit_cifar10.data import dataset
 from vit_cifar10.flags.train import build_parser, complete, parse
-from vit_cifar10.runs.architecture import model_config, network_flags
+from vit_cifar10.runs.architecture import in_flags, model_config, network_flags
 from vit_cifar10.runs.initial import init_flags, resumed_initial
 from vit_cifar10.runs.resume import resume_flags
 from vit_cifar10.runs.writer import open_run
 from vit_cifar10.training.distributed import join_job
+from vit_cifar10.training.finetune import check_frozen_blocks
 from vit_cifar10.training.recorder import recorded
 from vit_cifar10.training.signals import StopSignals
 from vit_cifar10.training.teacher import load_teacher
@@ -139,9 +140,14 @@ def check_resumed_network(args, resumed, initial):
 
 
 def check_network(args, initial=None):
-    """Raise `UserError` for a network that needs more memory than this machine has."""
+    """Raise `UserError` for a network that cannot be built, or needs more memory than this machine has."""
     config = model_config(args, num_classes=2, shape=initial and initial.model_config)
-    parameters = count_parameters(build_without_memory(config))
+    try:
+        network = build_without_memory(config)
+    except ValueError as error:
+        raise UserError(in_flags(str(error), args.model)) from error
+    check_frozen_blocks(network, args.freeze_blocks)
+    parameters = count_parameters(network)
     needed, available = BYTES_PER_PARAMETER * parameters, physical_memory()
     if needed > available:
         raise UserError(

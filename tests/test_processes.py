@@ -16,7 +16,7 @@ from torch import nn
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training import distributed, trainer
 
-TWENTY_STEPS = "--epochs 20 --num_train_images 64 --batch_size 64 --num_test_images 31 --val_images 33 --dropout 0"
+TWENTY_STEPS = "--epochs 20 --num_train_images 64 --batch_size 64 --num_test_images 31 --val_images 33"
 AUGMENTED = "--augment randaugment --mixup 0.8 --cutmix 1 --random_erasing 0.25 --ema 0.9 --clip_grad 1"
 LONG = (
     f"{SMALL_VIT} --epochs 500 --warmup_epochs 0 --batch_size 64"
@@ -27,9 +27,9 @@ LONG = (
 @pytest.mark.parametrize(
     "flags",
     [
-        f"{SMALL_VIT} --learning_rate 2e-3",
-        f"{SMALL_VIT} {AUGMENTED}",
-        "--model cnn --width 8 --learning_rate 1e-5",  # AdamW amplifies rounding errors to steps of this rate
+        f"{SMALL_VIT} --dropout 0 --learning_rate 2e-3",
+        f"{SMALL_VIT} --dropout 0 {AUGMENTED}",
+        "--model cnn --width 8 --dropout 0 --learning_rate 1e-5",  # AdamW amplifies rounding errors to it
         "--model fast-cnn --width 4 --optimizer muon-sgd --learning_rate 1e-3 --muon_learning_rate 1e-4",
     ],
     ids=["vit", "augmented vit", "cnn", "fast cnn"],

@@ -22,15 +22,12 @@ from vit_cifar10.utils.cli import (
 )
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import check_outputs, is_same_path
+from vit_cifar10.utils.networks import NETWORKS, sizes_of_all
 
 LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
 RATES = {"learning_rate": (5e-4, 2e-4), "muon_learning_rate": (0.01, 0.005)}  # from scratch, and with --init
 MUON_SGD_RATES = {"learning_rate": 1.66, "muon_learning_rate": 0.24}  # with --optimizer muon-sgd
 TEACHER_DEFAULTS = {"teacher_weight": 0.7, "teacher_temperature": 1.0, "teacher_start": 0.0, "teacher_end": 1.0}
-DROPOUTS = {"vit": 0.1, "cnn": 0.3, "fast-cnn": 0.0}
-WIDTHS = {"vit": 32, "cnn": 32, "fast-cnn": 64}  # a ViT ignores it
-PARTS = {"cnn": (4, "convolutions"), "fast-cnn": (3, "groups")}  # that --freeze_blocks counts
-SMALLEST_IMAGES = {"cnn": (16, "CNN's four poolings"), "fast-cnn": (9, "fast CNN's poolings")}
 
 
 def build_parser():
@@ -57,12 +54,6 @@ def add_data_flags(parser):
     names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn shapes, no download"
     add("--dataset", choices=choices.DATASETS, default="cifar10", help=names)
     add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
-    add(
-        "--image_size",
-        type=number(int, at_least=4, at_most=limits.LARGEST_IMAGE),
-        default=32,
-        help="side of the images in pixels; images of other sizes are resized",
-    )
     add("--n_classes", type=SIZE, help="number of classes; default: taken from the data set")
     validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
     add("--val_images", type=NON_NEGATIVE_INT, help=validation)
@@ -74,24 +65,20 @@ def add_data_flags(parser):
 
 def add_network_flags(parser):
     add = parser.add_argument_group("network").add_argument
-    networks = "vit: Vision Transformer; cnn: four convolutions; fast-cnn: a CNN that learns in a few epochs"
-    add("--model", choices=choices.NETWORKS, default="vit", help=networks)
-    patch = "ViT: side of a patch in pixels; halving it gives four times as many tokens"
-    add("--patch_size", type=SIZE, default=4, help=patch)
-    add("--embed_dim", type=SIZE, default=192, help="ViT: width of a token")
-    depth = number(int, at_least=1, at_most=limits.LARGEST_DEPTH)
-    add("--n_layers", type=depth, default=12, help="ViT: number of transformer blocks")
-    add("--n_attention_heads", type=SIZE, default=3, help="ViT: attention heads per block")
-    ratio = number(float, above=0, at_most=limits.LARGEST_RATIO)
-    add("--forward_mul", type=ratio, default=4, help="ViT: hidden width of the MLP as a multiple of --embed_dim")
-    pool = "ViT: classify from a class token, or from the mean of the patches"
-    add("--pool", choices=("token", "avg"), default="token", help=pool)
-    width = "CNNs: channels of the first convolution or group; the others scale with it; default: 32 (fast-cnn: 64)"
-    add("--width", type=SIZE, help=width)
-    dropout = "dropout rate; default: 0.1 for the ViT, 0.3 for the CNN; the fast CNN has none"
-    add("--dropout", type=FRACTION, help=dropout)
-    drop_path = "ViT: stochastic depth rate of the last block, 0 in the first; helps deep networks in long runs"
-    add("--drop_path", type=FRACTION, default=0.0, help=drop_path)
+    networks = "; ".join(f"{name}: {network.help}" for name, network in NETWORKS.items())
+    add("--model", choices=NETWORKS, default="vit", help=networks)
+    for flag, sizes in sizes_of_all().items():
+        kind = next(iter(sizes.values())).kind
+        allowed = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+        add(f"--{flag}", **allowed, help=size_help(sizes).replace("%", "%%"))
+
+
+def size_help(sizes):
+    """The help of a flag that sets a size, {network: Size}: the meaning and the default for each network."""
+    if len(sizes) == len(NETWORKS) or len(sizes) == 1:
+        name, size = next(iter(sizes.items()))
+        return f"{f'{name}: ' if len(sizes) == 1 else ''}{size.help} (default: {size.default})"
+    return "; ".join(f"{name}: {size.help} (default: {size.default})" for name, size in sizes.items())
 
 
 def add_fine_tuning_flags(parser):
@@ -229,6 +216,8 @@ def check_early(args):
 
 def complete(args, resumed_run=None):
     """Set the defaults that depend on other flags, and check all flags. Raises `UserError` if they do not fit."""
+    if resumed_run is None:
+        check_typed_sizes(args)
     fill_defaults(args)
     check_flags(args)
     check_sizes(args)
@@ -239,10 +228,9 @@ def fill_defaults(args):
     """Set the flags whose defaults depend on other flags."""
     if args.warmup_epochs is None:
         args.warmup_epochs = 0.3 * args.epochs if args.schedule == "onecycle" else min(10, 0.2 * args.epochs)
-    if args.dropout is None:
-        args.dropout = DROPOUTS[args.model]
-    if args.width is None:
-        args.width = WIDTHS[args.model]
+    for flag, sizes in sizes_of_all().items():
+        if getattr(args, flag) is None:  # a network without this size ignores it
+            setattr(args, flag, sizes.get(args.model, next(iter(sizes.values()))).default)
     if args.augment is None:
         args.augment = "trivialaugment" if args.epochs >= LONG_RUN else "basic"
     if args.teacher is not None:
@@ -293,37 +281,20 @@ def check_teacher_flags(args):
 
 
 def check_sizes(args):
-    """Raise `UserError` for sizes that do not fit each other. The networks in model.py refuse the same ones."""
+    """Raise `UserError` for flags that do not fit the sizes of the network or of the images."""
     if args.crop_padding is not None and args.crop_padding >= args.image_size:
         raise UserError(f"--crop_padding {args.crop_padding} must be less than --image_size {args.image_size}")
-    blocks, kind = PARTS.get(args.model, (args.n_layers, "blocks"))
-    if args.freeze_blocks > blocks:
-        raise UserError(f"--freeze_blocks {args.freeze_blocks} is more than the network's {blocks} {kind}; lower it")
-    if args.model != "vit":
-        if args.small_epochs or args.keep_patches < 1:
-            raise UserError("--small_epochs and --keep_patches need --model vit; leave them out")
-        if args.model == "fast-cnn" and args.dropout:
-            raise UserError("--model fast-cnn has no dropout; leave out --dropout")
-        smallest, reason = SMALLEST_IMAGES[args.model]
-        if args.image_size < smallest:
-            raise UserError(f"--image_size {args.image_size} is too small for the {reason}; choose {smallest} or more")
-        return
-    if args.image_size % args.patch_size:
-        divisors = [str(size) for size in range(1, args.image_size + 1) if args.image_size % size == 0]
-        raise UserError(
-            f"--patch_size {args.patch_size} does not divide --image_size {args.image_size};"
-            f" choose one of {', '.join(divisors)}"
-        )
+    if (args.small_epochs or args.keep_patches < 1) and not NETWORKS[args.model].takes_fewer_patches:
+        raise UserError("--small_epochs and --keep_patches need --model vit; leave them out")
     if args.small_epochs and args.image_size % (2 * args.patch_size):
         raise UserError("--small_epochs halves the images, so it needs an even number of patches per side")
-    if args.embed_dim % args.n_attention_heads:
-        nearest = max(1, round(args.embed_dim / args.n_attention_heads)) * args.n_attention_heads
-        raise UserError(
-            f"--embed_dim {args.embed_dim} is not divisible by --n_attention_heads {args.n_attention_heads};"
-            f" choose {nearest} instead"
-        )
-    if args.embed_dim * args.forward_mul < 1:
-        raise UserError(f"--forward_mul {args.forward_mul:g} leaves the MLP without hidden units; raise it")
+
+
+def check_typed_sizes(args):
+    """Raise `UserError` for a typed size that the network does not have."""
+    for flag, sizes in sizes_of_all().items():
+        if getattr(args, flag) is not None and args.model not in sizes:
+            raise UserError(f"--{flag} is a size of --model {' or '.join(sizes)}, not of {args.model}; leave it out")
 
 
 def check_folders(args, resumed_run):

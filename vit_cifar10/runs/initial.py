@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.architecture import OTHER_FLAGS, network_flags
+from vit_cifar10.runs.architecture import network_flags, shape_flags
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.utils.errors import UserError
 
@@ -50,7 +50,7 @@ def init_flags(parser, args, argv):
     parser.set_defaults(**own)
     args = parser.parse_args(argv)
     for flag, value in own.items():
-        if flag not in OTHER_FLAGS[own["model"]] and getattr(args, flag) != value:
+        if flag in {"model", *shape_flags(own["model"])} and getattr(args, flag) != value:
             raise UserError(
                 f"--{flag} {getattr(args, flag)} does not fit --init {network.name}, whose network has"
                 f" --{flag} {value}; leave out the flag"

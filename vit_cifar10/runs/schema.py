@@ -18,7 +18,8 @@ import torch
 
 from vit_cifar10.runs.metrics_csv import COLUMNS, MAY_BE_NONE
 from vit_cifar10.utils import limits
-from vit_cifar10.utils.choices import ACTIVATIONS, DATASETS, NETWORKS
+from vit_cifar10.utils.choices import DATASETS
+from vit_cifar10.utils.networks import NETWORKS
 
 
 class Invalid(ValueError):
@@ -213,46 +214,24 @@ SIZE, NON_NEGATIVE, FRACTION = whole(1, limits.LARGEST_SIZE), Number(0, 1e30), N
 HASH = Text(longest=64)
 WEIGHTS = DictOf(Tensor())
 
-IMPORTED = {  # only in networks that convert.py has read, and only if they differ from the defaults
-    "reg_tokens": whole(0, limits.LARGEST_REGISTERS),
-    "pre_norm": Switch(),
-    "fc_norm": Switch(),
-    "act_layer": Text(choices=ACTIVATIONS),
-    "norm_eps": Number(1e-20, 1),
-}
-VIT = Record(
-    {
-        "model": Text(choices=NETWORKS),
-        "img_size": whole(1, limits.LARGEST_IMAGE),
-        "patch_size": SIZE,
+
+def kind_of(kind):
+    """The kind of an entry of model_config, from the kind in the table of networks."""
+    if isinstance(kind, tuple):
+        return Text(choices=kind)
+    return Switch() if kind is bool else Number(*kind.range, whole=kind.is_whole)
+
+
+def network_record(network):
+    """The kind of a network's model_config, from its entry in the table of networks."""
+    own = {size.argument: size.kind for size in network.sizes} | network.other_arguments
+    fields = {
+        "model": Text(choices=tuple(NETWORKS)),
         "in_chans": whole(3, 3),
         "num_classes": SIZE,
-        "global_pool": Text(choices=("token", "avg", "distilled")),
-        "class_token": Switch(),
-        "embed_dim": SIZE,
-        "depth": whole(1, limits.LARGEST_DEPTH),
-        "num_heads": SIZE,
-        "mlp_ratio": Number(0, limits.LARGEST_RATIO),
-        "drop_rate": FRACTION,
-        "attn_drop_rate": FRACTION,
-        "drop_path_rate": FRACTION,
-        **IMPORTED,
-    },
-    optional={"in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate", *IMPORTED},
-)
-CNN = Record(
-    {
-        "model": Text(choices=NETWORKS),
-        "img_size": whole(1, limits.LARGEST_IMAGE),
-        "in_chans": whole(3, 3),
-        "num_classes": SIZE,
-        "width": SIZE,
-        "drop_rate": FRACTION,
-    },
-    optional={"in_chans", "width", "drop_rate"},
-)
-FAST_CNN = Record({field: kind for field, kind in CNN.fields.items() if field != "drop_rate"}, {"in_chans", "width"})
-KINDS = {"cnn": CNN, "fast-cnn": FAST_CNN}  # of model_config; the others are a ViT's
+        **{argument: kind_of(kind) for argument, kind in own.items()},
+    }
+    return Record(fields, optional=fields.keys() - {"model", "img_size", "num_classes"})
 
 
 def metrics_kind(column):
@@ -310,7 +289,7 @@ TRAINING = Record(
 CHECKPOINT = Record(
     {
         "format": whole(1, 1),
-        "model_config": Choice(lambda config: KINDS.get(str(config.get("model")), VIT)),
+        "model_config": Choice(lambda config: network_record(NETWORKS.get(str(config.get("model")), NETWORKS["vit"]))),
         "weights": WEIGHTS,
         "classes": ListOf(Text(), shortest=1),
         "mean": ListOf(Number(-1e6, 1e6), shortest=3, longest=3),

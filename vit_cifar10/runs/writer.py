@@ -31,6 +31,7 @@ from vit_cifar10.utils.files import (
     remove_empty,
     remove_partial,
 )
+from vit_cifar10.utils.networks import NETWORKS
 from vit_cifar10.utils.tensors import save_tensors
 from vit_cifar10.utils.text import one_line
 
@@ -48,7 +49,7 @@ def open_run(args, resumed_run=None):
 
 def default_name(args):
     """Network, depth, image size, data set and time, such as vit-layer12-32-cifar10-20260131-235959."""
-    network = f"vit-layer{args.n_layers}" if args.model == "vit" else args.model
+    network = NETWORKS[args.model].run_name.format(**vars(args))
     return f"{network}-{args.image_size}-{args.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

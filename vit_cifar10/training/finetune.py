@@ -7,6 +7,8 @@ for module in frozen:
     module.eval()
 """
 
+from vit_cifar10.utils.errors import UserError
+
 
 def load_initial(model, source, img_size, keep_head):
     """Copy the weights of `source` to `model`, a network of the same shape for images of side `img_size`.
@@ -34,6 +36,13 @@ def load_initial(model, source, img_size, keep_head):
 def grid(model):
     """The patches of a network in words, such as "8 x 8"."""
     return f"{model.grid_size} x {model.grid_size}"
+
+
+def check_frozen_blocks(model, count):
+    """Raise `UserError` if a network has fewer than `count` blocks."""
+    blocks = sum(name.startswith(model.block_name) for name, _ in model.parts_from_head_to_input())
+    if count > blocks:
+        raise UserError(f"--freeze_blocks {count} is more than the network's {blocks} {model.block_name}s; lower it")
 
 
 def freeze(model, count):

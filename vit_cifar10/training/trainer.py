@@ -393,7 +393,7 @@ class Trainer:
                 metrics |= {f"{name}_{quantity}": measured[quantity] for quantity in ("loss", "accuracy")}
         return metrics
 
-    def predict(self, split, after_batch):
+    def predict(self, split, after_batch=lambda: None):
         """Logits of a split's images, float (N, C)."""
         return predict(self.evaluated_model, split, self.test_batch_size, self.precision, after_batch)
 

@@ -3,9 +3,7 @@
 The parsers and the code both import them, so that --help need not wait for PyTorch.
 """
 
-NETWORKS = ("vit", "cnn", "fast-cnn")
 OPTIMIZERS = ("adamw", "muon", "muon-sgd")
-ACTIVATIONS = ("gelu", "gelu_tanh")  # of a ViT that convert.py has read
 DATASETS = ("cifar10", "cifar100", "folder", "shapes")
 POLICIES = ("none", "basic", "randaugment", "trivialaugment")  # of augmentation
 BORDERS = ("black", "reflect")  # around an image before its random crop

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import functools
 import math
@@ -153,30 +154,49 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
-def number(kind, at_least=None, above=None, below=None, at_most=None, smallest=None):
+@dataclasses.dataclass(frozen=True)
+class number:
     """An argparse type: an int or a finite float within bounds, and not between 0 and `smallest`."""
 
-    def parse(text):
-        value = kind(text)
+    kind: type
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    smallest: float | None = None
+
+    @property
+    def __name__(self):
+        return "whole number" if self.is_whole else "number"
+
+    @property
+    def is_whole(self):
+        return self.kind is int
+
+    @property
+    def range(self):
+        """The lowest and the highest number, if the bounds are among them."""
+        low = self.at_least if self.above is None else self.above
+        return low, self.at_most if self.below is None else self.below
+
+    def __call__(self, text):
+        value = self.kind(text)
         bound = None
-        if at_least is not None and not value >= at_least:
-            bound = f"at least {at_least}"
-        elif above is not None and not value > above:
-            bound = f"above {above}"
-        elif at_most is not None and not value <= at_most:
-            bound = f"at most {at_most}"
-        elif below is not None and not value < below:
-            bound = f"below {below}"
-        elif smallest is not None and 0 < value < smallest:
-            bound = f"0 or at least {smallest:g}"
+        if self.at_least is not None and not value >= self.at_least:
+            bound = f"at least {self.at_least}"
+        elif self.above is not None and not value > self.above:
+            bound = f"above {self.above}"
+        elif self.at_most is not None and not value <= self.at_most:
+            bound = f"at most {self.at_most}"
+        elif self.below is not None and not value < self.below:
+            bound = f"below {self.below}"
+        elif self.smallest is not None and 0 < value < self.smallest:
+            bound = f"0 or at least {self.smallest:g}"
         elif value in (math.inf, -math.inf):  # not math.isinf, which fails on very large integers
             bound = "finite"
         if bound:
             raise argparse.ArgumentTypeError(f"{text} is out of range; it must be {bound}")
         return value
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
 
 
 def not_empty(text):
