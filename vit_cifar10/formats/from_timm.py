@@ -38,7 +38,6 @@ from vit_cifar10.formats.plain import (
     features_of,
 )
 from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
-from vit_cifar10.utils.choices import ACTIVATIONS
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_RATIO, LARGEST_REGISTERS
 from vit_cifar10.utils.text import one_line, shorten
@@ -110,7 +109,7 @@ SUPPORTED = {  # arguments of timm's VisionTransformer
     "num_classes": whole(0),  # with 0, there is no classifier, and a better message follows
     "mlp_ratio": Number(0, LARGEST_RATIO),
     "global_pool": Text(),  # checked by `check_pool`
-    "act_layer": OrNone(Text(choices=ACTIVATIONS)),
+    "act_layer": OrNone(Text(choices=tuple(GELUS.values()))),
     "init_values": OrNone(Number(0, 1e6)),
     "reg_tokens": whole(0, LARGEST_REGISTERS),
     **dict.fromkeys(("class_token", "no_embed_class", "pre_norm", "qkv_bias", "proj_bias"), Switch()),

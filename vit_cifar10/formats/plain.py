@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from model import build_without_memory
-from vit_cifar10.runs.schema import VIT
+from vit_cifar10.runs.schema import MODEL_CONFIG
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_DEPTH
 from vit_cifar10.utils.text import shorten
@@ -112,7 +112,7 @@ def to_plain(foreign):
     config |= fold_embedding(foreign, weights, config)
     config |= fold_head(foreign, weights)
     try:
-        VIT.check(config)
+        MODEL_CONFIG.check(config)
         build_without_memory(config).load_state_dict(weights, assign=True)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])

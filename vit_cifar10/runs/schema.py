@@ -234,6 +234,9 @@ def network_record(network):
     return Record(fields, optional=fields.keys() - {"model", "img_size", "num_classes"})
 
 
+MODEL_CONFIG = Choice(lambda config: network_record(NETWORKS.get(str(config.get("model")), NETWORKS["vit"])))
+
+
 def metrics_kind(column):
     """The kind of a column of metrics.csv."""
     kind = FRACTION if column.endswith("accuracy") else Number(-1, 1e30) if column.endswith("loss") else NON_NEGATIVE
@@ -289,7 +292,7 @@ TRAINING = Record(
 CHECKPOINT = Record(
     {
         "format": whole(1, 1),
-        "model_config": Choice(lambda config: network_record(NETWORKS.get(str(config.get("model")), NETWORKS["vit"]))),
+        "model_config": MODEL_CONFIG,
         "weights": WEIGHTS,
         "classes": ListOf(Text(), shortest=1),
         "mean": ListOf(Number(-1e6, 1e6), shortest=3, longest=3),
