@@ -13,12 +13,13 @@ import signal
 import socket
 import sys
 
-import torch
-
 import train
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train"])
+# what a training imports late would otherwise be imported by every process; optimizers import torch._dynamo
+CONTEXT.set_forkserver_preload(
+    ["train", "torch._dynamo", "vit_cifar10.plots.curves", "torch.utils.tensorboard", "vit_cifar10.data.shapes"]
+)
 
 
 def start(flags, log, environment=(), setup=None):
@@ -60,7 +61,6 @@ def _train(flags, log, environment, setup):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
     # `nohup ... &` ignores both signals, and children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -1,6 +1,8 @@
 """Fixtures that all tests share: the real data set, two small trained runs, and a fixed environment."""
 
 import functools
+import os
+import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from browser import FLAGS, WIDE
-from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, one_thread, run_training
+from filelock import FileLock  # PyTorch needs it too
+from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, run_training
 
 from vit_cifar10.data import dataset
 from vit_cifar10.plots import gif
@@ -22,6 +25,9 @@ DRAW_SHAPES = functools.cache(dataset.draw_shapes)
 def pytest_configure():
     # in the background of a script (`python -m pytest &`), the tests and their children would ignore Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # one thread, here and in child processes: pytest-xdist starts a worker per core, and sums round the same everywhere
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def pytest_report_header():
@@ -51,9 +57,20 @@ def cifar10_root():
 def runs(tmp_path_factory):
     """A folder with a ViT and a CNN trained for two epochs: model/vit, model/cnn and their output."""
     folder = tmp_path_factory.mktemp("runs")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        train_runs(folder)
+        return folder
+    shared = tmp_path_factory.getbasetemp().parent / "runs"  # the first worker trains, and each takes a copy
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            train_runs(folder)
+            folder.rename(shared)
+    return shutil.copytree(shared, folder, dirs_exist_ok=True)
+
+
+def train_runs(folder):
     run_training(folder, f"--run_name vit --epochs 2 {SMALL_VIT} --learning_rate 2e-3")
     run_training(folder, "--run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -94,22 +111,18 @@ def visit(browser):
     assert not messages
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Draw the images of the shapes only once and no curves, and use one thread, so that tiny runs take 0.1 s."""
-    monkeypatch.setattr(dataset, "draw_shapes", DRAW_SHAPES)
-    monkeypatch.setattr(writer, "save_curves", lambda epochs, path, name: save_tensors(path, {}))
-    with one_thread():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _fixed_environment(monkeypatch):
-    """Use the same random numbers each time. Refuse downloads and open no window, even where both would work."""
+    """Use the same random numbers each time. Refuse downloads and open no window, even where both would work.
+
+    Draw each set of shapes once, and no curves but those of `runs`: they would take most of the time of a tiny run.
+    """
 
     def refuse(*_, **__):
         raise urllib.error.URLError("no network in tests")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(gif, "show", lambda *_: False)
+    monkeypatch.setattr(dataset, "draw_shapes", DRAW_SHAPES)
+    monkeypatch.setattr(writer, "save_curves", lambda epochs, path, name: save_tensors(path, {}))
     torch.manual_seed(0)

@@ -96,17 +96,6 @@ def train_epoch(trainer, epoch):
     return trainer.epoch_metrics(epoch)
 
 
-@contextlib.contextmanager
-def one_thread():
-    """Use one thread, as the background processes do: the number of threads changes how sums are rounded."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def wait_for(condition, seconds=60):
     limit = time.monotonic() + seconds
     while not condition():

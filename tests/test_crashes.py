@@ -17,7 +17,6 @@ from helpers import (
     assert_equal_weights,
     exits_with,
     load_weights,
-    one_thread,
     read_metrics,
     signals_in_step,
     training_flags,
@@ -82,7 +81,6 @@ class Faults:
 
 
 FAULTS = Faults()
-pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,8 +119,7 @@ def check_equal(folder, whole):
 def whole(tmp_path_factory):
     """The folder of a run without faults."""
     folder = tmp_path_factory.mktemp("whole")
-    with one_thread():
-        train_new(folder, "run")
+    train_new(folder, "run")
     return folder
 
 

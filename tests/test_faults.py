@@ -23,7 +23,6 @@ from helpers import (
     exits_with,
     has_saved,
     load_weights,
-    one_thread,
     read_metrics,
     run_training,
     signals_in_step,
@@ -88,8 +87,7 @@ def kill_and_resume(folder, flags, kills, seed):
 
 def check_kills(tmp_path, flags, kills, seed):
     """Check that a run that is killed ends like one that is not. Returns the kills in the middle of a write."""
-    with one_thread():
-        run_training(tmp_path, f"--run_name whole {flags}")
+    run_training(tmp_path, f"--run_name whole {flags}")
     torn = kill_and_resume(tmp_path, flags, kills, seed)
     for name in ("best.pt", "last.pt"):
         assert_equal_weights(load_weights(tmp_path, "whole", name), load_weights(tmp_path, "run", name))

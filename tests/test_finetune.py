@@ -156,9 +156,7 @@ def test_a_shape_that_no_flag_describes_is_kept(sources, tmp_path):
         ("cnn", 2, ("features.0.", "features.1.")),
     ],
 )
-def test_frozen_weights_stay_bitwise_equal_and_all_others_change(
-    name, count, frozen, optimizer, sources, tmp_path, quick
-):
+def test_frozen_weights_stay_bitwise_equal_and_all_others_change(name, count, frozen, optimizer, sources, tmp_path):
     flags = f"--run_name run --init {sources}/{name} {SHORT} --freeze_blocks {count} --optimizer {optimizer}"
     train.main(flags_of(tmp_path, f"{flags} --learning_rate 1e-3 --dropout 0.1 --weight_decay 0.5 --ema 0.5"))
     before = checkpoint.load(sources / name)["weights"]
@@ -204,7 +202,7 @@ def test_frozen_weights_get_no_gradient_and_frozen_parts_compute_as_in_evaluatio
     ],
 )
 def test_a_resumed_fine_tuning_ends_with_the_same_weights_and_needs_no_source(
-    name, flags, sources, images, tmp_path, quick, capsys
+    name, flags, sources, images, tmp_path, capsys
 ):
     shutil.copytree(sources / name, tmp_path / "model" / "source")
     flags = f"--init source {flags} --dataset folder --data_path {images} --image_size 64 --num_train_images 40"
@@ -224,7 +222,7 @@ def test_a_resumed_fine_tuning_ends_with_the_same_weights_and_needs_no_source(
         assert whole["mean"] == stopped["mean"] == pytest.approx(MEAN)
 
 
-def test_a_run_records_the_name_and_the_hash_of_its_source(sources, tmp_path, quick):
+def test_a_run_records_the_name_and_the_hash_of_its_source(sources, tmp_path):
     source = sources / "vit" / "best.pt"
     train.main(flags_of(tmp_path, f"--run_name run --init {source} {SHORT} --freeze_blocks 1"))
     record = {"name": "vit", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
@@ -235,7 +233,7 @@ def test_a_run_records_the_name_and_the_hash_of_its_source(sources, tmp_path, qu
         assert (flags["init"], flags["freeze_blocks"], flags["embed_dim"]) == ("vit", 1, 32)
 
 
-def test_compare_reports_fine_tuning_and_groups_seeds_of_the_same_source(sources, tmp_path, quick, capsys, monkeypatch):
+def test_compare_reports_fine_tuning_and_groups_seeds_of_the_same_source(sources, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = checkpoint.load(sources / "vit")
     other["weights"]["head.bias"] += 1
@@ -276,7 +274,7 @@ def test_mistakes_end_as_one_line_and_leave_nothing_behind(flags, reason, source
     assert [file.name for file in tmp_path.iterdir()] == ["damaged.pt"]
 
 
-def test_a_resumed_run_whose_flags_do_not_describe_its_network_is_refused(sources, tmp_path, quick, capsys):
+def test_a_resumed_run_whose_flags_do_not_describe_its_network_is_refused(sources, tmp_path, capsys):
     train.main(flags_of(tmp_path, f"--run_name run --init {sources}/vit {SHORT}"))
     path = tmp_path / "model" / "run" / "last.pt"
     saved = checkpoint.load(path)

@@ -67,7 +67,7 @@ def test_a_teacher_teaches_only_in_its_part_of_the_run(teacher, tmp_path):
     assert taught == [False] * 2 + [True] * 4 + [False] * 2
 
 
-def test_a_resumed_distillation_ends_with_the_same_weights_and_the_same_record(teacher, tmp_path, quick):
+def test_a_resumed_distillation_ends_with_the_same_weights_and_the_same_record(teacher, tmp_path):
     flags = f"{SHORT} {SMALL_VIT} --teacher {teacher} --epochs 4 --cutmix 1 --small_epochs 1 --keep_patches 0.5"
     train.main(training_flags(tmp_path, f"--run_name whole {flags}"))
     with signals_in_step(5, signal.SIGTERM), exits_with(128 + signal.SIGTERM):
@@ -84,7 +84,7 @@ def test_a_resumed_distillation_ends_with_the_same_weights_and_the_same_record(t
     assert 8e6 < record["flops"] < 5e7  # 2 x 32 x 32 x 9 x (3 x 32 + 32 x 64 / 4 + 64 x 128 / 16 + 128 x 256 / 64)
 
 
-def test_compare_says_who_was_taught(teacher, tmp_path, quick, monkeypatch):
+def test_compare_says_who_was_taught(teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, flags in (("alone", ""), ("taught", f"--teacher {teacher}")):
         train.main(training_flags(tmp_path, f"--run_name {name} {SHORT} {SMALL_VIT} --epochs 1 {flags}"))
@@ -119,7 +119,7 @@ def test_teachers_and_flags_that_do_not_fit_are_refused_in_one_line(teacher, tmp
         assert not (tmp_path / "model" / "run").exists()
 
 
-def test_a_run_is_not_resumed_with_another_teacher(teacher, tmp_path, quick, capsys):
+def test_a_run_is_not_resumed_with_another_teacher(teacher, tmp_path, capsys):
     saved = checkpoint.load(teacher)
     checkpoint.save(tmp_path / "teacher" / "best.pt", saved)
     flags = f"--run_name run {SHORT} {SMALL_VIT} --epochs 2 --teacher {tmp_path / 'teacher'}"

@@ -22,7 +22,6 @@ import test as test_command
 import train
 from vit_cifar10.runs.schema import CHECKPOINT, Choice, DictOf, ListOf, OrNone, Record
 
-pytestmark = pytest.mark.usefixtures("quick")
 MEMORY_BOUND = 400_000_000  # bytes above those of the file
 RUNS = {
     "vit": "--embed_dim 16 --n_layers 2 --n_attention_heads 2 --patch_size 8 --optimizer muon --ema 0.5",
