@@ -1,6 +1,7 @@
 """train.py in background processes that tests can signal, kill and starve of resources.
 
-The processes are forked from a server that has already imported everything, so they start at once.
+The processes are forked from a server that has already imported everything and drawn the images (preloaded.py), so
+they start at once. They draw no curves.
 
 process = start(flags, log)               # one process; its output goes to the file `log`
 processes = start_job(flags, folder)      # one per rank, as torchrun would start them
@@ -12,14 +13,23 @@ import os
 import signal
 import socket
 import sys
+from multiprocessing import forkserver
+
+import pytest
+from helpers import PYTHON_ENVIRONMENT
 
 import train
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# what a training imports late would otherwise be imported by every process; optimizers import torch._dynamo
-CONTEXT.set_forkserver_preload(
-    ["train", "torch._dynamo", "vit_cifar10.plots.curves", "torch.utils.tensorboard", "vit_cifar10.data.shapes"]
-)
+CONTEXT.set_forkserver_preload(["preloaded"])
+
+
+def new_process(function, *arguments):
+    """A process, not yet started, that will call a function of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PYTHON_ENVIRONMENT["PYTHONPATH"])  # the server does not look elsewhere
+        forkserver.ensure_running()
+    return CONTEXT.Process(target=function, args=arguments, daemon=True)
 
 
 def start(flags, log, environment=(), setup=None):
@@ -28,7 +38,7 @@ def start(flags, log, environment=(), setup=None):
     Args:
         setup: a function of a module, which the new process calls first.
     """
-    process = CONTEXT.Process(target=_train, args=(flags, str(log), dict(environment), setup), daemon=True)
+    process = new_process(_train, flags, str(log), dict(environment), setup)
     process.start()
     return process
 

@@ -70,7 +70,7 @@ def runs(tmp_path_factory):
 
 def train_runs(folder):
     run_training(folder, f"--run_name vit --epochs 2 {SMALL_VIT} --learning_rate 2e-3")
-    run_training(folder, "--run_name cnn --epochs 2 --model cnn --learning_rate 2e-3")
+    run_training(folder, "--run_name cnn --epochs 2 --model cnn --width 8 --learning_rate 4e-3")
 
 
 @pytest.fixture(scope="session")

@@ -97,10 +97,12 @@ def train_epoch(trainer, epoch):
 
 
 def wait_for(condition, seconds=60):
-    limit = time.monotonic() + seconds
+    begin = checked = time.monotonic()
     while not condition():
-        assert time.monotonic() < limit, f"the condition is still false after {seconds} s"
-        time.sleep(0.01)
+        took = time.monotonic() - checked
+        assert time.monotonic() < begin + seconds, f"the condition is still false after {seconds} s"
+        time.sleep(max(0.01, 2 * took))  # leaves most of the time to the process that it waits for
+        checked = time.monotonic()
 
 
 @contextlib.contextmanager

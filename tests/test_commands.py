@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from background import CONTEXT, end
+from background import end, new_process
 from helpers import (
     EVERY_METHOD,
     ROOT,
@@ -73,7 +73,8 @@ def test_training_writes_a_complete_record(runs, run):
 
 
 def test_the_cnn_learns_shapes(tmp_path, capsys):
-    run_training(tmp_path, "--run_name cnn --model cnn --epochs 3 --learning_rate 2e-3 --num_train_images 3000")
+    flags = "--epochs 4 --batch_size 64 --num_train_images 2000"
+    run_training(tmp_path, f"--run_name cnn --model cnn --width 8 --learning_rate 8e-3 {flags}")
     accuracy = re.search(r"test accuracy ([\d.]+) %", capsys.readouterr().out)
     assert float(accuracy[1]) > 80
 
@@ -118,11 +119,23 @@ def test_images_that_do_not_fill_a_batch_are_reported(tmp_path, capsys):
     assert "because they do not fill a batch of 128" in printed
 
 
-@pytest.mark.parametrize("schedule", ["linear", "onecycle", "plateau", "constant"])
-def test_the_other_schedules_train(schedule, tmp_path):
-    run_training(tmp_path, f"--run_name run --model cnn --epochs 2 --schedule {schedule}")
-    rows = read_metrics(tmp_path, "run")
-    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+def test_each_schedule_trains_with_its_own_learning_rates(tmp_path):
+    flags = "--model cnn --width 2 --learning_rate 0.01 --num_train_images 128 --batch_size 64 --num_test_images 10"
+    rates = {  # of the second, fourth and last of six steps; the first two are warm-up
+        "linear": [2 / 3, 1 - 0.99 / 3, 0.01],
+        "cosine": [2 / 3, 0.01 + 0.99 * 0.75, 0.01],
+        "onecycle": [1, (1 + 1 / 250_000) / 2, 1 / 250_000],
+        "constant": [2 / 3, 1, 1],
+        "plateau": [2 / 3, 1, 1],
+    }
+    weights = {}
+    for schedule, expected in rates.items():
+        run_training(tmp_path, f"--run_name {schedule} {flags} --epochs 3 --warmup_epochs 1 --schedule {schedule}")
+        rows = read_metrics(tmp_path, schedule)
+        assert [float(row["learning_rate"]) / 0.01 for row in rows] == pytest.approx(expected, rel=1e-4)
+        weights[schedule] = load_weights(tmp_path, schedule, "last.pt")["classifier.4.weight"]
+    assert torch.equal(weights["constant"], weights["plateau"])
+    assert len({weight.sum().item() for weight in weights.values()}) == 4
 
 
 def test_a_vit_with_one_layer_trains_and_gives_a_gif(tmp_path, monkeypatch):
@@ -432,10 +445,10 @@ def test_head_fusion_and_discard_ratio_change_the_rollout_and_are_in_the_caption
 def test_training_and_testing_work_on_cifar10(cifar10_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = str((ROOT / cifar10_root).resolve())
-    flags = "--epochs 2 --num_train_images 2000 --num_test_images 1000 --val_images 1000 --device cpu"
-    train.main(["--model", "cnn", "--run_name", "cnn", "--data_path", data, *flags.split()])
-    train.main(["--run_name", "vit", "--data_path", data, *SMALL_VIT.split(), *flags.split()])
-    for run in ("cnn", "vit"):
+    flags = "--epochs 2 --num_train_images 2000 --num_test_images 1000 --val_images 100 --device cpu"
+    networks = {"cnn": "--model cnn --width 8 --learning_rate 4e-3", "vit": f"{SMALL_VIT} --learning_rate 2e-3"}
+    for run, network in networks.items():
+        train.main(["--run_name", run, "--data_path", data, *network.split(), *flags.split()])
         assert checkpoint.load(tmp_path / "model" / run)["metrics"]["test_accuracy"] > 0.15
     test_command.main(["--model_path", "model/vit", "--mode", "cifar-single", "--index", "5", "--data_path", data])
     assert "true class: frog" in capsys.readouterr().out
@@ -665,7 +678,7 @@ def test_commands_work_with_closed_descriptors(runs, tmp_path):
         ("test", ["--model_path", vit, output, "--device=cpu"], (2,)),
         ("compare", [vit, f"--output_path={tmp_path}", "--device=cpu", f"--compare_path={tmp_path}/tables"], (0, 1, 2)),
     ]
-    processes = [CONTEXT.Process(target=run_with_closed_streams, args=call) for call in calls]
+    processes = [new_process(run_with_closed_streams, *call) for call in calls]
     for process in processes:
         process.start()
     assert [end(process) for process in processes] == [0] * len(processes)

@@ -255,7 +255,7 @@ MISTAKES = [
     ("--init none", "there is no checkpoint of none"),
     ("--init {sources}/vit --model cnn", "--model cnn does not fit --init vit, whose network has --model vit"),
     ("--init {sources}/vit --embed_dim 64", "--embed_dim 64 does not fit --init vit, whose network has --embed_dim 32"),
-    ("--init {sources}/cnn --width 16", "--width 16 does not fit --init cnn, whose network has --width 32"),
+    ("--init {sources}/cnn --width 16", "--width 16 does not fit --init cnn, whose network has --width 8"),
     ("--init {sources}/vit --freeze_blocks 4", "--freeze_blocks 4 is more than the network's 3 blocks"),
     ("--init {sources}/cnn --freeze_blocks 5", "--freeze_blocks 5 is more than the network's 4 convolutions"),
     ("--init {sources}/vit --image_size 36", "--patch_size 8 does not divide --image_size 36"),
