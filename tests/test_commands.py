@@ -81,7 +81,7 @@ def test_the_cnn_learns_shapes(tmp_path, capsys):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_same_seed_gives_the_same_weights_even_across_an_interruption(optimizer, tmp_path, monkeypatch, capsys):
-    flags = f"{SMALL_VIT} {EVERY_METHOD} --optimizer {optimizer}"
+    flags = f"{SMALL_VIT} {EVERY_METHOD} --optimizer {optimizer} --val_images 100 --num_test_images 100"
     run_training(tmp_path, f"--run_name whole {flags}")
     run_training(tmp_path, f"--run_name again {flags}")
     run_training(tmp_path, f"--run_name other {flags} --seed 1")
