@@ -42,7 +42,7 @@ from vit_cifar10.evaluation.comparison import (
     summarize_seeds,
 )
 from vit_cifar10.evaluation.tables import report, write_report, write_tables
-from vit_cifar10.explain.maps import best_method
+from vit_cifar10.explain.methods import best_method
 from vit_cifar10.flags.compare import parse
 from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.data.images import open_image
-from vit_cifar10.explain.maps import METHODS, best_method, masks_method, methods_for
+from vit_cifar10.explain.methods import METHODS, best_method, masks_method, methods_for
 from vit_cifar10.flags.test import MODES, has_rollout_flags, parse, shows_example
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
@@ -59,7 +59,7 @@ def main(argv=None):
         check_outputs(output_files(run, network, args), inputs, folders)
         if args.mode in ("cifar", "faithfulness") and not shows_example(args):
             check_record(run.output_folder, network.saved["recipe"])
-        print(printable(f"{run.checkpoint_path}{choice}: {describe(network)}"))
+        print(printable(f"{run.checkpoint_path}{choice}: {network_summary(network)}"))
         check_methods(args, network.model)
         if args.html is not None:
             from vit_cifar10.explain.explorer import check_size
@@ -126,7 +126,7 @@ def index_name(network, index):
     return f"{'cifar' if trained_on == 'cifar10' else trained_on}-index-{index}"
 
 
-def describe(network):
+def network_summary(network):
     """The network's type, training and accuracy as a line of text."""
     saved = network.saved
     text = f"{saved['model_config']['model']} {network.origin}"
@@ -179,7 +179,7 @@ def write_explorer(network, images, args, test=None):
     if args.html is not None:
         from vit_cifar10.explain import explorer
 
-        entries = [explorer.explain_image(network, *image) for image in images]
+        entries = [explorer.page_entry(network, *image) for image in images]
         explorer.write_page(args.html, network, entries, args.live, test)
         size = Path(args.html).stat().st_size
         print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))
@@ -224,10 +224,10 @@ def classify(network, image, name, label, args):
 
 def faithfulness_test(run, network, args):
     """Measure how far each explanation can be trusted; print it, and write tables and a picture to output/RUN/."""
-    from vit_cifar10.evaluation.faithfulness_test import (
+    from vit_cifar10.evaluation.faithfulness_report import (
+        measure_faithfulness,
         print_faithfulness,
-        run_faithfulness_test,
-        write_faithfulness_test,
+        write_faithfulness,
     )
 
     images = network.load_test_images(args.data_path, args.num_images, args.num_workers)
@@ -237,8 +237,8 @@ def faithfulness_test(run, network, args):
     make_folder(run.output_folder)
     path = run.output_folder / "faithfulness.pt"
     print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
-    tested = run_faithfulness_test(network, run.checkpoint_path, test, run.output_folder, args.samples)
-    print_faithfulness(*write_faithfulness_test(tested, network, run.output_folder), tested.methods)
+    tested = measure_faithfulness(network, run.checkpoint_path, test, run.output_folder, args.samples)
+    print_faithfulness(*write_faithfulness(tested, network, run.output_folder), tested.methods)
     print(printable(f"wrote {', '.join(FAITHFULNESS_FILES)} to {run.output_folder}"))
 
 

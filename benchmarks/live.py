@@ -22,7 +22,7 @@ from chromium import new_page
 from vit_cifar10.evaluation.metrics import predict
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.live import rounded
-from vit_cifar10.explain.removal import enlarge
+from vit_cifar10.explain.removal import at_pixels
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.utils.cli import POSITIVE_INT, ArgumentParser, command
@@ -63,7 +63,7 @@ def measure(run, data_path, num_images=200):
     test = network.normalized_for(network.load_test_images(data_path))
     with tempfile.TemporaryDirectory() as folder, new_page() as page:
         path = Path(folder) / "live.html"
-        explorer.write_page(path, network, [explorer.explain_image(network, test.images[0], "test image 0", "")], True)
+        explorer.write_page(path, network, [explorer.page_entry(network, test.images[0], "test image 0", "")], True)
         megabytes = path.stat().st_size / 1e6
         started = time.perf_counter()
         page.goto(path.as_uri())
@@ -98,7 +98,7 @@ def show_images(page, network, images):
         shown = page.evaluate(SHOW, [pixels, removed.nonzero().flatten().tolist(), number % len(network.classes)])
         times.append((shown["drawn"], shown["explained"]))
         inputs = network.prepare(image[None])
-        inputs = torch.where(enlarge(removed.view(1, grid, grid), size).bool(), 0.0, inputs)
+        inputs = torch.where(at_pixels(removed.view(1, grid, grid), size).bool(), 0.0, inputs)
         with rounded(network.model), torch.inference_mode():
             logits = network.model(inputs)[0]
         largest = max(largest, (logits - torch.tensor(shown["scores"])).abs().max().item())

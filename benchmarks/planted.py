@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from model import build_model
-from vit_cifar10.explain.maps import methods_for
+from vit_cifar10.explain.methods import methods_for
 
 VIT = {"model": "vit", "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 3}
 NETWORKS = {

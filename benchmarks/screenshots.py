@@ -60,7 +60,7 @@ def open_page(network, image, name, note, is_live, width, height):
     view = {"viewport": {"width": width, "height": height}, "color_scheme": "light"}
     with tempfile.TemporaryDirectory() as folder, new_page(**view) as page:
         path = Path(folder) / "page.html"
-        explorer.write_page(path, network, [explorer.explain_image(network, image, name, note)], is_live)
+        explorer.write_page(path, network, [explorer.page_entry(network, image, name, note)], is_live)
         page.goto(path.as_uri())
         yield page
 

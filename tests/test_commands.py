@@ -35,9 +35,9 @@ import compare
 import test as test_command
 import train
 from vit_cifar10.data import dataset
-from vit_cifar10.evaluation import faithfulness_test
+from vit_cifar10.evaluation import faithfulness_report
 from vit_cifar10.explain import faithfulness
-from vit_cifar10.explain.maps import methods_for
+from vit_cifar10.explain.methods import methods_for
 from vit_cifar10.flags import compare as compare_flags
 from vit_cifar10.flags import convert as convert_flags
 from vit_cifar10.flags import test as test_flags
@@ -351,9 +351,9 @@ def read_table(path):
 
 
 def test_a_faithfulness_test_that_was_stopped_continues(runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(faithfulness_test, "BATCH", 4)
-    monkeypatch.setattr(faithfulness_test, "RANDOMIZED", 4)
-    monkeypatch.setattr(faithfulness_test, "save_faithfulness", lambda *_: None)
+    monkeypatch.setattr(faithfulness_report, "BATCH", 4)
+    monkeypatch.setattr(faithfulness_report, "RANDOMIZED", 4)
+    monkeypatch.setattr(faithfulness_report, "save_faithfulness", lambda *_: None)
     flags = "--model_path model/vit --mode faithfulness --num_images 10"
     run_test(runs, f"{flags} --output_path {tmp_path}/whole", monkeypatch)
     whole, folder = tmp_path / "whole" / "vit", tmp_path / "stopped" / "vit"
@@ -386,7 +386,7 @@ def test_a_faithfulness_test_that_was_stopped_continues(runs, tmp_path, monkeypa
         ({"curves": "text"}, 0),
     ):
         torch.save({**saved, **changes}, path)
-        assert len(faithfulness_test.load_measured(path, key, shapes, images=10)["curves"]) == rows
+        assert len(faithfulness_report.load_measured(path, key, shapes, images=10)["curves"]) == rows
 
 
 def test_an_image_may_have_any_valid_file_name(runs, monkeypatch, capsys):

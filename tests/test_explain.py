@@ -15,15 +15,15 @@ from sklearn.linear_model import Ridge
 import planted
 from model import FastCNN, build_model
 from vit_cifar10.explain.lens import head_contributions
-from vit_cifar10.explain.maps import METHODS, methods_for
-from vit_cifar10.explain.masks import RIDGE, mask_maps
-from vit_cifar10.explain.methods import (
+from vit_cifar10.explain.maps import (
     attention_maps,
     attention_rollout,
     attention_to_patches,
     grad_cam,
     gradient_rollout,
 )
+from vit_cifar10.explain.masks import RIDGE, mask_maps
+from vit_cifar10.explain.methods import METHODS, methods_for
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 
 # global_pool, and the number of class tokens

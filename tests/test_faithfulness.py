@@ -10,7 +10,7 @@ from torch import nn
 from model import build_model
 from vit_cifar10.data.dataset import Split, normalize
 from vit_cifar10.explain import faithfulness, removal
-from vit_cifar10.explain.maps import Method
+from vit_cifar10.explain.methods import Method
 from vit_cifar10.explain.removal import BASELINES, FILLS, FRACTIONS, RemovalTest
 
 

@@ -19,14 +19,14 @@ from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import rounded
-from vit_cifar10.explain.maps import best_method
-from vit_cifar10.explain.methods import (
+from vit_cifar10.explain.maps import (
     attention_maps,
     grad_cam,
     gradient_rollout_by_layer,
     rollout_by_layer,
 )
-from vit_cifar10.explain.removal import enlarge, make_fills
+from vit_cifar10.explain.methods import best_method
+from vit_cifar10.explain.removal import at_pixels, make_fills
 from vit_cifar10.runs import checkpoint
 
 TARGET = 3
@@ -66,7 +66,7 @@ def random_network(config):
 def write_live(network, path, count=2):
     """Write the live page of drawn images, and return them."""
     images, _ = dataset.draw_shapes(count, network.image_size, seed=1)
-    entries = [explorer.explain_image(network, image, f"image {i}", "a label") for i, image in enumerate(images)]
+    entries = [explorer.page_entry(network, image, f"image {i}", "a label") for i, image in enumerate(images)]
     explorer.write_page(path, network, entries, live=True)
     return images
 
@@ -188,7 +188,7 @@ def test_any_patches_can_be_removed(fill, visit, tmp_path):
         mask = torch.zeros(1, grid, grid)
         mask.view(-1)[removed] = 1
         change(page, f"{{removed: new Set({removed}), fill: '{fill}', target: {TARGET}}}")
-        expected = replace(enlarge(mask, 32).bool())
+        expected = replace(at_pixels(mask, 32).bool())
         check_answer(page, network, expected)
         seen = evaluate(page, "state.answer.seen").view(32, 32, 3).permute(2, 0, 1)
         torch.testing.assert_close(seen, 255 * expected[0], rtol=0, atol=0.51)  # mean 0 and std 1 in this network
@@ -199,7 +199,7 @@ def test_any_patches_can_be_removed(fill, visit, tmp_path):
     masks = torch.eye(64).view(64, grid, grid)
     masks[:, 0, 7] = 1
     with rounded(network.model), torch.inference_mode():
-        expected = torch.cat([network.model(replace(enlarge(mask[None], 32).bool())) for mask in masks]).softmax(1)
+        expected = torch.cat([network.model(replace(at_pixels(mask[None], 32).bool())) for mask in masks]).softmax(1)
     torch.testing.assert_close(without, expected, rtol=0, atol=1e-4)
 
 

@@ -101,8 +101,8 @@ def test_cifar10_on_the_disk_is_read_without_torchvision(cifar10_root, tmp_path)
 
 def test_the_code_implements_exactly_what_the_flags_offer():
     assert model.NETWORKS.keys() == networks.NETWORKS.keys()
-    assert tuple(maps.METHODS) == choices.METHODS
-    assert tuple(methods.HEAD_FUSIONS) == choices.HEAD_FUSIONS
+    assert tuple(methods.METHODS) == choices.METHODS
+    assert tuple(maps.HEAD_FUSIONS) == choices.HEAD_FUSIONS
     assert (*cifar.SOURCES, "folder", "shapes") == choices.DATASETS
     assert ("none", *TRACKING_FOLDERS) == choices.TRACKERS
     assert {"auto", "fp32", *AUTOCAST_DTYPES} == set(choices.PRECISIONS)

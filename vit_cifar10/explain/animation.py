@@ -5,7 +5,7 @@ save_gif(frames, "cat.gif")
 save_still("cat.png")
 """
 
-from vit_cifar10.explain.methods import explain_layers
+from vit_cifar10.explain.maps import explain_layers
 from vit_cifar10.plots.explanations import MapRow, attention_frames, class_frames, save_relevance_grid
 
 

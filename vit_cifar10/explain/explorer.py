@@ -1,6 +1,6 @@
 """Write one HTML page in which a user can explore how a network classifies images.
 
-    entries = [explain_image(network, image, "cat.png", "true class: cat"), ...]
+    entries = [page_entry(network, image, "cat.png", "true class: cat"), ...]
     write_page("cat.html", network, entries)
 
 The page is one file that works offline and without a server. The numbers that it shows are computed here and embedded:
@@ -24,14 +24,14 @@ import torch
 from vit_cifar10.explain.encoding import encode
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
-from vit_cifar10.explain.maps import best_method
-from vit_cifar10.explain.methods import (
+from vit_cifar10.explain.maps import (
     attention_maps,
     grad_cam,
     gradient_rollout_by_layer,
     images_at_once,
     rollout_by_layer,
 )
+from vit_cifar10.explain.methods import best_method
 from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.errors import UserError
@@ -48,7 +48,7 @@ MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with fu
 MAX_PAGE = 100_000_000  # bytes of the largest numbers of a page, in base64
 
 
-def explain_image(network, image, name, label):
+def page_entry(network, image, name, label):
     """Everything the page shows about one image, uint8 (3, H, W), as plain values and arrays from `encode`.
 
     Args:
@@ -115,7 +115,7 @@ def check_size(network, live=False, count=1):
         check_live(network)
 
 
-def describe(network):
+def page_facts(network):
     """The facts about the network that the page needs, and the page's color maps."""
     model = network.model
     is_vit = model.has_attention
@@ -153,7 +153,7 @@ def fill_page(network, entries, live=False, test=None):
         allowed |= {"script-src": f"{allowed['script-src']} 'wasm-unsafe-eval'", "worker-src": "blob:"}
     rules = "; ".join(f"{directive} {source}" for directive, source in allowed.items())
     title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} classifies"
-    data = {**describe(network), "images": entries}
+    data = {**page_facts(network), "images": entries}
     if live:
         data["rounding"] = rounding_effect(network, torch.stack([read_pixels(entry) for entry in entries]), test)
     parts = {
@@ -177,7 +177,7 @@ def embed_network(network):
 
 
 def read_pixels(entry):
-    """The image of an entry from `explain_image`, uint8 (3, H, W)."""
+    """The image of an entry from `page_entry`, uint8 (3, H, W)."""
     pixels = torch.frombuffer(bytearray(base64.b64decode(entry["pixels"])), dtype=torch.uint8)
     side = math.isqrt(len(pixels) // 3)
     return pixels.view(side, side, 3).permute(2, 0, 1)
@@ -198,7 +198,7 @@ def to_json(value):
 
 
 def write_page(path, network, entries, live=False, test=None):
-    """Write the page for the images, which are entries from `explain_image`; see `fill_page`.
+    """Write the page for the images, which are entries from `page_entry`; see `fill_page`.
 
     Raises:
         UserError: the file cannot be written.

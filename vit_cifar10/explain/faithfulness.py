@@ -28,8 +28,8 @@ import torch
 from torch.nn import functional as F
 
 from model import build_model
-from vit_cifar10.explain.maps import Method, masks_method, methods_for
-from vit_cifar10.explain.methods import grad_cam
+from vit_cifar10.explain.maps import grad_cam
+from vit_cifar10.explain.methods import Method, masks_method, methods_for
 from vit_cifar10.explain.removal import BASELINES, CURVES, FILLS, FRACTIONS, RemovalTest, baseline_maps, patch_ranks
 from vit_cifar10.utils.device import synchronize
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from model import count_parameters
 from vit_cifar10.explain.encoding import encode
-from vit_cifar10.explain.methods import images_at_once
+from vit_cifar10.explain.maps import images_at_once
 from vit_cifar10.utils.errors import UserError
 
 LARGEST_NETWORK = 25_000_000  # weights; each takes more than a byte of the page
@@ -117,7 +117,7 @@ def encode_network(network):
         else:
             floats.append(rows.flatten().float())
     return {
-        "config": describe_network(network),
+        "config": network_config(network),
         "tensors": tensors,
         "integers": encode(torch.cat(integers), "i1"),
         "floats": encode(torch.cat(floats)),
@@ -148,7 +148,7 @@ def describe_layers(model):
     return layers
 
 
-def describe_network(network):
+def network_config(network):
     """The sizes of a network, with the names that page/network.js uses."""
     model = network.model
     sizes = {

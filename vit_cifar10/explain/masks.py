@@ -9,8 +9,8 @@ https://arxiv.org/abs/1602.04938) and of KernelSHAP (Lundberg and Lee, 2017, htt
 
 import torch
 
-from vit_cifar10.explain.methods import images_at_once
-from vit_cifar10.explain.removal import enlarge
+from vit_cifar10.explain.maps import images_at_once
+from vit_cifar10.explain.removal import at_pixels
 from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.device import eval_mode
 
@@ -43,6 +43,6 @@ def mask_maps(model, images, samples=SAMPLES, seed=0):
     maps = []
     with eval_mode(model), torch.autocast(images.device.type, enabled=False):
         for image in images.float():
-            logits = torch.cat([model(image * enlarge(part, image.shape[-2:])) for part in parts])  # (samples, C)
+            logits = torch.cat([model(image * at_pixels(part, image.shape[-2:])) for part in parts])  # (samples, C)
             maps.append((fit @ (logits - logits.mean(dim=0))).T)
     return torch.stack(maps).unflatten(2, (grid, grid))

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model import Attention
-from vit_cifar10.explain.methods import differentiable, target_logits
+from vit_cifar10.explain.maps import differentiable, target_logits
 
 
 def attn_lrp(model, images, targets=None):

@@ -10,7 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from vit_cifar10.explain.methods import images_at_once
+from vit_cifar10.explain.maps import images_at_once
 
 BASELINES = ("random", "edges", "center")
 FRACTIONS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)  # of the patches; closer together where the prediction changes most
@@ -37,7 +37,7 @@ def baseline_maps(inputs, grid, generator):
     }
 
 
-def enlarge(patches, size):
+def at_pixels(patches, size):
     """Values of patches (N, grid, grid) -> the same values at each of their pixels (N, 1, H, W), float32."""
     return F.interpolate(patches[:, None].float(), size, mode="nearest")
 
@@ -141,7 +141,7 @@ class RemovalTest:
     def probabilities(self, removed, fill):
         """The probability of the target without patches, for K sets of them: bool (K, B, grid, grid) -> (B, K)."""
         count, size = len(removed), self.inputs.shape[-2:]
-        masks = enlarge(removed.flatten(0, 1), size).bool().chunk(count)
+        masks = at_pixels(removed.flatten(0, 1), size).bool().chunk(count)
         logits = self.model(torch.cat([self.fills[fill](mask) for mask in masks]))
         return logits.softmax(dim=1).gather(1, self.targets.repeat(count)[:, None]).view(count, -1).T
 
@@ -153,7 +153,7 @@ def remove_each_patch(model, image, grid):
     A removed patch has the mean color.
     """
     is_removed = torch.eye(grid * grid, device=image.device).view(-1, grid, grid)
-    is_removed = enlarge(is_removed, image.shape[-2:]).bool()
+    is_removed = at_pixels(is_removed, image.shape[-2:]).bool()
     return torch.cat(
         [model(torch.where(part, 0.0, image)).softmax(dim=1) for part in is_removed.split(images_at_once(image))]
     )

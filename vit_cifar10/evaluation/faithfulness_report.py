@@ -1,7 +1,7 @@
 """Measure how far a network's explanations can be trusted. It can be stopped, and continues where it was.
 
-    measured = run_faithfulness_test(network, checkpoint_path, test, folder)    # see explain/faithfulness.py
-    tables = write_faithfulness_test(measured, network, folder)
+    measured = measure_faithfulness(network, checkpoint_path, test, folder)    # see explain/faithfulness.py
+    tables = write_faithfulness(measured, network, folder)
     print_faithfulness(*tables, measured.methods)
 
 After each batch, output/<run>/faithfulness.pt holds what has been measured so far. A later call with the same weights,
@@ -31,14 +31,14 @@ RANDOMIZED = 4 * BATCH  # images for which the weights are randomized, the most 
 
 
 @dataclasses.dataclass
-class FaithfulnessTest:
+class MeasuredFaithfulness:
     """What was measured: the methods, and the tensors of `faithfulness.measure_batch` for all images."""
 
     methods: dict
     tensors: dict
 
 
-def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
+def measure_faithfulness(network, checkpoint_path, test, folder, samples=None):
     """Measure all methods on the images of a split, or only the images that are missing in faithfulness.pt.
 
     Args:
@@ -68,7 +68,7 @@ def run_faithfulness_test(network, checkpoint_path, test, folder, samples=None):
             measured = {name: torch.cat([measured[name], batch[name]]) for name in shapes}
             save_tensors(path, {**key, **measured})
             bar.update(len(inputs))
-    return FaithfulnessTest(methods, measured)
+    return MeasuredFaithfulness(methods, measured)
 
 
 def load_measured(path, key, shapes, images):
@@ -93,7 +93,7 @@ def load_measured(path, key, shapes, images):
     return {name: torch.zeros(0, *shape) for name, shape in shapes.items()}
 
 
-def write_faithfulness_test(tested, network, folder):
+def write_faithfulness(tested, network, folder):
     """Write the tables and the picture to a folder. Return the rows of both tables."""
     areas = faithfulness.area_rows(tested.tensors, tested.methods)
     by_method = faithfulness.method_rows(tested.tensors, tested.methods)
