@@ -43,6 +43,7 @@ from vit_cifar10.training.trainer import Trainer
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
+from vit_cifar10.utils.schedules import SCHEDULES
 from vit_cifar10.utils.text import printable
 
 MEMORY_ADVICE = "lower --batch_size, --embed_dim, --n_layers, --image_size, or raise --patch_size"
@@ -88,8 +89,10 @@ def load_splits(args, initial=None):
     num_classes = len(splits.train.classes)
     if args.n_classes not in (None, num_classes):
         raise UserError(f"--n_classes {args.n_classes}: {args.dataset} has {num_classes} classes; leave out the flag")
-    if args.schedule == "plateau" and splits.val is None:
-        raise UserError("--schedule plateau watches the validation loss; add --val_images, or more training images")
+    if SCHEDULES[args.schedule].needs_val_loss and splits.val is None:
+        raise UserError(
+            f"--schedule {args.schedule} watches the validation loss; add --val_images, or more training images"
+        )
     return splits.with_normalization(initial.mean, initial.std) if initial else splits
 
 

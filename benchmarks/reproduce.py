@@ -40,11 +40,12 @@ sys.path.insert(0, str(ROOT))
 import train
 from bundle import RUN_FILES, in_half_precision, pack, unpack
 from tables import RECIPES, TABLE_RECIPES, Result, read_results, record, replace_text, run_name, write_tables
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import LENGTH_FLAGS, Run, is_same_run
 from vit_cifar10.runs.writer import git_commit
-from vit_cifar10.utils.choices import DATASETS, DEVICES
+from vit_cifar10.utils.choices import DEVICES
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command, not_empty
 from vit_cifar10.utils.device import device_label, pick_device
 from vit_cifar10.utils.errors import UserError

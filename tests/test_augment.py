@@ -1,18 +1,22 @@
 """Tests that every augmentation equals torchvision's for the same parameters, and that the draws are correct."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import SMALL_VIT, load_weights, run_test, run_training
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, _apply_op
 
+import compare
 from vit_cifar10.data import augment
 from vit_cifar10.data.augment import OPERATIONS, Augment, apply_operations
 from vit_cifar10.data.dataset import normalize
 from vit_cifar10.data.shapes import draw_shapes
-from vit_cifar10.utils.choices import POLICIES
+from vit_cifar10.data.tables import POLICIES, Policy
 
 NORMALIZATION = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}
 MAGNITUDES = {
@@ -69,8 +73,8 @@ def test_each_image_gets_its_own_operation(images):
 @pytest.mark.parametrize(
     ("ours", "theirs", "level"),
     [
-        (augment._ranges(0.99, 32, 135, 0.99, 2, "cpu"), TrivialAugmentWide()._augmentation_space(31), 30),
-        (augment._ranges(0.3, 150 / 331 * 32, 30, 0.9, 4, "cpu"), RandAugment()._augmentation_space(31, (32, 32)), 9),
+        (augment.trivial_augment_ranges(32, "cpu"), TrivialAugmentWide()._augmentation_space(31), 30),
+        (augment.rand_augment_ranges(32, "cpu"), RandAugment()._augmentation_space(31, (32, 32)), 9),
     ],
 )
 def test_magnitude_ranges_match_torchvision(ours, theirs, level):
@@ -207,3 +211,21 @@ def test_mix_prob_is_the_fraction_of_images_that_are_mixed(images):
     is_whole = targets.amax(dim=1) == 1
     assert is_whole.float().mean().item() == pytest.approx(0.7, abs=0.05)
     torch.testing.assert_close(inputs[is_whole], normalize(images[is_whole], **NORMALIZATION))
+
+
+def invert(images, ranges):
+    """A policy of one function."""
+    return 255 - images
+
+
+def test_a_new_policy_is_a_function_and_an_entry(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(POLICIES, "invert", Policy("negatives", crops=False, operations=f"{__name__}:invert"))
+    inputs, _ = Augment("invert", **NORMALIZATION, num_classes=10)(images, torch.zeros(len(images), dtype=torch.int64))
+    assert torch.equal(inputs, normalize(255 - images, **NORMALIZATION))
+    for policy in ("invert", "none"):
+        run_training(tmp_path, f"--run_name {policy} --augment {policy} --epochs 1 {SMALL_VIT} --num_train_images 100")
+    assert not torch.equal(*(load_weights(tmp_path, policy)["head.weight"] for policy in ("invert", "none")))
+    run_test(tmp_path, "--model_path invert --mode cifar", monkeypatch)
+    compare.main(["invert", "none", "--device", "cpu", "--data_path", str(tmp_path)])
+    compared = json.loads(Path("output/comparison/comparison.json").read_text())["runs"]
+    assert [run["run"] for run in compared] == ["invert", "none"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -16,13 +17,18 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import SMALL_VIT, folder_flags
 from PIL import Image
 from torchvision.transforms import v2
 
+import compare
+import test as test_command
 import train
 from vit_cifar10.data import cifar, dataset, images
 from vit_cifar10.data.images import open_image
 from vit_cifar10.data.shapes import draw_shapes
+from vit_cifar10.data.tables import DATASETS, DataSet
+from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.errors import UserError
 
 # The images that the first release held out. If one of these values changes, earlier results cannot be compared.
@@ -121,7 +127,38 @@ def test_cifar100_has_its_own_classes(tmp_path, monkeypatch):
     assert sorted(splits.val.labels.tolist()) == list(range(100))
     assert splits.test.classes[7] == "class 7"
     assert (splits.test.images[3].flatten() == torch.from_numpy(CIFAR100_PIXELS[3])).all()
-    assert not torch.equal(splits.test.mean, torch.tensor(cifar.SOURCES["cifar10"].mean))
+    assert not torch.equal(splits.test.mean, torch.tensor(DATASETS["cifar10"].mean))
+
+
+def read_stripes(data_path, is_train, image_size, num_workers):
+    """A data set of one function: images of 20 x 20 pixels with white rows or columns, and their labels."""
+    labels = torch.arange(60 if is_train else 20) % 2
+    images = torch.zeros(len(labels), 3, 20, 20, dtype=torch.uint8)
+    images[labels == 0, :, ::2] = 255
+    images[labels == 1, :, :, ::2] = 255
+    return images, labels, ("rows", "columns")
+
+
+def test_a_new_data_set_is_a_function_and_an_entry(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(DATASETS, "stripes", DataSet(f"{__name__}:read_stripes", "rows or columns"))
+    flags = ["--dataset", "stripes", "--device", "cpu", "--epochs", "2", *folder_flags(tmp_path)]
+    for number in range(2):
+        train.main([*flags, "--run_name", f"run{number}", *SMALL_VIT.split()])
+    monkeypatch.chdir(tmp_path)
+    test_command.main(["--model_path", "run0", "--mode", "cifar", "--device", "cpu"])
+    saved = checkpoint.load(tmp_path / "model" / "run0")
+    assert (saved["dataset"], saved["classes"]) == ("stripes", ["rows", "columns"])
+    assert saved["mean"] == pytest.approx([0.5] * 3)  # measured, because the entry tells none
+    compare.main(["run0", "run1", "--device", "cpu"])
+    compared = json.loads(Path("output/comparison/comparison.json").read_text())["runs"]
+    assert [(run["run"], run["dataset"], run["test_images"]) for run in compared] == [
+        ("run0", "stripes", 20),
+        ("run1", "stripes", 20),
+    ]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "stripes: rows or columns" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_same_seed_draws_the_same_shapes():

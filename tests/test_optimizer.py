@@ -7,17 +7,19 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from model import FastCNN, SimpleCNN, VisionTransformer
+from vit_cifar10.flags.train import parse
 from vit_cifar10.training.optim import ModelEma, Muon, build_optimizer, orthogonalize
 from vit_cifar10.training.patches import PatchSchedule
-from vit_cifar10.training.schedule import FINAL_FACTOR, Schedule, schedule_factor
-from vit_cifar10.utils.choices import SCHEDULES
+from vit_cifar10.training.schedule import Schedule
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.schedules import FINAL_FACTOR, SCHEDULES, Entry
 
 TOTAL, WARMUP = 200, 20
 
 
 def factors(schedule, total=TOTAL, warmup=WARMUP):
     """The learning rate of each step, relative to its peak."""
-    return [schedule_factor(schedule, step, total, warmup) for step in range(total)]
+    return [SCHEDULES[schedule].factor(step, total, warmup) for step in range(total)]
 
 
 def test_patches_grow_in_eighths_to_all_at_the_last_step():
@@ -52,6 +54,17 @@ def test_warmup_and_decay_have_the_right_shapes():
     assert factors("cosine", 101, 0)[25] > 0.8 > factors("linear", 101, 0)[25]
     for schedule in ("constant", "plateau"):
         assert factors(schedule)[WARMUP:] == [1.0] * (TOTAL - WARMUP)
+
+
+def test_a_new_schedule_is_a_function_and_an_entry(monkeypatch):
+    entry = Entry(lambda step, total_steps, warmup_steps: 0.5, "stays at half", warmup=0.5, needs_val_loss=True)
+    monkeypatch.setitem(SCHEDULES, "half", entry)
+    optimizer = small_optimizer(1.0)
+    assert Schedule(optimizer, "half", TOTAL).set_step(0) == 0.5
+    args = parse(["--schedule", "half", "--epochs", "8"])
+    assert args.warmup_epochs == 4
+    with pytest.raises(UserError, match="--schedule half watches the validation loss"):
+        parse(["--schedule", "half", "--val_images", "0"])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -13,7 +13,6 @@ import pytest
 from helpers import ROOT, SMALL_VIT, training_flags
 
 import model
-from vit_cifar10.data import cifar
 from vit_cifar10.explain import maps, methods
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS
 from vit_cifar10.utils import choices, networks
@@ -103,7 +102,6 @@ def test_the_code_implements_exactly_what_the_flags_offer():
     assert model.NETWORKS.keys() == networks.NETWORKS.keys()
     assert tuple(methods.METHODS) == choices.METHODS
     assert tuple(maps.HEAD_FUSIONS) == choices.HEAD_FUSIONS
-    assert (*cifar.SOURCES, "folder", "shapes") == choices.DATASETS
     assert ("none", *TRACKING_FOLDERS) == choices.TRACKERS
     assert {"auto", "fp32", *AUTOCAST_DTYPES} == set(choices.PRECISIONS)
 

@@ -13,12 +13,14 @@ draw: one moves pixels, one maps pixel values through a table, and one blends im
 
 import functools
 import math
+import pkgutil
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from vit_cifar10.data.dataset import normalize
+from vit_cifar10.data.tables import POLICIES
 from vit_cifar10.utils.device import to_device
 
 OPERATIONS = (
@@ -47,8 +49,7 @@ class Augment:
     """Turn a batch of uint8 images and its labels into the network's inputs and targets.
 
     Args:
-        policy: "none": unchanged images. "basic": random crop and flip. "randaugment": basic, then two operations at
-            magnitude 9 of 30. "trivialaugment": basic, then one operation at a random magnitude.
+        policy: one of `POLICIES` in data/tables.py.
         mean, std: float (3,), mean and standard deviation of the data set, on the same device as the batches.
         num_classes: width C of the soft targets.
         mixup, cutmix: alpha of the Beta distribution that `lam` is drawn from; 0 turns the method off. With both, each
@@ -75,7 +76,11 @@ class Augment:
         crop_border="black",
         compile=False,
     ):
-        self.policy = policy
+        entry = POLICIES[policy]
+        self.crops = entry.crops
+        self.operations, self.make_ranges = (
+            place and pkgutil.resolve_name(place) for place in (entry.operations, entry.ranges)
+        )
         self.mean = mean
         self.std = std
         self.num_classes = num_classes
@@ -109,20 +114,16 @@ class Augment:
         return to_device(torch.tensor(lams, dtype=torch.float32), self.mean.device)
 
     def ranges(self, side, device):
-        """The magnitudes of the policy's operations for images of this side; None without operations."""
-        if self.policy == "randaugment":
-            return _ranges(0.3, 150 / 331 * side, 30, 0.9, 4, device)
-        return _ranges(0.99, 32, 135, 0.99, 2, device) if self.policy == "trivialaugment" else None
+        """The magnitudes of the policy's operations for images of this side; None if they need none."""
+        return self.make_ranges and self.make_ranges(side, device)
 
     def augment_batch(self, images, labels, lams, ranges):
         """`__call__`, without anything that happens on the CPU."""
-        if self.policy != "none":
+        if self.crops:
             padding = images.shape[-1] // 8 if self.crop_padding is None else self.crop_padding
             images = random_crop_and_flip(images, padding, self.crop_border)
-        if self.policy == "randaugment":
-            images = rand_augment(images, ranges)
-        elif self.policy == "trivialaugment":
-            images = trivial_augment_wide(images, ranges)
+        if self.operations:
+            images = self.operations(images, ranges)
         inputs = normalize(images, self.mean, self.std)
         if self.random_erasing:
             inputs = random_erase(inputs, self.random_erasing)
@@ -202,6 +203,14 @@ def trivial_augment_wide(images, ranges, num_bins=31):
     operations = torch.randint(len(OPERATIONS), (len(images),), device=images.device)
     level = torch.randint(num_bins, (len(images),), device=images.device) / (num_bins - 1)
     return apply_operations(images, operations, _magnitudes(ranges, operations, level))
+
+
+def rand_augment_ranges(side, device):
+    return _ranges(0.3, 150 / 331 * side, 30, 0.9, 4, device)
+
+
+def trivial_augment_ranges(side, device):
+    return _ranges(0.99, 32, 135, 0.99, 2, device)
 
 
 @functools.lru_cache  # copies the table to the device once, not for every batch

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100: read the files that their authors publish, and download them if they are missing.
 
-    images, labels, classes = read_cifar("cifar10", "./data", is_train=True)      # uint8 (50000, 3, 32, 32), int64
+    images, labels, classes = read_cifar("cifar10", "./data", is_train=True)    # uint8 (50000, 3, 32, 32), int64
 
 The files are pickles, which can run programs, so they are loaded only if their checksums are correct.
 """
@@ -32,7 +32,6 @@ class Source:
         train, test: {file: MD5 checksum}.
         names_file: the file with the names of the classes, and its checksum.
         label_key, names_key: the entries of the files that hold the labels and the names.
-        mean, std: of the training images scaled to [0, 1], channel by channel.
     """
 
     reader: str
@@ -43,8 +42,6 @@ class Source:
     names_file: tuple
     label_key: str
     names_key: str
-    mean: tuple
-    std: tuple
 
 
 SOURCES = {
@@ -63,8 +60,6 @@ SOURCES = {
         names_file=("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),
         label_key="labels",
         names_key="label_names",
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
     ),
     "cifar100": Source(
         reader="CIFAR100",
@@ -75,10 +70,18 @@ SOURCES = {
         names_file=("meta", "7973b15100ade9c7d40fb424638fde48"),
         label_key="fine_labels",
         names_key="fine_label_names",
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
     ),
 }
+
+
+def read_cifar10(data_path, is_train, image_size, num_workers):
+    """One split of CIFAR-10, as from `read_cifar`. The images keep their size, and no process is needed."""
+    return read_cifar("cifar10", data_path, is_train)
+
+
+def read_cifar100(data_path, is_train, image_size, num_workers):
+    """One split of CIFAR-100, as from `read_cifar`. The images keep their size, and no process is needed."""
+    return read_cifar("cifar100", data_path, is_train)
 
 
 def read_cifar(name, data_path, is_train):

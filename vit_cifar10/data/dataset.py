@@ -9,6 +9,7 @@ A split is one uint8 tensor of images, on any device. After loading, no code han
 """
 
 import dataclasses
+import pkgutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vit_cifar10.data import cifar
 from vit_cifar10.data.image_files import files_and_labels, list_images, report_skipped
 from vit_cifar10.data.images import decode_images
 from vit_cifar10.data.shapes import SHAPES, draw_shapes
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils.device import physical_memory
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import one_line, printable
@@ -87,7 +88,7 @@ def load(
     """Load a data set as `Splits` of uint8 tensors on the CPU.
 
     Args:
-        name: one of `DATASETS` in utils/choices.py.
+        name: one of `DATASETS` in data/tables.py.
         data_path: folder of the data set. CIFAR is downloaded to it if it is missing.
         image_size: side of the images in pixels. Images of another size are resized.
         val_images: number of training images to hold out for validation, stratified by class and the same on every
@@ -112,14 +113,16 @@ def load(
         is_train[held_out] = False
         train, val = train.subset(is_train.nonzero().flatten()), train.subset(held_out)
     train = _stratified_subset(train, num_train_images, "--num_train_images")
-    if name == "folder":
+    if DATASETS[name].is_own:
         _check_classes(train, data_path)
     test = _stratified_subset(test, num_test_images, "--num_test_images")
     return Splits(*_resize([train, val, test], image_size))
 
 
 def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2):
-    """Load only the test split. It equals the one from `load`, except that a `folder` data set has mean 0 and std 1."""
+    """Load only the test split. It equals the one from `load`, except that a mean and std that `load` would measure on
+    training images are 0 and 1.
+    """
     test = _load_split(name, data_path, False, image_size, num_workers)
     test = _stratified_subset(test, num_images, "--num_images")
     return _resize([test], image_size)[0]
@@ -221,32 +224,33 @@ def _resize_images(images, image_size):
 def _load_train_and_test(name, data_path, image_size, num_workers):
     """The training and test splits, before any images are held out, with the mean and std of the training images."""
     train, test = (_load_split(name, data_path, is_train, image_size, num_workers) for is_train in (True, False))
-    if name == "folder":
+    if DATASETS[name].mean is None:
         mean, std = _mean_and_std(train.images)
         train, test = (dataclasses.replace(split, mean=mean, std=std) for split in (train, test))
     return train, test
 
 
 def _load_split(name, data_path, is_train, image_size, num_workers):
-    """The training or test split, before any images are held out. CIFAR's images keep their size, 32 x 32.
+    """The training or test split, before any images are held out or resized. An unknown mean is 0, a std 1."""
+    entry = DATASETS[name]
+    read = pkgutil.resolve_name(entry.reader)
+    images, labels, classes = read(data_path, is_train, image_size, num_workers)
+    mean, std = torch.tensor(entry.mean or (0.0,) * 3), torch.tensor(entry.std or (1.0,) * 3)
+    return Split(images, labels, tuple(classes), mean, std)
 
-    A `folder` data set gets mean 0 and std 1.
+
+def read_shapes(data_path, is_train, image_size, num_workers):
+    """One split of drawn shapes: uint8 (N, 3, image_size, image_size), labels and classes. Two arguments are unused.
+
+    Raises:
+        UserError: the images do not fit in this machine's memory.
     """
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    if name in cifar.SOURCES:
-        images, labels, classes = cifar.read_cifar(name, data_path, is_train)
-        mean, std = cifar.SOURCES[name].mean, cifar.SOURCES[name].std
-    elif name == "folder":
-        images, labels, classes = _read_folder(data_path, is_train, image_size, num_workers)
-    else:
-        count = 5_000 if is_train else 1_000
-        _check_memory(count, image_size)
-        images, labels = draw_shapes(count, image_size, SHAPES_SEED + is_train)
-        classes, mean, std = SHAPES, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return Split(images, labels, tuple(classes), torch.tensor(mean), torch.tensor(std))
+    count = 5_000 if is_train else 1_000
+    _check_memory(count, image_size)
+    return *draw_shapes(count, image_size, SHAPES_SEED + is_train), SHAPES
 
 
-def _read_folder(data_path, is_train, image_size, num_workers):
+def read_folder(data_path, is_train, image_size, num_workers):
     """The images, uint8 (N, 3, image_size, image_size), labels and classes of one split of a folder of images.
 
     Files that cannot be read as images, and classes without readable test images, are reported on standard error.

@@ -12,6 +12,7 @@ import stat
 import sys
 from pathlib import Path
 
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import one_line, printable
 
@@ -30,8 +31,8 @@ def check_image_file(path):
 
 
 def image_folders(dataset, data_path):
-    """The folders with the images of a `folder` data set; none for other data sets."""
-    if dataset != "folder":
+    """The folders with the images of a user's own data set; none for other data sets."""
+    if not DATASETS[dataset].is_own:
         return []
     splits = [Path(data_path) / name for name in ("train", "test", "val")]
     return splits if splits[0].is_dir() else [Path(data_path)]

@@ -15,6 +15,7 @@ import statistics
 import torch
 
 from model import count_flops, count_parameters
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.evaluation.full_test import FullTest, load_full_test, run_full_test, write_full_test
 from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
 from vit_cifar10.flags.train import build_parser
@@ -100,7 +101,7 @@ class TrainedRun:
         """
         flags = {**default_flags(), **self.flags}
         flags = {key: value for key, value in flags.items() if key not in NOT_IN_RECIPE | set(without)}
-        folder = self.flags.get("data_path") if self.dataset == "folder" else None  # it determines the images
+        folder = self.flags.get("data_path") if DATASETS[self.dataset].is_own else None  # it determines the images
         folder = folder and os.path.abspath(folder)
         sources = [self.init, self.teacher]
         recipe = [self.network.saved["model_config"], sources, self.dataset, folder, self.network.classes, flags]

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 from vit_cifar10.data.image_files import image_folders
+from vit_cifar10.data.tables import DATASETS, POLICIES, help_of
 from vit_cifar10.utils import choices, limits
 from vit_cifar10.utils.cli import (
     ALPHA,
@@ -23,6 +24,7 @@ from vit_cifar10.utils.cli import (
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import check_outputs, is_same_path
 from vit_cifar10.utils.networks import NETWORKS, sizes_of_all
+from vit_cifar10.utils.schedules import SCHEDULES
 
 LONG_RUN = 50  # runs of at least this many epochs benefit from stronger augmentation
 RATES = {"learning_rate": (5e-4, 2e-4), "muon_learning_rate": (0.01, 0.005)}  # from scratch, and with --init
@@ -51,8 +53,7 @@ def build_parser():
 
 def add_data_flags(parser):
     add = parser.add_argument_group("data").add_argument
-    names = "data set; folder: one sub-folder of images per class in --data_path; shapes: drawn shapes, no download"
-    add("--dataset", choices=choices.DATASETS, default="cifar10", help=names)
+    add("--dataset", choices=DATASETS, default="cifar10", help=help_of(DATASETS))
     add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--n_classes", type=SIZE, help="number of classes; default: taken from the data set")
     validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
@@ -129,8 +130,8 @@ def add_training_flags(parser):
     add("--muon_learning_rate", type=POSITIVE, help=f"peak learning rate of Muon; {rates['muon_learning_rate']}")
     warmup = "epochs until the learning rate peaks; default: 10, a fifth of a short run, or 30 %% of a onecycle run"
     add("--warmup_epochs", type=NON_NEGATIVE, help=warmup)
-    schedule = "learning rate after the warmup; plateau lowers it tenfold when the validation loss stops falling"
-    add("--schedule", choices=choices.SCHEDULES, default="cosine", help=schedule)
+    schedule = f"learning rate after the warmup; {help_of(SCHEDULES)}".replace("%", "%%")
+    add("--schedule", choices=SCHEDULES, default="cosine", help=schedule)
     add(
         "--weight_decay", type=NON_NEGATIVE, default=0.05, help="weight decay of AdamW or SGD, for matrices and kernels"
     )
@@ -143,11 +144,8 @@ def add_training_flags(parser):
 
 def add_augmentation_flags(parser):
     add = parser.add_argument_group("augmentation").add_argument
-    policies = (
-        "basic: crop and flip; randaugment and trivialaugment add stronger operations, which help in long runs; "
-        f"default: trivialaugment from {LONG_RUN} epochs on, otherwise basic"
-    )
-    add("--augment", choices=choices.POLICIES, help=policies)
+    policies = f"{help_of(POLICIES)}; default: trivialaugment from {LONG_RUN} epochs on, otherwise basic"
+    add("--augment", choices=POLICIES, help=policies)
     padding = "pixels around an image before its random crop; default: an eighth of the side; short runs prefer fewer"
     add("--crop_padding", type=NON_NEGATIVE_INT, help=padding)
     border = "what is around an image: nothing, or its own mirror image"
@@ -227,7 +225,8 @@ def complete(args, resumed_run=None):
 def fill_defaults(args):
     """Set the flags whose defaults depend on other flags."""
     if args.warmup_epochs is None:
-        args.warmup_epochs = 0.3 * args.epochs if args.schedule == "onecycle" else min(10, 0.2 * args.epochs)
+        schedule = SCHEDULES[args.schedule]
+        args.warmup_epochs = min(schedule.longest_warmup, schedule.warmup * args.epochs)
     for flag, sizes in sizes_of_all().items():
         if getattr(args, flag) is None:  # a network without this size ignores it
             setattr(args, flag, sizes.get(args.model, next(iter(sizes.values()))).default)
@@ -259,10 +258,11 @@ def check_flags(args):
     if args.freeze_blocks and args.init is None:
         raise UserError("--freeze_blocks keeps trained weights, so it needs --init RUN; add it, or leave out the flag")
     check_teacher_flags(args)
-    if args.schedule == "plateau" and args.val_images == 0:
-        raise UserError("--schedule plateau watches the validation loss, so it needs --val_images above 0")
-    if args.schedule == "plateau" and args.eval_every > 1:
-        raise UserError("--schedule plateau needs the validation loss of every epoch; leave out --eval_every")
+    needs_val_loss = SCHEDULES[args.schedule].needs_val_loss
+    if needs_val_loss and args.val_images == 0:
+        raise UserError(f"--schedule {args.schedule} watches the validation loss, so it needs --val_images above 0")
+    if needs_val_loss and args.eval_every > 1:
+        raise UserError(f"--schedule {args.schedule} needs the validation loss of every epoch; leave out --eval_every")
     if args.run_name is not None and not is_folder_name(args.run_name):
         raise UserError(f"--run_name {args.run_name!r} cannot name a folder; use letters, digits, - and _, not a path")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.runs.metrics_csv import COLUMNS, MAY_BE_NONE
 from vit_cifar10.utils import limits
-from vit_cifar10.utils.choices import DATASETS
 from vit_cifar10.utils.networks import NETWORKS
 
 

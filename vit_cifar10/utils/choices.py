@@ -4,10 +4,7 @@ The parsers and the code both import them, so that --help need not wait for PyTo
 """
 
 OPTIMIZERS = ("adamw", "muon", "muon-sgd")
-DATASETS = ("cifar10", "cifar100", "folder", "shapes")
-POLICIES = ("none", "basic", "randaugment", "trivialaugment")  # of augmentation
 BORDERS = ("black", "reflect")  # around an image before its random crop
-SCHEDULES = ("cosine", "linear", "onecycle", "plateau", "constant")  # of the learning rate
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard", "wandb")  # each one except "none" is also the name of the package that it needs
