@@ -305,9 +305,13 @@ def summarize_seeds(runs, rows):
             names = [run.name for run in group]
             columns = {column: [by_name[name][column] for name in names] for column in GROUP_COLUMNS}
             known = {column: values for column, values in columns.items() if None not in values}
-            means = {column: (statistics.mean(values), statistics.stdev(values)) for column, values in known.items()}
-            summaries.append({"runs": names, **means})
+            summaries.append({"runs": names, **{column: over_seeds(values) for column, values in known.items()}})
     return summaries
+
+
+def over_seeds(values):
+    """The mean and, of several values, the sample standard deviation: (mean,) or (mean, deviation)."""
+    return (statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else []))
 
 
 def most_different(runs):

@@ -8,8 +8,8 @@ from vit_cifar10.evaluation.comparison import GROUP_COLUMNS
 from vit_cifar10.utils.files import atomic_write
 
 
-def percent(value):
-    return f"{100 * value:.2f} %"
+def percent(fraction, digits=2):
+    return f"{100 * fraction:.{digits}f} %"
 
 
 COLUMNS = {  # of the table of runs: heading, and how to show a value
@@ -37,13 +37,17 @@ twenty pairs of equally accurate networks, one is expected to have a p below 0.0
 
 
 def as_markdown(headings, rows):
-    """A Markdown table, with its columns padded."""
-    headings, *rows = [[re.sub(r"([\\|*<`])", r"\\\1", cell) for cell in line] for line in (headings, *rows)]
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    lines = [headings, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    """A Markdown table of plain text, with its columns padded."""
+    lines = [[re.sub(r"([\\|*<`])", r"\\\1", cell) for cell in line] for line in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    headings, *rows = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return markdown_table(headings, rows)
+
+
+def markdown_table(headings, rows):
+    """A Markdown table. Its cells may hold Markdown."""
+    lines = [headings, ["-" * max(1, len(heading)) for heading in headings], *rows]
+    return "\n".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|" for line in lines)
 
 
 def drop_empty_columns(lines):
@@ -75,11 +79,16 @@ def seeds_table(summaries):
         shown = []
         for column in GROUP_COLUMNS:
             show = COLUMNS[column][1]
-            shown.append(" ± ".join(map(show, summary[column])).replace(" % ±", " ±") if column in summary else "")
+            shown.append(show_over_seeds(summary[column], show) if column in summary else "")
         rows.append([", ".join(summary["runs"]), str(len(summary["runs"])), *shown])
     headings = ["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)]
     headings, *rows = zip(*drop_empty_columns([headings, *rows]), strict=True)
     return as_markdown(headings, rows)
+
+
+def show_over_seeds(values, show):
+    """What `over_seeds` returns as text, such as "88.45 ± 0.18 %"."""
+    return " ± ".join(map(show, values)).replace(" % ±", " ±")
 
 
 def pairs_table(pairs):
