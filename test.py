@@ -23,9 +23,9 @@ if __name__ == "__main__":
     vit_cifar10.end_quickly()
 
     from vit_cifar10.flags.test import parse
-    from vit_cifar10.utils.cli import answer_early
+    from vit_cifar10.utils.cli import check_flags_first
 
-    answer_early(parse)  # before PyTorch is imported, which takes seconds
+    check_flags_first(parse)  # before PyTorch is imported, which takes seconds
 
 import sys
 from pathlib import Path

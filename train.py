@@ -20,19 +20,19 @@ if __name__ == "__main__":
     vit_cifar10.end_on_ctrl_c()
 
     from vit_cifar10.flags.train import parse
-    from vit_cifar10.utils.cli import answer_early
+    from vit_cifar10.utils.cli import check_flags_first
 
-    answer_early(parse)  # before PyTorch is imported, which takes seconds
+    check_flags_first(parse)  # before PyTorch is imported, which takes seconds
 
 import shlex
 from pathlib import Path
 
 from model import build_without_memory, count_parameters
 from vit_cifar10.data import dataset
-from vit_cifar10.flags.train import build_parser, complete, parse
+from vit_cifar10.flags.train import build_parser, fill_and_check, parse
 from vit_cifar10.runs.architecture import in_flags, model_config, network_flags
-from vit_cifar10.runs.initial import init_flags, resumed_initial
 from vit_cifar10.runs.resume import resume_flags
+from vit_cifar10.runs.source_run import init_flags, resumed_source
 from vit_cifar10.runs.writer import open_run
 from vit_cifar10.training.distributed import join_job
 from vit_cifar10.training.finetune import check_frozen_blocks
@@ -53,11 +53,11 @@ BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two mom
 @command
 def main(argv=None):
     with join_job() as job, out_of_memory_advice(MEMORY_ADVICE):
-        args, resumed_run, resumed, initial, teacher = job.broadcast_from_rank0(lambda: read_flags(argv))
+        args, resumed_run, resumed, source, teacher = job.broadcast_from_rank0(lambda: read_flags(argv))
         device = job.device(pick_device(args.device))
         run = job.run_on_rank0(lambda: open_run(args, resumed_run))
-        splits = job.broadcast_from_rank0(lambda: load_splits(args, initial))
-        trainer = Trainer(args, splits, device, job, initial, teacher)
+        splits = job.broadcast_from_rank0(lambda: load_splits(args, source))
+        trainer = Trainer(args, splits, device, job, source, teacher)
         if resumed:
             trainer.resume(resumed)
         with StopSignals(job) as signals, recorded(trainer, run, signals, resumed) as recorder:
@@ -72,10 +72,10 @@ def main(argv=None):
             print_outcome(run, args, len(splits.test))
 
 
-def load_splits(args, initial=None):
+def load_splits(args, source=None):
     """The training, validation and test images. Raises `UserError` if they are missing or do not fit the flags.
 
-    A fine-tuning keeps the normalization of the run that it starts from, `initial`.
+    A fine-tuning keeps the normalization of the run that it starts from, `source`.
     """
     splits = dataset.load(
         args.dataset,
@@ -93,7 +93,7 @@ def load_splits(args, initial=None):
         raise UserError(
             f"--schedule {args.schedule} watches the validation loss; add --val_images, or more training images"
         )
-    return splits.with_normalization(initial.mean, initial.std) if initial else splits
+    return splits.with_normalization(source.mean, source.std) if source else splits
 
 
 def print_outcome(run, args, test_images):
@@ -115,36 +115,36 @@ def read_flags(argv):
 
     Returns:
         The flags, including defaults that depend on other flags; the run to resume and its checkpoint, or None, None;
-        the `Initial` of a fine-tuning, or None; the `Teacher` of a distillation, or None.
+        the `SourceRun` of a fine-tuning, or None; the `Teacher` of a distillation, or None.
 
     Raises:
         UserError: the flags do not fit each other, or do not fit the run to resume or to start from.
     """
-    args, run, resumed, initial = parse(argv), None, None, None
+    args, run, resumed, source = parse(argv), None, None, None
     if args.resume is not None:
         args, run, resumed = resume_flags(build_parser(), args, argv)
-        initial = resumed_initial(resumed)
-        complete(args, run)
+        source = resumed_source(resumed)
+        fill_and_check(args, run)
     elif args.init is not None:
-        args, initial = init_flags(build_parser(), args, argv)
-        complete(args)
-    check_network(args, initial)
+        args, source = init_flags(build_parser(), args, argv)
+        fill_and_check(args)
+    check_network(args, source)
     if resumed:
-        check_resumed_network(args, resumed, initial)
-    return args, run, resumed, initial, load_teacher(args, resumed and resumed.get("teacher"))
+        check_resumed_network(args, resumed, source)
+    return args, run, resumed, source, load_teacher(args, resumed and resumed.get("teacher"))
 
 
-def check_resumed_network(args, resumed, initial):
+def check_resumed_network(args, resumed, source):
     """Raise `UserError` if the flags do not describe the network of the resumed run."""
     config = resumed["model_config"]
     is_described = network_flags(config).items() <= vars(args).items()
-    if not is_described or model_config(args, len(resumed["classes"]), initial and initial.model_config) != config:
+    if not is_described or model_config(args, len(resumed["classes"]), source and source.model_config) != config:
         raise UserError(f"the flags in {args.resume} do not describe its network; it is damaged, so train it again")
 
 
-def check_network(args, initial=None):
+def check_network(args, source=None):
     """Raise `UserError` for a network that cannot be built, or needs more memory than this machine has."""
-    config = model_config(args, num_classes=2, shape=initial and initial.model_config)
+    config = model_config(args, num_classes=2, shape=source and source.model_config)
     try:
         network = build_without_memory(config)
     except ValueError as error:

@@ -59,7 +59,7 @@ def flags_of(folder, flags):
 def start(folder, flags):
     """The trainer of a new run, before its first step."""
     args, _, _, initial, _ = train.read_flags(flags_of(folder, flags))
-    return Trainer(args, train.load_splits(args, initial), torch.device("cpu"), initial=initial)
+    return Trainer(args, train.load_splits(args, initial), torch.device("cpu"), source=initial)
 
 
 # What a run takes over

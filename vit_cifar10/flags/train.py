@@ -196,7 +196,7 @@ def parse(argv=None):
     args = build_parser().parse_args(argv)
     if args.resume is None:
         if args.init is None:
-            complete(args)
+            fill_and_check(args)
         else:
             check_early(args)
     elif args.init is not None:
@@ -212,7 +212,7 @@ def check_early(args):
     check_folders(known, None)
 
 
-def complete(args, resumed_run=None):
+def fill_and_check(args, resumed_run=None):
     """Set the defaults that depend on other flags, and check all flags. Raises `UserError` if they do not fit."""
     if resumed_run is None:
         check_typed_sizes(args)

@@ -121,7 +121,7 @@ class Recorder:
         if action == Action.FAIL:
             trainer.check_loss(math.nan)
         if action != Action.NONE:
-            trainer.rebalance_sums()
+            trainer.share_epoch_totals()
         if action == Action.STOP:
             raise Interrupted(signal_number)
         if action == Action.SAVE:

@@ -58,20 +58,22 @@ class Trainer:
     any step and on any number of ranks, a resumed run draws the same numbers as an uninterrupted one. No random state
     is saved.
 
-    `initial` is the `Initial` of a fine-tuning. If it has a network, the training starts from its weights. `teacher` is
-    the `Teacher` of a distillation.
+    `source` is the `SourceRun` of a fine-tuning. If it has a network, the training starts from its weights.
+    `teacher` is the `Teacher` of a distillation.
     """
 
-    def __init__(self, args, splits, device, job=None, initial=None, teacher=None):
+    def __init__(self, args, splits, device, job=None, source=None, teacher=None):
         self.args, self.device, self.job = args, device, job or Job()
         self.set_data(splits)
-        self.set_network(splits.train, initial)
+        self.set_network(splits.train, source)
         self.set_teacher(splits.train, teacher)
         self.set_precision_and_compile()
         self.set_pace()
         self.augment = self.build_augment()
         self.epoch = self.step = 0
-        self.sums = torch.zeros(2, device=device)  # of the loss and of correct predictions, this epoch, on this rank
+        self.epoch_totals = torch.zeros(
+            2, device=device
+        )  # of the loss and of correct predictions, this epoch, on this rank
         self.epoch_time, self.step_time = Stopwatch(), Stopwatch()
         self.timed_steps = 0
         self.steps_on = collections.Counter()  # {(whether images are small, fraction of patches): steps so far}
@@ -92,11 +94,11 @@ class Trainer:
                 f" use {f'--batch_size {even}' if even else 'fewer'}"
             )
 
-    def set_network(self, train, initial):
+    def set_network(self, train, source):
         """Build the network on the device, and its moving average."""
-        self.init_record = initial and initial.record
-        self.config = model_config(self.args, self.num_classes, initial and initial.model_config)
-        model, self.initial_changes = self.build_network(train, initial)
+        self.init_record = source and source.record
+        self.config = model_config(self.args, self.num_classes, source and source.model_config)
+        model, self.initial_changes = self.build_network(train, source)
         self.frozen = freeze(model, self.args.freeze_blocks)
         self.model = self.job.convert_sync_batchnorm(model).to(self.device)
         if self.args.small_epochs:
@@ -140,20 +142,20 @@ class Trainer:
             warmup_steps=round(args.warmup_epochs * self.steps_per_epoch),
         )
 
-    def build_network(self, train, initial):
-        """The network before the first step, on the CPU, and in which respects it differs from the one in `initial`.
+    def build_network(self, train, source):
+        """The network before the first step, on the CPU, and in which respects it differs from the one in `source`.
 
         Returns:
-            The network, and a list of phrases, which is empty without `initial`.
+            The network, and a list of phrases, which is empty without `source`.
         """
         seed_everything(self.args.seed)
         model = build_model(self.config)
         if hasattr(model, "whiten"):
             model.whiten(sample_of(train, WHITENING_IMAGES))
-        if not (initial and initial.network):
+        if not (source and source.network):
             return model, []
-        keep_head = list(train.classes) == initial.network.classes
-        return model, load_initial(model, initial.network.model, self.args.image_size, keep_head)
+        keep_head = list(train.classes) == source.network.classes
+        return model, load_initial(model, source.network.model, self.args.image_size, keep_head)
 
     def build_augment(self):
         """The augmentation that the flags ask for."""
@@ -257,13 +259,13 @@ class Trainer:
         """
         self.schedule.set_step(self.step)
         with self.timed_step():
-            self.sums += self.train_step(images, labels)
+            self.epoch_totals += self.train_step(images, labels)
             self.step += 1
 
     def epoch_metrics(self, epoch):
         """What the steps of an epoch measured, {column of metrics.csv: number}."""
         self.schedule.set_step(self.step - 1)  # a run that was interrupted after its last step has not set it yet
-        loss, accuracy = (self.job.sum(self.sums.clone()) / (self.steps_per_epoch * self.batch_size)).tolist()
+        loss, accuracy = (self.job.sum(self.epoch_totals.clone()) / (self.steps_per_epoch * self.batch_size)).tolist()
         self.check_loss(loss)
         seconds_per_step = self.step_time.seconds / self.timed_steps
         return {
@@ -350,11 +352,11 @@ class Trainer:
     def running_metrics(self):
         """Mean loss and accuracy of this epoch so far, on this rank; waits for the device."""
         steps = (self.step - 1) % self.steps_per_epoch + 1
-        return (self.sums / (steps * self.batch_size // self.job.size)).tolist()
+        return (self.epoch_totals / (steps * self.batch_size // self.job.size)).tolist()
 
-    def rebalance_sums(self):
+    def share_epoch_totals(self):
         """Give all ranks the same sums, so that any one of them can save the total."""
-        self.job.sum(self.sums).div_(self.job.size)
+        self.job.sum(self.epoch_totals).div_(self.job.size)
 
     @contextlib.contextmanager
     def paused(self):
@@ -408,7 +410,7 @@ class Trainer:
         self.epoch = metrics["epoch"]
         if metrics["val_loss"] is not None:
             self.schedule.end_epoch(metrics["val_loss"])
-        self.sums.zero_()
+        self.epoch_totals.zero_()
         self.epoch_time, self.step_time, self.timed_steps = Stopwatch(), Stopwatch(), 0
 
     def inference_state(self, metrics):
@@ -434,17 +436,19 @@ class Trainer:
         }
 
     def training_state(self):
-        """What an exact resume needs in addition to `inference_state`. Within an epoch, call `rebalance_sums` first.
+        """What an exact resume needs in addition to `inference_state`.
+
+        Within an epoch, call `share_epoch_totals` first.
 
         Raises:
             UserError: the state is not finite.
         """
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        if not all(value.isfinite().all() for value in [self.sums, *moments]):
+        if not all(value.isfinite().all() for value in [self.epoch_totals, *moments]):
             self.check_loss(math.nan)
         return {
             "step": self.step,
-            "sums": self.sums * self.job.size,
+            "sums": self.epoch_totals * self.job.size,
             "seconds": [self.epoch_time.elapsed, self.step_time.elapsed],
             "timed_steps": self.timed_steps,
             "model": self.model.state_dict() if self.ema else None,  # without EMA, they are in `inference_state`
@@ -484,7 +488,7 @@ class Trainer:
             raise UserError(
                 f"the training state in {path} is damaged: step {self.step} is not in epoch {self.epoch + 1}"
             )
-        self.sums.copy_(state["sums"]).div_(self.job.size)
+        self.epoch_totals.copy_(state["sums"]).div_(self.job.size)
         self.epoch_time, self.step_time = (Stopwatch(seconds) for seconds in state["seconds"])
 
 

@@ -57,7 +57,7 @@ def command(main):
     return run
 
 
-def answer_early(parse):
+def check_flags_first(parse):
     """Answer --help, and report mistakes in the flags, before a script imports PyTorch, which takes seconds.
 
     `parse` reads and checks the flags; `main` does so again. Under torchrun, this is left to `main`: only rank 0 reads

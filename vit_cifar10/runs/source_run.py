@@ -11,7 +11,7 @@ from vit_cifar10.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Initial:
+class SourceRun:
     """What a fine-tuned run takes over.
 
     Attributes:
@@ -37,7 +37,7 @@ def init_flags(parser, args, argv):
         args: the flags that it parsed from `argv`.
 
     Returns:
-        The flags, with the run's name as `init`, and an `Initial`.
+        The flags, with the run's name as `init`, and a `SourceRun`.
 
     Raises:
         UserError: there is no such run, it cannot be read, or the typed flags describe a network of another shape.
@@ -57,11 +57,11 @@ def init_flags(parser, args, argv):
             )
     args.init = network.name
     record = {"name": network.name, "sha256": sha256}
-    return args, Initial(record, saved["model_config"], saved["mean"], saved["std"], network)
+    return args, SourceRun(record, saved["model_config"], saved["mean"], saved["std"], network)
 
 
-def resumed_initial(resumed):
-    """The `Initial` of a resumed fine-tuning, from its own checkpoint; None for a run that started from scratch."""
+def resumed_source(resumed):
+    """The `SourceRun` of a resumed fine-tuning, from its own checkpoint; None for a run that started from scratch."""
     if "init" not in resumed:
         return None
-    return Initial(resumed["init"], resumed["model_config"], resumed["mean"], resumed["std"])
+    return SourceRun(resumed["init"], resumed["model_config"], resumed["mean"], resumed["std"])
