@@ -6,6 +6,7 @@
     python train.py @recipes/NAME.txt --seed 1                   # flags from a file; flags after it override it
     python train.py --init RUN --dataset folder --data_path DIR  # fine-tune a trained network on your own images
     python train.py --teacher RUN                                # learn from a trained network, too
+    python train.py --minutes 30                                 # as many epochs as fit into half an hour here
     python train.py --resume model/RUN                           # continue a run that stopped
     torchrun --nproc_per_node=4 train.py ...                     # on four GPUs; --batch_size is the global batch
 
@@ -25,15 +26,17 @@ if __name__ == "__main__":
     check_flags_first(parse)  # before PyTorch is imported, which takes seconds
 
 import shlex
+import time
 from pathlib import Path
 
 from model import build_without_memory, count_parameters
 from vit_cifar10.data import dataset
-from vit_cifar10.flags.train import build_parser, fill_and_check, parse
+from vit_cifar10.flags.train import build_parser, fill_and_check, parse, set_length
 from vit_cifar10.runs.architecture import in_flags, model_config, network_flags
 from vit_cifar10.runs.resume import resume_flags
 from vit_cifar10.runs.source_run import init_flags, resumed_source
 from vit_cifar10.runs.writer import open_run
+from vit_cifar10.training.budget import epochs_within, measure
 from vit_cifar10.training.distributed import join_job
 from vit_cifar10.training.finetune import check_frozen_blocks
 from vit_cifar10.training.recorder import recorded
@@ -55,8 +58,11 @@ def main(argv=None):
     with join_job() as job, out_of_memory_advice(MEMORY_ADVICE):
         args, resumed_run, resumed, source, teacher = job.broadcast_from_rank0(lambda: read_flags(argv))
         device = job.device(pick_device(args.device))
-        run = job.run_on_rank0(lambda: open_run(args, resumed_run))
         splits = job.broadcast_from_rank0(lambda: load_splits(args, source))
+        if args.minutes and not resumed:
+            epochs = fitting_epochs(args, Trainer(args, splits, device, job, source, teacher))
+            args = job.broadcast_from_rank0(lambda: read_flags(argv, epochs)[0])
+        run = job.run_on_rank0(lambda: open_run(args, resumed_run))
         trainer = Trainer(args, splits, device, job, source, teacher)
         if resumed:
             trainer.resume(resumed)
@@ -110,8 +116,19 @@ def print_outcome(run, args, test_images):
     print(printable(f"try it: python test.py {shlex.join(flags)}"))
 
 
-def read_flags(argv):
-    """Read and check the flags.
+def fitting_epochs(args, trainer):
+    """The number of epochs that fit into --minutes, measured with a trainer, which is used up. Rank 0 decides."""
+    started = time.perf_counter()
+    pace = measure(trainer)
+    spent = time.perf_counter() - started
+    epochs = trainer.job.broadcast_from_rank0(lambda: epochs_within(args.minutes, pace, args.eval_every, spent))
+    if trainer.job.is_rank0:
+        print(f"--minutes {args.minutes:g}: {epochs} epochs, each about {pace.epoch:.0f} s here", flush=True)
+    return epochs
+
+
+def read_flags(argv, epochs=None):
+    """Read and check the flags. `epochs` replaces --epochs; the warmup and the small images last in proportion.
 
     Returns:
         The flags, including defaults that depend on other flags; the run to resume and its checkpoint, or None, None;
@@ -120,13 +137,14 @@ def read_flags(argv):
     Raises:
         UserError: the flags do not fit each other, or do not fit the run to resume or to start from.
     """
-    args, run, resumed, source = parse(argv), None, None, None
+    args, run, resumed, source = parse(argv, epochs), None, None, None
     if args.resume is not None:
         args, run, resumed = resume_flags(build_parser(), args, argv)
         source = resumed_source(resumed)
         fill_and_check(args, run)
     elif args.init is not None:
         args, source = init_flags(build_parser(), args, argv)
+        set_length(args, epochs)
         fill_and_check(args)
     check_network(args, source)
     if resumed:

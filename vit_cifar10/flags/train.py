@@ -108,6 +108,8 @@ def add_training_flags(parser):
     add = parser.add_argument_group("training").add_argument
     epochs = number(int, at_least=1, at_most=limits.LARGEST_EPOCHS)
     add("--epochs", type=epochs, default=200, help="passes over the training images")
+    minutes = "train as many epochs as fit into N minutes on this machine; warmup and --small_epochs keep their share"
+    add("--minutes", type=POSITIVE, metavar="N", help=minutes)
     batch = "images per step; a large GPU prefers 512 or 1024 with a higher learning rate"
     add("--batch_size", type=POSITIVE_INT, default=128, help=batch)
     small = "ViT: number of first epochs on images of half the side, which take a quarter of the time"
@@ -185,8 +187,8 @@ def add_run_flags(parser):
     add("--output_path", type=not_empty, default="./output", help="folder for the metrics and pictures of all runs")
 
 
-def parse(argv=None):
-    """Read and check the flags.
+def parse(argv=None, epochs=None):
+    """Read and check the flags. `epochs` replaces --epochs; see `set_length`.
 
     If a run is resumed or fine-tuned, they are incomplete, because the rest is in its checkpoint.
 
@@ -194,6 +196,7 @@ def parse(argv=None):
         UserError: they do not fit each other.
     """
     args = build_parser().parse_args(argv)
+    set_length(args, epochs)
     if args.resume is None:
         if args.init is None:
             fill_and_check(args)
@@ -202,6 +205,16 @@ def parse(argv=None):
     elif args.init is not None:
         raise UserError("--init starts a new run, and --resume continues one; leave out one of them")
     return args
+
+
+def set_length(args, epochs):
+    """Replace --epochs, unless `epochs` is None. The warmup and the small images keep their share of the run."""
+    if epochs is None:
+        return
+    for flag in ("small_epochs", "warmup_epochs"):
+        if getattr(args, flag):
+            setattr(args, flag, round(getattr(args, flag) * epochs / args.epochs, 3))
+    args.epochs = epochs
 
 
 def check_early(args):

@@ -12,10 +12,13 @@ from vit_cifar10.evaluation.full_test import run_full_test, write_full_test
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import TEST_FILES, resume_command
 from vit_cifar10.runs.trackers import open_tracker
+from vit_cifar10.training.budget import advice_for_a_long_run
 from vit_cifar10.training.distributed import AsyncMaxAllReduce
 from vit_cifar10.training.signals import Interrupted
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.text import one_line, printable
+
+TIMED_STEPS = 5  # after which the length of a run is estimated
 
 
 @contextlib.contextmanager
@@ -87,6 +90,7 @@ class Recorder:
         self.agree = AsyncMaxAllReduce(trainer.job)
         self.step, self.started_at = trainer.step, time.perf_counter()
         self.shown_at = self.started_at
+        self.has_advised = bool(trainer.args.minutes)
         self.work = self.work_left = trainer.patches.work(self.step, trainer.args.epochs * trainer.steps_per_epoch)
 
     def after_step(self):
@@ -100,10 +104,23 @@ class Recorder:
         epoch = (trainer.step - 1) // trainer.steps_per_epoch + 1
         self.bar.set_description(f"epoch {epoch}/{trainer.args.epochs}", refresh=False)
         self.bar.update(trainer.batch_size)
+        self.advise()
         action = self.requested_action()
         if self.is_display_due() and not self.show_metrics():
             action = Action.FAIL
         self.apply(*self.agree(action, self.signals.received))
+
+    def advise(self):
+        """After the first steps, print a line if the run will take very long."""
+        trainer = self.trainer
+        if self.has_advised or trainer.timed_steps < min(TIMED_STEPS, trainer.steps_per_epoch - 1):
+            return
+        self.has_advised = True
+        seconds_per_work = trainer.step_time.elapsed / max(1, trainer.timed_steps)
+        seconds_per_work /= trainer.patches.work(trainer.step - 1, trainer.step)
+        advice = advice_for_a_long_run(trainer, seconds_per_work * self.work)
+        if advice and trainer.job.is_rank0:
+            tqdm.write(advice)
 
     def after_batch(self):
         """After a batch of an evaluation: save if it is time to. Raises `Interrupted` if a signal requests a stop."""
