@@ -14,7 +14,9 @@ from browser import FLAGS, WIDE
 from filelock import FileLock  # PyTorch needs it too
 from helpers import CHROMIUM, CIFAR10_ROOT, SMALL_VIT, run_training
 
+import compare
 from vit_cifar10.data import dataset
+from vit_cifar10.evaluation import full_test
 from vit_cifar10.plots import gif
 from vit_cifar10.runs import writer
 from vit_cifar10.utils.tensors import save_tensors
@@ -109,6 +111,21 @@ def visit(browser):
         context.close()
     assert not requests
     assert not messages
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Let compare.py and full tests write empty files instead of most pictures, which take most of their time."""
+
+    def write_nothing(*arguments):
+        next(argument for argument in arguments if isinstance(argument, Path)).touch()
+
+    for module, names in (
+        (compare, ("save_comparison", "save_class_accuracy", "save_disagreements")),
+        (full_test, ("save_confusion_matrix", "save_reliability", "save_mistakes")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, write_nothing)
 
 
 @pytest.fixture(autouse=True)

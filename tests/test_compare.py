@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -55,20 +54,9 @@ def copy_runs(runs, folder):
 
 
 @pytest.fixture
-def copied(compared, tmp_path, monkeypatch):
-    """A copy of the two trained and tested runs that a test may change. Most pictures stay empty."""
-    for module, names in (
-        (compare, ("save_comparison", "save_class_accuracy", "save_disagreements")),
-        (full_test, ("save_confusion_matrix", "save_reliability", "save_mistakes")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, write_no_picture)
+def copied(compared, tmp_path, no_pictures):
+    """A copy of the two trained and tested runs that a test may change."""
     return copy_runs(compared[0], tmp_path)
-
-
-def write_no_picture(*arguments):
-    """Write an empty file instead of a picture: pictures take most of the time of a small comparison."""
-    next(argument for argument in arguments if isinstance(argument, Path)).touch()
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +186,7 @@ def test_without_the_test_images_earlier_results_are_compared(copied, monkeypatc
     assert warnings.count("the data set is not there") == 1
 
 
-def test_seeds_become_mean_and_standard_deviation_and_sample_sizes_become_a_curve(tmp_path):
+def test_seeds_become_mean_and_standard_deviation_and_sample_sizes_become_a_curve(tmp_path, no_pictures):
     for name, flags in {
         "a": "",
         "b": "--seed 1 --save_every 1",
@@ -385,7 +373,7 @@ def test_the_progress_of_a_resumed_run_refers_to_its_new_length(copied, monkeypa
     assert printed_column(printed, "Runs", "cnn")["epochs"] == "2 of 5"
 
 
-def test_runs_tested_on_different_folders_are_not_paired(tmp_path):
+def test_runs_tested_on_different_folders_are_not_paired(tmp_path, no_pictures):
     for seed, name in enumerate(("one", "other")):
         images = torch.randint(0, 256, (24, 32, 32, 3), dtype=torch.uint8)
         for number, image in enumerate(images):

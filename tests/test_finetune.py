@@ -233,7 +233,9 @@ def test_a_run_records_the_name_and_the_hash_of_its_source(sources, tmp_path):
         assert (flags["init"], flags["freeze_blocks"], flags["embed_dim"]) == ("vit", 1, 32)
 
 
-def test_compare_reports_fine_tuning_and_groups_seeds_of_the_same_source(sources, tmp_path, capsys, monkeypatch):
+def test_compare_reports_fine_tuning_and_groups_seeds_of_the_same_source(
+    sources, tmp_path, no_pictures, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     other = checkpoint.load(sources / "vit")
     other["weights"]["head.bias"] += 1

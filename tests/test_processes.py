@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-from background import end, start, start_job
-from helpers import PYTHON_ENVIRONMENT, ROOT, SMALL_VIT, has_saved, load_weights, read_metrics, training_flags, wait_for
+from background import end, new_process, start, start_job
+from helpers import ROOT, SMALL_VIT, has_saved, load_weights, read_metrics, training_flags, wait_for
 from torch import nn
 
 from vit_cifar10.runs import checkpoint
@@ -68,12 +68,10 @@ def normalize_shard(rank, file):
 
 def test_batch_normalization_uses_the_batches_of_all_ranks(tmp_path):
     file = tmp_path / "rendezvous"
-    program = "import sys, test_processes; test_processes.normalize_shard(int(sys.argv[1]), sys.argv[2])"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, str(rank), str(file)], env=PYTHON_ENVIRONMENT)
-        for rank in (0, 1)
-    ]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    processes = [new_process(normalize_shard, rank, str(file)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    assert [end(process) for process in processes] == [0, 0]
     shards = [torch.load(f"{file}.{rank}") for rank in (0, 1)]
     torch.manual_seed(0)
     images = torch.randn(6, 3, 4, 4, dtype=torch.float64)

@@ -85,7 +85,7 @@ def test_a_resumed_distillation_ends_with_the_same_weights_and_the_same_record(t
     assert record["flops"] == 2 * (convolutions + 256 * 128 + 128 * 10)
 
 
-def test_compare_says_who_was_taught(teacher, tmp_path, monkeypatch):
+def test_compare_says_who_was_taught(teacher, tmp_path, no_pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, flags in (("alone", ""), ("taught", f"--teacher {teacher}")):
         train.main(training_flags(tmp_path, f"--run_name {name} {SHORT} {SMALL_VIT} --epochs 1 {flags}"))
