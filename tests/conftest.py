@@ -18,6 +18,7 @@ import compare
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation import full_test
 from vit_cifar10.plots import gif
+from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import writer
 from vit_cifar10.utils.tensors import save_tensors
 
@@ -111,6 +112,12 @@ def visit(browser):
         context.close()
     assert not requests
     assert not messages
+
+
+@pytest.fixture
+def curves(monkeypatch, _fixed_environment):
+    """Draw curves.png after all."""
+    monkeypatch.setattr(writer, "save_curves", save_curves)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from vit_cifar10.data.dataset import normalize
 from vit_cifar10.data.shapes import draw_shapes
 from vit_cifar10.data.tables import POLICIES, Policy
 
+pytestmark = pytest.mark.quick
+
 NORMALIZATION = {"mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.25)}
 MAGNITUDES = {
     "Identity": [0],

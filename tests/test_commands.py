@@ -52,6 +52,7 @@ FLAGS = {"train": train_flags, "test": test_flags, "compare": compare_flags, "co
 # train.py
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("run", ["vit", "cnn"])
 def test_training_writes_a_complete_record(runs, run):
     rows = read_metrics(runs, run)
@@ -79,6 +80,7 @@ def test_the_cnn_learns_shapes(tmp_path, capsys):
     assert float(accuracy[1]) > 80
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_same_seed_gives_the_same_weights_even_across_an_interruption(optimizer, tmp_path, monkeypatch, capsys):
     flags = f"{SMALL_VIT} {EVERY_METHOD} --optimizer {optimizer} --val_images 100 --num_test_images 100"
@@ -119,6 +121,7 @@ def test_images_that_do_not_fill_a_batch_are_reported(tmp_path, capsys):
     assert "because they do not fill a batch of 128" in printed
 
 
+@pytest.mark.quick
 def test_each_schedule_trains_with_its_own_learning_rates(tmp_path):
     flags = "--model cnn --width 2 --learning_rate 0.01 --num_train_images 128 --batch_size 64 --num_test_images 10"
     rates = {  # of the second, fourth and last of six steps; the first two are warm-up
@@ -156,6 +159,7 @@ def test_without_validation_images_the_last_epoch_is_kept(tmp_path):
     assert_equal_weights(load_weights(tmp_path, "run"), load_weights(tmp_path, "run", "last.pt"))
 
 
+@pytest.mark.quick
 def test_recipes_take_comments_and_later_flags_win(tmp_path):
     recipe = tmp_path / "small.txt"
     recipe.write_text("# a recipe\n--model cnn --epochs 7  # two flags per line\n\n--run_name 'a name'\n")
@@ -163,6 +167,7 @@ def test_recipes_take_comments_and_later_flags_win(tmp_path):
     assert (args.model, args.epochs, args.run_name) == ("cnn", 9, "a name")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -189,6 +194,7 @@ def test_a_recipe_may_be_saved_by_any_editor(tmp_path):
     assert (args.epochs, args.run_name) == (7, "caf\u00e9")
 
 
+@pytest.mark.quick
 def test_the_usual_command_parses_with_the_usual_defaults():
     args = train.parse(["--patch_size", "4", "--epochs", "200"])
     expected = {
@@ -231,6 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_weights
 # test.py
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("run", ["vit", "cnn"])
 def test_full_test_agrees_with_training_and_with_itself(runs, run, monkeypatch, capsys):
     run_test(runs, f"--model_path {run}", monkeypatch)
@@ -265,6 +272,7 @@ def test_printed_scores_match_the_written_ones_and_include_mirror_images(runs, m
     assert f"(six views): test accuracy {100 * results['six_views']['accuracy']:.2f} %" in printed
 
 
+@pytest.mark.quick
 def test_one_test_image_gives_class_probabilities_and_a_frame_per_layer(runs, monkeypatch, capsys):
     methods = "--method attention rollout gradient-rollout"
     run_test(runs, f"--model_path model/vit --mode cifar-single --index 5 {methods}", monkeypatch)
@@ -555,6 +563,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("script", "flags", "reason"), MISTAKES, ids=[f"{m[0]} {m[1]}" for m in MISTAKES])
 def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -738,6 +747,7 @@ def unroll(loop):
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_in_documents_parse(document):
     text = re.sub(r"^for \w+ in .*?^done$", unroll, (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -755,6 +765,7 @@ def test_commands_in_documents_parse(document):
             assert (ROOT / recipe).is_file(), recipe
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_in_documents_lead_somewhere(document):
     path = ROOT / document

@@ -81,6 +81,7 @@ def printed_column(text, heading, name):
     return {row[0]: row[head.index(name)] for row in rows}
 
 
+@pytest.mark.quick
 def test_screen_markdown_csv_and_json_agree(compared):
     folder, printed, found, _ = compared
     assert printed.split("\nwrote ")[0].strip() in (folder / "comparison" / "comparison.md").read_text()
@@ -114,6 +115,7 @@ def test_screen_markdown_csv_and_json_agree(compared):
         assert Image.open(folder / "comparison" / picture).width > 500
 
 
+@pytest.mark.quick
 def test_pairs_count_what_only_one_gets_right(compared):
     folder, printed, found, _ = compared
     is_correct = {}
@@ -145,6 +147,7 @@ def test_the_picture_shows_the_numbers_of_the_table(compared):
         assert history[-1]["test_accuracy"] == row["final_accuracy"]
 
 
+@pytest.mark.quick
 def test_the_operation_count_is_for_one_image_and_matches_pytorch(compared):
     folder, _, found, _ = compared
     for row in found["runs"]:

@@ -18,6 +18,8 @@ from vit_cifar10.evaluation.metrics import (
     wilson_interval,
 )
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def predictions():

@@ -152,6 +152,7 @@ def test_a_second_signal_stops_at_once_and_damages_no_file(tmp_path):
     assert checkpoint.load(folder, "last.pt")["training"]["step"] == 2
 
 
+@pytest.mark.quick
 def test_an_epoch_interrupted_during_evaluation_is_evaluated_again(tmp_path, monkeypatch):
     flags = f"{SMALL_VIT} --epochs 2 --num_train_images 200"
     run_training(tmp_path, f"--run_name whole {flags}")

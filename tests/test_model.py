@@ -7,6 +7,8 @@ from timm.utils import AttentionExtract
 
 from model import Dropout, FastCNN, PatchDropout, SimpleCNN, VisionTransformer, build_model
 
+pytestmark = pytest.mark.quick
+
 SIZES = [
     {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 3, "num_heads": 3},
     {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0},

@@ -14,6 +14,8 @@ from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.schedules import FINAL_FACTOR, SCHEDULES, Entry
 
+pytestmark = pytest.mark.quick
+
 TOTAL, WARMUP = 200, 20
 
 

@@ -9,6 +9,8 @@ from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import find_run, last_trained_run
 from vit_cifar10.utils.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

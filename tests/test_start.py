@@ -33,6 +33,7 @@ def run_without(packages, folder, script, flags):
     return subprocess.run(command, cwd=folder, env=environment, check=False, **options)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("script", ["train.py", "test.py", "compare.py", "convert.py"])
 def test_help_needs_no_package(script, tmp_path):
     process = run_without(HEAVY, tmp_path, script, ["--help"])
@@ -62,6 +63,7 @@ EARLY_MISTAKES = [
 ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("script", "flags", "reason"), EARLY_MISTAKES)
 def test_mistakes_in_flags_are_reported_without_any_package(script, flags, reason, tmp_path):
     (tmp_path / "model" / "taken").mkdir(parents=True)

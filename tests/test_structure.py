@@ -4,7 +4,10 @@ import ast
 import sys
 from graphlib import TopologicalSorter
 
+import pytest
 from helpers import ROOT
+
+pytestmark = pytest.mark.quick
 
 COMMANDS = ("train", "test", "compare", "convert")
 LEVELS = {

@@ -15,6 +15,8 @@ import train
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training.trainer import Trainer
 
+pytestmark = pytest.mark.quick
+
 SHORT = "--num_train_images 128 --num_test_images 100 --val_images 100 --batch_size 64"
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]  # unlike the ones of the drawn shapes
 

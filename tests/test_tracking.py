@@ -20,7 +20,7 @@ SCALARS = {"loss/train": "train_loss", "accuracy/val": "val_accuracy", "accuracy
 SCALARS |= {"learning_rate": "learning_rate", "images_per_second": "images_per_second"}
 
 
-def test_tensorboard_gets_the_metrics_the_pictures_and_the_flags(tmp_path):
+def test_tensorboard_gets_the_metrics_the_pictures_and_the_flags(tmp_path, curves):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_training(tmp_path, f"{FLAGS} --log tensorboard")
@@ -70,7 +70,7 @@ def wandb_records(path):
         time.sleep(0.1)
 
 
-def test_wandb_gets_the_metrics_the_pictures_and_the_flags_offline(tmp_path, monkeypatch):
+def test_wandb_gets_the_metrics_the_pictures_and_the_flags_offline(tmp_path, monkeypatch, curves):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_training(tmp_path, f"{FLAGS} --log wandb")

@@ -22,14 +22,16 @@ from vit_cifar10.utils import device as device_module
 from vit_cifar10.utils.device import pick_compile
 from vit_cifar10.utils.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def splits():
     return dataset.load("shapes", "", num_train_images=256, num_test_images=50, val_images=50)
 
 
-def trainer_for(splits, flags=""):
-    args = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {SMALL_VIT} {flags}".split())
+def trainer_for(splits, flags="", network=SMALL_VIT):
+    args = train.parse(f"--device cpu --precision fp32 --dataset shapes --epochs 4 {network} {flags}".split())
     return trainer_module.Trainer(args, splits, torch.device("cpu"))
 
 
@@ -92,7 +94,7 @@ def test_flags_reach_the_parts_that_they_configure(splits):
     assert (augment.mixup, augment.cutmix, augment.random_erasing, augment.mix_prob) == (0.8, 0.5, 0.1, 0.7)
     assert (trainer.model.global_pool, len(trainer.model.blocks), trainer.ema.decay) == ("avg", 5, 0.9)
     assert trainer.model.cls_token is None
-    assert trainer_for(splits, "--model cnn --width 5").model.classifier[-1].in_features == 80
+    assert trainer_for(splits, network="--model cnn --width 5").model.classifier[-1].in_features == 80
     state = trainer.inference_state({"epoch": 1})
     assert (state["mean"], state["std"]) == ([0.5] * 3, [0.25] * 3)
     assert trainer.schedule.total_steps == 4 * (256 // 128)
