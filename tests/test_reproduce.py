@@ -1,39 +1,34 @@
 """The recipes run, and all tables of results agree with results.csv."""
 
-import json
-import os
+import csv
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import checkpoint_contents, training_flags, wait_for
+from helpers import exits_with, wait_for
 
-import bundle
 import reproduce
 import tables
 import train
 from model import build_model
-from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.architecture import model_config
+from vit_cifar10.runs.run import find_run
 from vit_cifar10.utils.errors import UserError
 
 ALL_RECIPES = sorted(path.stem for path in tables.RECIPES.glob("*.txt"))
 SIZES = {  # parameters, in millions, of the networks that earlier projects describe
     "vit-patch8-12ep": 2.71,
     "cnn-12ep": 0.92,
-    "vit-layer6": 2.69,
-    "vit-layer12": 5.36,
-    "deit-ti": 5.36,
-    "deit-ti-adamw": 5.36,
+    "vit-layer6-36ep": 2.69,
+    "vit-laptop-layer6": 2.69,
+    "vit-layer12-36ep": 5.36,
     "cnn-small": 0.56,
-    "vit-256x8": 4.25,
 }
 
 
@@ -43,25 +38,15 @@ def result(recipe="cnn-12ep", seed=0, accuracy=0.9, device="a GPU", **changes):
     return tables.Result(recipe, seed, accuracy, device=device, date="2026-01-31", **{**values, **changes})
 
 
-def test_every_recipe_is_in_the_table():
+def test_every_recipe_is_in_the_table_and_measured():
     assert sorted(tables.TABLE_RECIPES) == sorted(set(ALL_RECIPES) - set(tables.OTHER_RECIPES))
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory):
-    """A folder with the runs that recipes start from; the one that is pre-trained on CIFAR-100 is untrained here."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "vit-layer12-32-cifar10").symlink_to(tables.ROOT / "model" / "vit-layer12-32-cifar10")
-    flags = f"@{tables.RECIPES / 'vit-layer12'}.txt --dataset cifar100".split()
-    config, classes = model_config(train.parse(flags), num_classes=100), [str(label) for label in range(100)]
-    contents = checkpoint_contents(model_config=config, weights=build_model(config).state_dict(), classes=classes)
-    checkpoint.save(folder / "vit-layer12-32-cifar100" / "best.pt", contents)
-    return folder
+    assert {row.recipe for row in tables.read_results()} == set(tables.TABLE_RECIPES)
 
 
 @pytest.mark.parametrize("recipe", ALL_RECIPES)
-def test_recipes_describe_networks_that_train(recipe, model_path):
-    args, _, _, initial, _ = train.read_flags([f"@{tables.RECIPES / recipe}.txt", f"--model_path={model_path}"])
+def test_recipes_describe_networks_that_train(recipe):
+    flags = [f"@{tables.RECIPES / recipe}.txt", f"--model_path={tables.ROOT / 'model'}"]
+    args, _, _, initial, _ = train.read_flags(flags)
     with torch.device("meta"):
         model = build_model(model_config(args, num_classes=10, shape=initial and initial.model_config))
     if recipe in SIZES:
@@ -70,21 +55,21 @@ def test_recipes_describe_networks_that_train(recipe, model_path):
     assert tables.read_header(recipe)["title"].endswith(".")
 
 
-def test_a_recipe_runs_from_end_to_end_and_try_records_no_result(tmp_path, capfd):
-    before = tables.RESULTS.read_text() if tables.RESULTS.exists() else None
+def test_trying_a_recipe_trains_it_and_records_no_result(tmp_path, monkeypatch):
+    before = tables.RESULTS.read_text()
+    monkeypatch.setattr(reproduce, "FEW_IMAGES", [*reproduce.FEW_IMAGES, "--dataset", "shapes"])
     places = f"--data_path={tmp_path} --model_path={tmp_path / 'model'} --output_path={tmp_path / 'output'}"
-    reproduce.main(f"cnn-12ep --try --dataset shapes --device cpu {places}".split())
-    printed = capfd.readouterr().out
-    assert "Result(recipe='cnn-12ep', seed=0, test_accuracy=0." in printed
-    assert "kept='last epoch', epochs=1, parameters=918826" in printed
-    assert (tables.RESULTS.read_text() if tables.RESULTS.exists() else None) == before
+    reproduce.main(f"cnn-12ep --try --device cpu {places}".split())
+    run = find_run("cnn-12ep-try", tmp_path / "model", tmp_path / "output")
+    ((metrics,), _), config = run.read_metrics(), run.read_config()
+    assert (metrics["epoch"], config["parameters"], config["flags"]["optimizer"]) == (1, 918826, "muon")
+    assert 0 < metrics["test_accuracy"] < 1
+    assert tables.RESULTS.read_text() == before
 
 
 @pytest.mark.parametrize("recipe", tables.TABLE_RECIPES)
-def test_every_recipe_can_be_tried_and_timed(recipe):
-    for more, epochs in ((reproduce.TRY_FLAGS, 1), (reproduce.ALONE_FLAGS, reproduce.ALONE_EPOCHS)):
-        flags = [f"@{tables.RECIPES / recipe}.txt", *more, *reproduce.length_flags(recipe, epochs)]
-        assert reproduce.train.parse(flags).epochs == epochs
+def test_every_recipe_can_be_tried(recipe):
+    assert train.parse(reproduce.try_flags(recipe)).epochs == 1
 
 
 def test_the_recipes_report_what_results_csv_contains():
@@ -118,29 +103,17 @@ def test_seeds_become_mean_and_standard_deviation_and_devices_get_separate_rows(
     assert second.endswith("2 CPU threads, bf16, torch 2.11.0")
 
 
-def test_a_recipe_is_either_in_the_table_or_in_the_list_of_unmeasured_ones():
-    results = [result("deit-ti")]
-    table, unmeasured = tables.full_table(results), tables.unmeasured_list(results)
-    assert len(rows(table, "deit-ti")) == 1
-    assert not rows(unmeasured, "deit-ti")
-    for recipe in set(tables.TABLE_RECIPES) - {"deit-ti"}:
-        assert not rows(table, recipe)
-        assert len(rows(unmeasured, recipe)) == 1
-        assert tables.read_header(recipe)["title"] in " ".join(unmeasured.split())
-        assert f"\n  `python train.py @recipes/{recipe}.txt`" in unmeasured
-    assert "Earlier projects report 76.12 % on validation images." in " ".join(unmeasured.split())
-    assert (
-        tables.unmeasured_list([result(recipe) for recipe in tables.TABLE_RECIPES]) == "Every recipe has been measured."
-    )
-
-
-def test_the_short_table_has_five_measured_recipes_in_a_fixed_order():
+def test_only_measured_recipes_are_in_the_tables_in_a_fixed_order():
     results = [result(recipe) for recipe in sorted(tables.TABLE_RECIPES)]
     for measured in (results, results[:2]):
-        names = re.findall(r"\(\[`(.*?)`\]\(recipes/(.*?)\.txt\)\)", tables.headline_table(measured))
-        expected = [name for name in tables.HEADLINE if name in {row.recipe for row in measured}][:5]
-        assert names == [(name, name) for name in expected]
-    assert set(tables.HEADLINE) <= set(tables.TABLE_RECIPES)
+        expected = [recipe for recipe in tables.TABLE_RECIPES if recipe in {row.recipe for row in measured}]
+        assert re.findall(r"\[`(.*?)`\]\(\.\./recipes/(.*?)\.txt\)", tables.full_table(measured)) == pairs(expected)
+        short = [recipe for recipe in expected if tables.TABLE_RECIPES[recipe]]
+        assert re.findall(r"\[`(.*?)`\]\(recipes/(.*?)\.txt\)", tables.short_table(measured)) == pairs(short)
+
+
+def pairs(names):
+    return [(name, name) for name in names]
 
 
 def test_the_short_table_prefers_more_seeds_and_then_the_faster_device():
@@ -148,7 +121,7 @@ def test_the_short_table_prefers_more_seeds_and_then_the_faster_device():
     fast = [result(device="fast", train_seconds=100.0)]
     two_seeds = [result(seed=seed, device="two seeds", train_seconds=500.0) for seed in range(2)]
     for results, device in ((slow + fast, "fast"), (slow + fast + two_seeds, "two seeds")):
-        (row,) = rows(tables.headline_table(results), "cnn-12ep")
+        (row,) = rows(tables.short_table(results), "cnn-12ep")
         assert row.endswith(f" | {device} |")
 
 
@@ -159,153 +132,142 @@ def test_generated_text_needs_its_markers(tmp_path):
 
 
 def test_results_csv_keeps_every_value():
-    results = [result(), result(seed=1, val_accuracy=0.875, gpu_memory_gb=None), result(jobs=3, train_seconds=None)]
+    results = [result(), result(seed=1, val_accuracy=0.875, gpu_memory_gb=None), result(total_seconds=None)]
     assert tables.parse_rows(tables.format_rows(results)) == results
 
 
-def test_the_weights_of_a_better_recipe_are_not_replaced():
-    assert reproduce.shipped_name("vit-layer12-36ep", []) == "vit-layer12-32-cifar10"
-    assert reproduce.shipped_name("vit-layer12-36ep", [result("deit-ti")]) is None
-    assert reproduce.shipped_name("deit-ti", [result("vit-layer12-36ep")]) == "vit-layer12-32-cifar10"
-    assert reproduce.shipped_name("vit-fast", []) is None
-
-
-FAKE_TRAINING = """
-import pathlib, signal, sys, time
-def save(number, frame):
-    pathlib.Path("saved").touch()
-    sys.exit(128 + number)
-signal.signal(signal.SIGTERM, save)
-pathlib.Path("ready").touch()
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("reason", ["signal", "time"])
-def test_a_run_that_is_stopped_may_save_and_no_other_begins(reason, tmp_path, monkeypatch):
-    (tmp_path / "train.py").write_text(FAKE_TRAINING)
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    args = reproduce.build_parser().parse_args(["--model_path", str(tmp_path), "--output_path", str(tmp_path)])
-    tasks = [reproduce.make_task("cnn-12ep", seed, args) for seed in range(2)]
-
-    def stop():
-        wait_for((tmp_path / "ready").exists)
-        if reason == "signal":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stopper = threading.Thread(target=stop)
-    stopper.start()
-    deadline = time.monotonic() + (2 if reason == "time" else 1000)
-    assert list(reproduce.run_all(tasks, args, deadline)) == [(tasks[0], 143)]
-    stopper.join()
-    assert (tmp_path / "saved").exists()
-    with pytest.raises(SystemExit) as stopped:
-        reproduce.report(tasks, [(tasks[0], 143)])
-    assert stopped.value.code == 143
-
-
 TINY = "--dataset shapes --num_train_images 128 --num_test_images 100 --num_workers 0 --val_images 0 --batch_size 64"
-FOUR_EPOCHS = "--epochs 4 --small_epochs 2"
 TINY_RECIPES = {
     "cnn-12ep": f"{TINY} --model cnn --width 4 --epochs 3",
-    "cnn-small": f"{TINY} --model cnn --epochs 0",
-    "vit-patch8-12ep": f"{TINY} --patch_size 16 --embed_dim 8 --n_layers 1 --n_attention_heads 1 {FOUR_EPOCHS}",
+    "cnn-small": f"{TINY} --dataset folder",  # there is no folder
+    "vit-patch8-12ep": f"{TINY} --patch_size 16 --embed_dim 8 --n_layers 1 --n_attention_heads 1 --epochs 2",
 }
 
 
-def copy_project(folder):
+@pytest.fixture
+def project(tmp_path):
     """A copy of the code without data, checkpoints and results, with tiny recipes."""
+    folder = tmp_path / "project"
     for name in ("vit_cifar10", "benchmarks", "recipes", "docs"):
         shutil.copytree(tables.ROOT / name, folder / name)
     for name in ("model.py", "train.py", "README.md"):
         shutil.copy(tables.ROOT / name, folder)
     for recipe, flags in TINY_RECIPES.items():
-        path = folder / "recipes" / f"{recipe}.txt"
-        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-        path.write_text("\n".join([*head, "", flags, ""]))
+        write_recipe(folder, recipe, flags)
     (folder / "benchmarks" / "results.csv").unlink()
     return folder
 
 
-def reproduce_in(folder, flags):
-    """Run reproduce.py in a copy of the project."""
-    command = [sys.executable, "benchmarks/reproduce.py", "--device", "cpu", *flags.split()]
-    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+def write_recipe(folder, recipe, flags):
+    path = folder / "recipes" / f"{recipe}.txt"
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    path.write_text("\n".join([*head, "", flags, ""]))
 
 
-def test_what_a_borrowed_machine_has_trained_is_put_in_place_at_home(tmp_path):
-    borrowed, home = copy_project(tmp_path / "borrowed"), copy_project(tmp_path / "home")
-    flags = f"{' '.join(TINY_RECIPES)} --seeds 0 --jobs 2 --ship --out out --commit abc"
-    ended = reproduce_in(borrowed, flags)
-    assert ended.returncode == 2
-    assert "error: cnn-small-seed0 failed with exit status 2; see " in ended.stderr
-    assert "train.py: error: argument --epochs" in (borrowed / "output" / "cnn-small-seed0.log").read_text()
-    rows = tables.parse_rows((borrowed / "benchmarks" / "results.csv").read_text())
-    assert {row.recipe for row in rows} == {"cnn-12ep", "vit-patch8-12ep"}
-    assert all(
-        (row.commit, row.jobs, row.total_seconds) == ("abc", 2, None) and row.train_seconds is not None for row in rows
-    )
-
-    assert reproduce_in(home, "--collect ../borrowed/out --ship").returncode == 0
-    shipped = "model/cnn-32-cifar10/best.pt"
-    for name in ("benchmarks/results.csv", "docs/results.md", "recipes/cnn-12ep.txt", shipped):
-        assert (home / name).read_bytes() == (borrowed / name).read_bytes()
-    assert reproduce_in(home, "--collect ../borrowed/out").returncode == 0, "the same runs may be collected again"
-
-    own = home / "model" / "cnn-12ep-seed0" / "best.pt"
-    own.write_bytes(b"the weights of another run")
-    ended = reproduce_in(home, "--collect ../borrowed/out")
-    assert ended.returncode == 2
-    assert "cnn-12ep-seed0 belongs to another run of this name; move it away" in ended.stderr
-    assert own.read_bytes() == b"the weights of another run"
-
-    (borrowed / "out" / "records.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"records\.zip is damaged"):
-        bundle.unpack(borrowed / "out", tmp_path / "model", tmp_path / "output")
-    assert not (tmp_path / "output").exists()
+def start(folder, command):
+    """Start a script in a copy of the project, on the CPU."""
+    argv = [sys.executable, *command.split(), "--device", "cpu"]
+    return subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_runs_in_results_csv_are_skipped_and_seed_0_comes_first(monkeypatch, capsys):
-    measured = [result("vit-fast", device=reproduce.cpu_label(torch.get_num_threads())), result("cnn-12ep")]
+def run(folder, command):
+    """Run a script in a copy of the project. Return its exit status and its messages."""
+    process = start(folder, command)
+    out, err = process.communicate()
+    return process.returncode, out + err
+
+
+def rows_in(folder):
+    return tables.parse_rows((folder / "benchmarks" / "results.csv").read_text())
+
+
+def test_recipes_run_one_after_the_other_and_a_failure_does_not_stop_the_others(project):
+    status, printed = run(project, "benchmarks/reproduce.py cnn-small cnn-12ep --seeds 0 1")
+    assert status == 2
+    assert "train.py: error: there is no folder" in printed
+    assert "error: cnn-small-seed0, cnn-small-seed1 failed; see the messages of train.py above" in printed
+    rows = rows_in(project)
+    assert [(row.recipe, row.seed) for row in rows] == [("cnn-12ep", 0), ("cnn-12ep", 1)]
+    for row in rows:
+        with open(project / "output" / f"{row.recipe}-seed{row.seed}" / "metrics.csv", newline="") as file:
+            epochs = list(csv.DictReader(file))
+        assert row.epochs == len(epochs) == 3
+        assert row.test_accuracy == round(float(epochs[-1]["test_accuracy"]), 4)
+        assert row.train_seconds == pytest.approx(sum(float(epoch["train_seconds"]) for epoch in epochs), abs=0.06)
+        assert row.total_seconds == pytest.approx(sum(float(epoch["seconds"]) for epoch in epochs), abs=0.06)
+    accuracy = 100 * statistics.mean(row.test_accuracy for row in rows)
+    for name in ("README.md", "docs/results.md", "recipes/cnn-12ep.txt"):
+        assert f"{accuracy:.2f} ± " in (project / name).read_text()
+
+
+def test_an_interrupted_run_is_continued_and_a_complete_one_only_recorded(project):
+    write_recipe(project, "cnn-12ep", f"{TINY} --model cnn --width 4 --epochs 60 --eval_every 60 --save_every 2")
+    process = start(project, "benchmarks/reproduce.py cnn-12ep vit-patch8-12ep")
+    model = project / "model" / "cnn-12ep-seed0"
+    wait_for((model / "last.pt").exists)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143
+    assert "stopped; the same command goes on" in err
+    assert not (project / "benchmarks" / "results.csv").exists()
+    assert not (project / "model" / "vit-patch8-12ep-seed0").exists(), "no other run begins"
+
+    status, printed = run(project, "benchmarks/reproduce.py cnn-12ep")
+    assert status == 0, printed
+    (row,) = rows_in(project)
+    assert (row.recipe, row.epochs) == ("cnn-12ep", 60)
+    assert "resum" in printed
+
+    (project / "benchmarks" / "results.csv").unlink()
+    saved = (model / "last.pt").stat().st_mtime_ns
+    status, printed = run(project, "benchmarks/reproduce.py cnn-12ep")
+    assert status == 0, printed
+    assert rows_in(project) == [row]
+    assert (model / "last.pt").stat().st_mtime_ns == saved
+    write_recipe(project, "cnn-12ep", f"{TINY} --model cnn --width 4 --epochs 60 --learning_rate 1e-3")
+    (project / "benchmarks" / "results.csv").unlink()
+    status, printed = run(project, "benchmarks/reproduce.py cnn-12ep")
+    assert status == 2
+    assert "cnn-12ep-seed0 has other flags than cnn-12ep.txt; move it away, or add --again" in printed
+
+
+def test_a_finished_run_is_recorded_by_its_folder(project):
+    assert run(project, "train.py @recipes/cnn-12ep.txt --run_name mine --seed 5")[0] == 0
+    status, printed = run(project, "benchmarks/reproduce.py --record model/mine")
+    assert status == 0, printed
+    (row,) = rows_in(project)
+    assert (row.recipe, row.seed, row.epochs) == ("cnn-12ep", 5, 3)
+    assert f"{100 * row.test_accuracy:.2f} %" in (project / "recipes" / "cnn-12ep.txt").read_text()
+
+    for folder in ("model", "output"):
+        shutil.copytree(project / folder / "mine", project / folder / "other")
+    config = project / "output" / "other" / "config.json"
+    config.write_text(config.read_text().replace('"mixup": 0.0', '"mixup": 0.5'))
+    lines = (project / "output" / "mine" / "metrics.csv").read_text().splitlines(keepends=True)
+    (project / "output" / "mine" / "metrics.csv").write_text("".join(lines[:-1]))
+    for name, error in (
+        ("other", "other was trained with other flags than the recipes in the table"),
+        ("mine", "mine is not finished; continue it with python train.py --resume"),
+    ):
+        status, printed = run(project, f"benchmarks/reproduce.py --record {name}")
+        assert status == 2
+        assert f"error: {error}" in printed
+    assert rows_in(project) == [row]
+
+
+def test_runs_in_results_csv_are_skipped(monkeypatch, capsys):
+    device = reproduce.device_name("cpu", torch.get_num_threads())
+    measured = [result("fast-cnn", device=device), result("cnn-12ep")]
+    trained = []
     monkeypatch.setattr(reproduce, "read_results", lambda: measured)
+    monkeypatch.setattr(reproduce, "complete_run", lambda run, recipe, seed, args: trained.append((recipe, seed)))
 
     def tasks(flags):
-        args = reproduce.build_parser().parse_args(f"vit-fast cnn-12ep --device cpu {flags}".split())
-        return [(task.recipe, task.seed) for task in reproduce.remaining_tasks(args)]
+        trained.clear()
+        with exits_with(2):  # as no run has become complete
+            reproduce.main(f"fast-cnn cnn-12ep --device cpu {flags}".split())
+        return list(trained)
 
-    assert tasks("") == [("cnn-12ep", 0), ("vit-fast", 1), ("vit-fast", 2)]  # the CNN was measured on another device
-    assert capsys.readouterr().out.startswith("vit-fast, seed 0: in results.csv already")
-    assert tasks("--again --seeds 0 1") == [("vit-fast", 0), ("cnn-12ep", 0), ("vit-fast", 1), ("cnn-12ep", 1)]
-
-
-def test_weights_are_packed_in_parts_that_are_joined_again(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "PART_BYTES", 100_000)
-    shutil.copytree(runs / "model" / "cnn", tmp_path / "model" / "cnn-12ep-seed0")
-    bundle.pack_weights(tmp_path, "cnn-12ep-seed0", tmp_path / "model")
-    parts = sorted(tmp_path.glob("cnn-12ep-seed0.pt.*"))
-    assert len(parts) > 10
-    (tmp_path / "joined.pt").write_bytes(bundle.join_weights(tmp_path, "cnn-12ep-seed0"))
-    ours = checkpoint.load(tmp_path / "joined.pt")["weights"]
-    for name, value in checkpoint.load(runs / "model" / "cnn")["weights"].items():
-        torch.testing.assert_close(ours[name], value.half() if value.is_floating_point() else value)
-    (tmp_path / "cnn-12ep-seed0.pt.5").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="copy all parts again"):
-        bundle.join_weights(tmp_path, "cnn-12ep-seed0")
-
-
-def test_only_a_run_with_the_same_flags_and_commit_is_resumed(runs, monkeypatch):
-    folders = runs / "model" / "cnn", runs / "output" / "cnn"
-    flags = "--num_train_images 600 --run_name cnn --overwrite --epochs 2 --model cnn --learning_rate 2e-3"
-    flags = training_flags(runs, flags)
-    commit = json.loads((folders[1] / "config.json").read_text())["git_commit"]
-    monkeypatch.setattr(reproduce, "git_commit", lambda: commit)
-    assert reproduce.is_begun(flags, *folders)
-    assert not reproduce.is_begun(flags, *folders, is_repeating=True), "the run is complete"
-    assert reproduce.is_begun([*flags, "--num_workers", "1"], *folders)
-    for other in ("--seed 1", "--epochs 3"):
-        assert not reproduce.is_begun([*flags, *other.split()], *folders)
-    assert not reproduce.is_begun([*flags, "--patch_size", "5", "--model", "vit"], *folders)
-    assert not reproduce.is_begun(flags, runs / "model" / "none", runs / "output" / "none")
-    monkeypatch.setattr(reproduce, "git_commit", lambda: "another commit")
-    assert not reproduce.is_begun(flags, *folders)
+    assert tasks("") == [("cnn-12ep", 0)]  # the CNN was measured on another device
+    assert capsys.readouterr().out.startswith("fast-cnn, seed 0: in results.csv already")
+    assert tasks("--again --seeds 0 1") == [("fast-cnn", 0), ("cnn-12ep", 0), ("fast-cnn", 1), ("cnn-12ep", 1)]

@@ -6,17 +6,18 @@ import shutil
 import pytest
 import torch
 
-import reproduce
+import ship
+import shipped
 import tables
 import test as test_command
 from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, scores
 from vit_cifar10.runs import checkpoint
+from vit_cifar10.runs.run import find_run
 
 ABSOLUTE_PATH = re.compile(r"[\"'](/|[A-Z]:\\)")
-CHECKPOINTS = (tables.ROOT / "model").glob("*/best.pt")
-SHIPPED = sorted(path.parent for path in CHECKPOINTS if path.parent.name in reproduce.SHIPPED)
+SHIPPED = [tables.ROOT / "model" / run for run in shipped.shipped_runs()]
 
 
 def test_shipped_weights_take_at_most_64_megabytes():
@@ -62,3 +63,18 @@ def test_shipped_weights_have_the_accuracy_in_their_checkpoint(folder, cifar10_r
     test = network.normalized_for(dataset.load_test("cifar10", cifar10_root, num_images=1000))
     measured = scores(predict(network.model, test), test.labels)
     assert measured["accuracy"] == pytest.approx(network.saved["metrics"]["test_accuracy"], abs=0.03)
+
+
+def test_a_run_is_shipped_in_half_precision_without_paths(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(ship, "ROOT", tmp_path)
+    own = find_run("cnn", runs / "model", runs / "output")
+    accuracy = ship.ship(own, "shipped", runs / "data")
+    theirs, ours = checkpoint.load(own.model_folder), checkpoint.load(tmp_path / "model" / "shipped")
+    for name, value in theirs["weights"].items():
+        torch.testing.assert_close(ours["weights"][name], value.half() if value.is_floating_point() else value)
+    assert ours["metrics"]["test_accuracy"] == accuracy == pytest.approx(theirs["metrics"]["test_accuracy"], abs=0.02)
+    assert not ABSOLUTE_PATH.search(str(ours["recipe"]))
+    files = tmp_path / "output" / "shipped"
+    assert {path.name for path in files.iterdir()} == {"config.json", "metrics.csv", "curves.png"}
+    assert not ABSOLUTE_PATH.search((files / "config.json").read_text())
+    assert (files / "metrics.csv").read_bytes() == own.metrics_path.read_bytes()
