@@ -10,7 +10,6 @@ and with the 8-bit weights of the page. It needs `pip install -r requirements-de
 import base64
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from chromium import new_page
+from pages import open_page
 from vit_cifar10.evaluation.metrics import predict
-from vit_cifar10.explain import explorer
+from vit_cifar10.evaluation.tables import markdown_table, percent
 from vit_cifar10.explain.live import rounded
 from vit_cifar10.explain.removal import at_pixels
 from vit_cifar10.runs.checkpoint import load_network
@@ -61,9 +60,7 @@ def measure(run, data_path, num_images=200):
     """
     network = load_network(find_run(run).checkpoint_path, torch.device("cpu"))
     test = network.normalized_for(network.load_test_images(data_path))
-    with tempfile.TemporaryDirectory() as folder, new_page() as page:
-        path = Path(folder) / "live.html"
-        explorer.write_page(path, network, [explorer.page_entry(network, test.images[0], "test image 0", "")], True)
+    with open_page(network, test.images[0], "test image 0") as (page, path):
         megabytes = path.stat().st_size / 1e6
         started = time.perf_counter()
         page.goto(path.as_uri())
@@ -124,10 +121,9 @@ def report(measured):
         "new probabilities: median, 95th percentile": drawn,
         "all explanations": explained,
         "largest difference of a logit": f"{measured['largest_difference']:.0e}",
-        "accuracy in float32, in 8 bits": ", ".join(f"{100 * value:.2f} %" for value in measured["accuracies"]),
+        "accuracy in float32, in 8 bits": ", ".join(map(percent, measured["accuracies"])),
     }
-    for line in (columns, ["---"] * len(columns), columns.values()):
-        print(f"| {' | '.join(line)} |")
+    print(markdown_table(columns, [columns.values()]))
     print(f"\n{measured['images']} images")
 
 

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from model import build_model
+from vit_cifar10.evaluation.tables import markdown_table
 from vit_cifar10.explain.methods import methods_for
 
 VIT = {"model": "vit", "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 3}
@@ -86,11 +87,11 @@ def main():
             "accuracy of the network": [accuracy for accuracy, _ in results],
             **{method: [found[method] for _, found in results] for method in results[0][1]},
         }
-    rows = dict.fromkeys(row for column in columns.values() for row in column)
-    print(f"\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for row in rows:
-        cells = [summary(column[row]) if row in column else "" for column in columns.values()]
-        print(f"| {row} | {' | '.join(cells)} |")
+    titles = dict.fromkeys(title for column in columns.values() for title in column)
+    rows = [
+        [title, *(summary(column[title]) if title in column else "" for column in columns.values())] for title in titles
+    ]
+    print(markdown_table(["", *columns], rows))
 
 
 def summary(fractions):

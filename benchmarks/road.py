@@ -20,6 +20,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from vit_cifar10.data.dataset import normalize
+from vit_cifar10.evaluation.tables import markdown_table
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.explain.removal import CURVES, FILLS, baseline_maps
 from vit_cifar10.runs.checkpoint import load_network
@@ -47,9 +48,9 @@ def main(argv=None):
     maps |= baseline_maps(inputs, model.grid_size, torch.Generator().manual_seed(0))
     theirs = {name: their_score(model, inputs, classes, relevance) for name, relevance in maps.items()}
     ours = our_score(model, inputs, classes, maps)
-    print("\n| method | grad-cam's ROAD, combined | ours: insertion − deletion, ROAD |\n|---|---|---|")
-    for name in sorted(theirs, key=theirs.get, reverse=True):
-        print(f"| {name} | {100 * theirs[name]:.1f} | {100 * ours[name]:.1f} |")
+    ranked = sorted(theirs, key=theirs.get, reverse=True)
+    rows = [[name, f"{100 * theirs[name]:.1f}", f"{100 * ours[name]:.1f}"] for name in ranked]
+    print(markdown_table(["method", "grad-cam's ROAD, combined", "ours: insertion − deletion, ROAD"], rows))
     correlation = stats.spearmanr(list(theirs.values()), [ours[name] for name in theirs]).statistic
     print(f"\nrank correlation {correlation:.2f}, {len(inputs)} images")
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from model import build_model, count_parameters
-from tables import markdown_table, replace_text, write_blocks
+from tables import replace_text, write_blocks
+from vit_cifar10.evaluation.tables import markdown_table, percent
 from vit_cifar10.explain.removal import CURVES, FILLS
 from vit_cifar10.plots.explanations import BASELINE_LABELS
 from vit_cifar10.runs import checkpoint
@@ -146,23 +147,23 @@ def largest_gap(bins):
 
 def networks_table(records):
     """What the networks are and how they were trained, one column per network."""
-    rows = {}
-    for run in records:
-        saved = checkpoint.load(ROOT / "model" / run)
-        config, recipe = saved["model_config"], saved["recipe"]
-        name = recipe["run_name"].removesuffix("-seed0")
-        cells = {
-            "recipe": f"[`{name}`](../recipes/{name}.txt)",
-            "architecture": architecture(config),
-            "parameters": f"{count_parameters(build_model(config)):,}",
-            "size of `best.pt`": f"{(ROOT / 'model' / run / 'best.pt').stat().st_size / 1e6:.1f} MB",
-            "epochs, batch size": f"{recipe['epochs']}, {recipe['batch_size']}",
-            "optimizer, label smoothing": f"{recipe['optimizer']}, {recipe['label_smoothing']:g}",
-            "augmentation": augmentation(recipe),
-        }
-        for title, cell in cells.items():
-            rows.setdefault(title, []).append(cell)
-    return columns_table(records, rows)
+    return columns_table({run: network_cells(run) for run in records})
+
+
+def network_cells(run):
+    """The cells of one network, {title of the row: text}."""
+    saved = checkpoint.load(ROOT / "model" / run)
+    config, recipe = saved["model_config"], saved["recipe"]
+    name = recipe["run_name"].removesuffix("-seed0")
+    return {
+        "recipe": f"[`{name}`](../recipes/{name}.txt)",
+        "architecture": architecture(config),
+        "parameters": f"{count_parameters(build_model(config)):,}",
+        "size of `best.pt`": f"{(ROOT / 'model' / run / 'best.pt').stat().st_size / 1e6:.1f} MB",
+        "epochs, batch size": f"{recipe['epochs']}, {recipe['batch_size']}",
+        "optimizer, label smoothing": f"{recipe['optimizer']}, {recipe['label_smoothing']:g}",
+        "augmentation": augmentation(recipe),
+    }
 
 
 def augmentation(recipe):
@@ -183,45 +184,43 @@ def architecture(config):
 
 def scores_table(records):
     """The scores of the full tests, one column per network."""
-    rows = {}
-    for of_run in records.values():
-        for title, cell in score_cells(of_run["scores"]).items():
-            rows.setdefault(title, []).append(cell)
-    return columns_table(records, rows)
+    return columns_table({run: score_cells(of_run["scores"]) for run, of_run in records.items()})
 
 
 def score_cells(scores):
     """The cells of one network, {title of the row: text}."""
     low, high = scores["accuracy_interval"]
     cells = {
-        "accuracy (95 % Wilson interval)": f"{percent(scores['accuracy'], 2)} ({100 * low:.2f} to {100 * high:.2f})",
-        "accuracy with the mirror image": percent(scores["flip_accuracy"], 2),
-        "weighted F1": percent(scores["weighted_f1"], 2),
+        "accuracy (95 % Wilson interval)": f"{percent(scores['accuracy'])} ({100 * low:.2f} to {100 * high:.2f})",
+        "accuracy with the mirror image": percent(scores["flip_accuracy"]),
+        "weighted F1": percent(scores["weighted_f1"]),
     }
     places = {"lowest": 0, "second lowest": 1, "third lowest": 2, "highest": -1}
     for place, index in places.items():
         name, recall = scores["recall"][index]
-        cells[f"{place} recall"] = f"{name}, {percent(recall)}"
+        cells[f"{place} recall"] = f"{name}, {percent(recall, 1)}"
     for place, (true, predicted, images) in zip(("largest", "second", "third"), scores["confusions"], strict=True):
         cells[f"{place} confusion"] = f"{true} predicted as {predicted}, {images}"
     gap, start, end = scores["largest_gap"]
     confident, noise = scores["confident"], scores["noise"]
-    both = (percent(confident[quantity]) for quantity in ("confidence", "accuracy") if confident["images"])
+    both = (percent(confident[quantity], 1) for quantity in ("confidence", "accuracy") if confident["images"])
     return cells | {
-        "expected calibration error (15 bins)": percent(scores["calibration_error"], 2),
+        "expected calibration error (15 bins)": percent(scores["calibration_error"]),
         "accuracy minus confidence, largest gap": (
             f"{signed(100 * gap)} points, from {100 * start:.0f} to {100 * end:.0f} % confidence"
         ),
         "predictions with over 80 % confidence": f"{confident['images']:,}",
         "their mean confidence, their accuracy": ", ".join(both),
         "most frequent class for 1,000 images of noise": f"{noise['class']}, {noise['images']}",
-        "mean confidence on these images": percent(noise["confidence"]),
+        "mean confidence on these images": percent(noise["confidence"], 1),
     }
 
 
-def columns_table(records, rows):
-    """A table with one column per network from {title of the row: cells}."""
-    return markdown_table(["", *(f"`{run}`" for run in records)], [[title, *cells] for title, cells in rows.items()])
+def columns_table(columns):
+    """A table with one column per network from {network: {title of the row: cell}}."""
+    titles = next(iter(columns.values()))
+    rows = [[title, *(cells[title] for cells in columns.values())] for title in titles]
+    return markdown_table(["", *(f"`{run}`" for run in columns)], rows)
 
 
 # Explanations
@@ -243,7 +242,7 @@ def live_table(records):
         live = of_run["live"]
         times = (f"{live[key][0]:.0f} ms ({live[key][1]:.0f} ms)" for key in ("drawn_ms", "explained_ms"))
         file, first = f"{live['megabytes']:.1f} MB", f"{live['first_seconds']:.1f} s"
-        rows.append([title_of(run), file, first, *times, *(percent(value, 2) for value in live["accuracies"])])
+        rows.append([title_of(run), file, first, *times, *(percent(value) for value in live["accuracies"])])
     return markdown_table(columns, rows)
 
 
@@ -306,10 +305,6 @@ def rows_of(measured, method):
 
 
 # Numbers
-
-
-def percent(fraction, digits=1):
-    return f"{100 * fraction:.{digits}f} %"
 
 
 def signed(value, digits=1):

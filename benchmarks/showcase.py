@@ -107,7 +107,7 @@ def draw_disagreements(args):
 
 
 def draw_pages(args):
-    from screenshots import draw_explorer, draw_live_page  # needs Chromium and Playwright, unlike most parts
+    from pages import draw_explorer, draw_live_page  # needs Chromium and Playwright, unlike most parts
 
     network = checkpoint.load_network(ROOT / "model" / MAIN_VIT, torch.device("cpu"))
     test = network.load_test_images(args.data_path)

@@ -8,14 +8,17 @@
 
 import contextlib
 import io
+import shutil
 import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from playwright.sync_api import sync_playwright
 
-from chromium import new_page
 from vit_cifar10.explain import explorer
+from vit_cifar10.utils.errors import UserError
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CURSOR = [(0, 0), (0, 17), (4, 13), (7, 19), (10, 18), (7, 12), (12, 12)]  # the mouse pointer, in pixels
 GIF_WIDTH, GIF_COLORS = 800, 160
 BLUE = "#2a5fb0"
@@ -35,7 +38,8 @@ SELECT_STRONGEST_HEAD = """(() => {
 
 def draw_explorer(network, image, name, note, path):
     """Save the whole page with the mouse over the most relevant patch."""
-    with open_page(network, image, name, note, is_live=False, width=1180, height=900) as page:
+    with open_page(network, image, name, note, is_live=False, width=1180, height=900) as (page, html):
+        page.goto(html.as_uri())
         page.wait_for_timeout(500)
         evidence = page.evaluate("Array.from(answer().explanations.get(state.target).evidence)")
         page.locator("#patches button").nth(evidence.index(max(evidence))).hover()
@@ -45,7 +49,8 @@ def draw_explorer(network, image, name, note, path):
 
 def draw_live_page(network, image, name, note, path):
     """Save a GIF of the three kinds of changes to the live page."""
-    with open_page(network, image, name, note, is_live=True, width=1000, height=770) as page:
+    with open_page(network, image, name, note, width=1000, height=770) as (page, html):
+        page.goto(html.as_uri())
         film = Film(page, network.model.grid_size)
         film.shoot(1500)
         film.remove_patches()
@@ -55,14 +60,28 @@ def draw_live_page(network, image, name, note, path):
 
 
 @contextlib.contextmanager
-def open_page(network, image, name, note, is_live, width, height):
-    """Write the page to a temporary file and show it in Chromium."""
-    view = {"viewport": {"width": width, "height": height}, "color_scheme": "light"}
-    with tempfile.TemporaryDirectory() as folder, new_page(**view) as page:
+def open_page(network, image, name, note="", is_live=True, width=1280, height=720):
+    """Write the page of an image to a temporary file, and start Chromium without a window.
+
+    Yields:
+        An empty page of Playwright, and the path of the file to open in it.
+
+    Raises:
+        UserError: Chromium is not installed.
+    """
+    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if chromium is None:
+        raise UserError("Chromium is not installed; install it with the package manager of your system")
+    options = {"executable_path": chromium, "args": ("--no-sandbox", "--disable-gpu")}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(**options) as browser,
+    ):
         path = Path(folder) / "page.html"
         explorer.write_page(path, network, [explorer.page_entry(network, image, name, note)], is_live)
-        page.goto(path.as_uri())
-        yield page
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+        yield page, path
 
 
 class Film:
