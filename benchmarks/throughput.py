@@ -5,7 +5,6 @@
     python benchmarks/throughput.py step                         # time of each part of a training step
     python benchmarks/throughput.py inference                    # images per second, and run time of test.py
     python benchmarks/throughput.py recording --model cnn        # fraction of a run spent on checkpoints and metrics
-    python benchmarks/throughput.py cost --run RUN               # operations and minutes until a run reached 80 %, ...
 
 The peers are ViTs of the same size from timm and vit-pytorch. timm's ViT is timed in our training loop and in a typical
 one, vit-pytorch's ViT in the typical one only. The typical loop has a DataLoader with PIL augmentation, PyTorch's AdamW
@@ -15,6 +14,7 @@ Results are medians over the rounds. Tables are printed as Markdown.
 
 import copy
 import functools
+import importlib
 import importlib.util
 import itertools
 import math
@@ -34,32 +34,30 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import train
-from model import build_model, build_without_memory, count_flops
+from cost import update_flops
+from model import build_model, count_flops
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict
-from vit_cifar10.runs import checkpoint
+from vit_cifar10.evaluation.tables import markdown_table, percent
 from vit_cifar10.runs.architecture import model_config
-from vit_cifar10.runs.metrics_csv import is_evaluated
-from vit_cifar10.runs.run import find_run
+from vit_cifar10.runs.run import SHIPPED_VIT
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer
-from vit_cifar10.training.optim import Muon, muon_weights
-from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.utils.choices import DEVICES, PRECISIONS
 from vit_cifar10.utils.cli import NON_NEGATIVE_INT, POSITIVE, POSITIVE_INT, ArgumentParser, command
-from vit_cifar10.utils.device import (
-    AUTOCAST_DTYPES,
-    autocast,
-    device_label,
-    pick_device,
-    pick_precision,
-    synchronize,
-)
-from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.device import AUTOCAST_DTYPES, autocast, device_label, pick_device, pick_precision, synchronize
+
+SHIPPED = {"vit": SHIPPED_VIT, "cnn": "cnn-32-cifar10"}
+COMBINED = {"combo_kernels": True}  # an option of the compiler: fewer, larger kernels
+COMPILED = {  # other ways to run our loop on a GPU: --compile of train.py, and options of the compiler
+    "not compiled": ("off", None),
+    "CUDA graphs": ("graphs", None),
+    "combined kernels": ("on", COMBINED),
+    "graphs of combined kernels": ("graphs", trainer.CUDA_GRAPHS | COMBINED),
+}
 
 
 class OurLoop:
@@ -161,8 +159,9 @@ def endless(make_batches):
 
 def training_flags(args):
     """Return the flags of train.py for the network and the batches that are timed."""
-    names = "model patch_size embed_dim n_layers n_attention_heads batch_size device augment optimizer precision"
-    flags = [text for name in names.split() for text in (f"--{name}", str(getattr(args, name)))]
+    names = ["model", "batch_size", "device", "augment", "optimizer", "precision"]
+    names += ["patch_size", "embed_dim", "n_layers", "n_attention_heads"] if args.model == "vit" else []
+    flags = [text for name in names for text in (f"--{name}", str(getattr(args, name)))]
     return [*flags, "--dropout", "0"]
 
 
@@ -172,23 +171,13 @@ def build_peer(package, args):
         name = package.replace("_", "-")
         print(f"WARNING: {name} is not installed, so its ViT is left out; pip install {name}", file=sys.stderr)
         return None
+    library = importlib.import_module(package)
     size = {"patch_size": args.patch_size, "num_classes": 10, "depth": args.n_layers}
+    width, heads = args.embed_dim, args.n_attention_heads
     if package == "timm":
-        import timm
-
-        return timm.models.VisionTransformer(
-            img_size=32, embed_dim=args.embed_dim, num_heads=args.n_attention_heads, **size
-        )
-    import vit_pytorch
-
-    return vit_pytorch.ViT(
-        image_size=32,
-        dim=args.embed_dim,
-        heads=args.n_attention_heads,
-        dim_head=args.embed_dim // args.n_attention_heads,
-        mlp_dim=4 * args.embed_dim,
-        **size,
-    )
+        return library.models.VisionTransformer(img_size=32, embed_dim=width, num_heads=heads, **size)
+    hidden = {"dim_head": width // heads, "mlp_dim": 4 * width}
+    return library.ViT(image_size=32, dim=width, heads=heads, **hidden, **size)
 
 
 def training(args, device):
@@ -196,12 +185,8 @@ def training(args, device):
     splits = dataset.load(args.dataset, args.data_path)
     contenders = {"ours": OurLoop(args, splits, device)}
     if contenders["ours"].trainer.is_compiled:
-        contenders["ours, not compiled"] = OurLoop(args, splits, device, compile="off")
-        contenders["ours, CUDA graphs"] = OurLoop(args, splits, device, compile="graphs")
-        combined = {"combo_kernels": True}  # an option of the compiler: fewer, larger kernels
-        contenders["ours, combined kernels"] = OurLoop(args, splits, device, compile="on", options=combined)
-        both = trainer.CUDA_GRAPHS | combined
-        contenders["ours, graphs of combined kernels"] = OurLoop(args, splits, device, compile="graphs", options=both)
+        for name, (compile, options) in COMPILED.items():
+            contenders[f"ours, {name}"] = OurLoop(args, splits, device, compile=compile, options=options)
     if args.model == "vit":
         if timm_vit := build_peer("timm", args):
             contenders["timm's ViT in our loop"] = OurLoop(args, splits, device, model=copy.deepcopy(timm_vit))
@@ -216,18 +201,23 @@ def training(args, device):
     matmul_rate = measure_matmul_rate(device, precision)
     config = contenders["ours"].trainer.config
     flops, per_update = count_flops(config, backward=True), update_flops(config, args.optimizer)
-    ours = statistics.median(rates["ours"])
     print(
         f"\n{flops / 1e9:.3f} GFLOP per image, forward and backward; {per_update / 1e9:.2f} GFLOP per update;"
         f" matmul rate: {matmul_rate / 1e12:.2f} TFLOP/s in {precision}\n"
     )
-    print("| contender | images/s | range | speedup of ours | fraction of matmul rate |\n|---|---|---|---|---|")
+    headings, rows = speed_rows(rates)
+    fractions = (percent(statistics.median(values) * flops / matmul_rate, 1) for values in rates.values())
+    print(markdown_table([*headings, "fraction of matmul rate"], [[*row, next(fractions)] for row in rows]))
+
+
+def speed_rows(rates):
+    """The headings and rows of a table of {contender: images per second of each round}, with ours first."""
+    ours = statistics.median(rates["ours"])
+    rows = []
     for name, values in rates.items():
         median = statistics.median(values)
-        print(
-            f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {ours / median:.2f}"
-            f" | {100 * median * flops / matmul_rate:.1f} % |"
-        )
+        rows.append([name, f"{median:,.0f}", f"{min(values):,.0f} to {max(values):,.0f}", f"{ours / median:.2f}"])
+    return ["contender", "images/s", "range", "speedup of ours"], rows
 
 
 def inference(args, device):
@@ -243,13 +233,8 @@ def inference(args, device):
             contenders["timm's ViT, DataLoader"] = Inference(typical_predict(args, device), timm_vit, test, device)
     else:
         contenders["the same CNN, DataLoader"] = Inference(typical_predict(args, device), ours, test, device)
-    rates = measure(contenders, args, extra_warmup_steps=0)
-    our_rate = statistics.median(rates["ours"])
-    print("\n| contender | images/s | range | speedup of ours |\n|---|---|---|---|")
-    for name, values in rates.items():
-        median = statistics.median(values)
-        print(f"| {name} | {median:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {our_rate / median:.2f} |")
-    command_seconds, import_seconds = time_test_command(ours, args)
+    print(markdown_table(*speed_rows(measure(contenders, args, extra_warmup_steps=0))))
+    command_seconds, import_seconds = time_test_command(args)
     print(f"\ntest.py --mode custom takes {command_seconds:.1f} s from start to end")
     print(f"python -c 'import torch' alone takes {import_seconds:.1f} s")
 
@@ -268,28 +253,22 @@ def typical_predict(args, device):
     return run
 
 
-def time_test_command(model, args):
-    """Time `test.py --mode custom`, including its GIF, and the import of PyTorch that it needs.
+def time_test_command(args):
+    """Time `test.py --mode custom` with a shipped network, including its GIF, and the import of PyTorch that it needs.
 
     Returns:
         The medians of both, in seconds.
     """
+    image = ROOT / "examples" / "cat.png"
     with tempfile.TemporaryDirectory() as folder:
-        config = model_config(train.parse(training_flags(args)), num_classes=10)
-        state = {"model_config": config, "weights": checkpoint.cpu_weights(model), "classes": list("abcdefghij")}
-        state |= {"mean": [0.5] * 3, "std": [0.25] * 3, "dataset": "cifar10", "epoch": 0, "metrics": {}, "recipe": {}}
-        checkpoint.save(Path(folder) / "best.pt", state)
-        image, gif = ROOT / "examples" / "cat.png", Path(folder) / "cat.gif"
-        test = [ROOT / "test.py", "--mode", "custom", "--image_path", image, "--model_path", folder]
-        test += ["--gif_path", gif, "--no_image", "--device", args.device]
-        commands = (test, ["-c", "import torch"])
-        seconds = [[], []]
+        test = [ROOT / "test.py", "--mode", "custom", "--image_path", image, "--gif_path", f"{folder}/cat.gif"]
+        test += ["--model_path", ROOT / "model" / SHIPPED[args.model], "--no_image", "--device", args.device]
+        commands, seconds = (test, ["-c", "import torch"]), ([], [])
         for _ in range(args.rounds):
             for times, arguments in zip(seconds, commands, strict=True):
-                start = time.perf_counter()
-                subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-                times.append(time.perf_counter() - start)
-        return map(statistics.median, seconds)
+                run = functools.partial(subprocess.run, [sys.executable, *arguments], check=True, capture_output=True)
+                timed(times, torch.device("cpu"), run)
+    return map(statistics.median, seconds)
 
 
 def step(args, device):
@@ -315,13 +294,13 @@ def step(args, device):
         timed(seconds["backward"], device, loss.backward)
         timed(seconds["optimizer"], device, trainer.optimizer.step)
         timed(seconds["whole step"], device, loop.step)
-    print("\n| part | ms per step | fraction |\n|---|---|---|")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    for name, median in medians.items():
-        print(f"| {name} | {1e3 * median:.2f} | {100 * median / medians['whole step']:.0f} % |")
+    whole = medians["whole step"]
+    rows = [[name, f"{1e3 * median:.2f}", percent(median / whole, 0)] for name, median in medians.items()]
+    print(markdown_table(["part", "ms per step", "fraction"], rows))
     matmul_rate = measure_matmul_rate(device, trainer.precision)
     per_image, per_update = count_flops(trainer.config, backward=True), update_flops(trainer.config, args.optimizer)
-    rate = (len(batch[1]) * per_image + per_update) / medians["whole step"]
+    rate = (len(batch[1]) * per_image + per_update) / whole
     print(
         f"\n{per_image / 1e9:.3f} GFLOP per image, {per_update / 1e9:.2f} GFLOP per update, {rate / 1e12:.3f} TFLOP/s:"
         f" {100 * rate / matmul_rate:.1f} % of the matmul rate, {matmul_rate / 1e12:.2f} TFLOP/s in {trainer.precision}"
@@ -391,74 +370,6 @@ def measure_matmul_rate(device, precision):
     return 2 * size**3 / min(seconds)
 
 
-def cost(args):
-    """Report the operations and minutes that a run took to reach each accuracy of `ACCURACIES`, from its own record.
-
-    Most of the accuracy comes in the last epochs, while the learning rate falls. The last row is therefore the one to
-    compare with other runs. An accuracy counts from the first evaluated epoch that has it.
-    """
-    if args.run is None:
-        raise UserError("cost needs --run, the name or the folder of a run")
-    run = find_run(args.run, output_path=args.output_path)
-    try:
-        config, (epochs, _) = run.read_config(), run.read_metrics()
-    except (OSError, ValueError) as error:
-        raise UserError(f"the record of the run in {run.output_folder} cannot be read ({error})") from error
-    evaluated = [metrics for metrics in epochs if is_evaluated(metrics)]
-    if not evaluated:
-        raise UserError(f"no epoch of the run in {run.output_folder} was evaluated; continue its training first")
-    flops = list(itertools.accumulate(epoch_flops(config)))
-    print(f"\n{run.output_folder.name}, {config['device']}, {config['precision']}\n")
-    print("| test accuracy | epoch | PFLOP | minutes of training |\n|---|---|---|---|")
-    best = max(metrics["test_accuracy"] for metrics in evaluated)
-    for accuracy in (*(value for value in ACCURACIES if value < best), best):
-        epoch = next(metrics["epoch"] for metrics in evaluated if metrics["test_accuracy"] >= accuracy)
-        seconds = sum(metrics["train_seconds"] for metrics in epochs if metrics["epoch"] <= epoch)
-        print(f"| {100 * accuracy:.2f} % | {epoch} | {flops[epoch - 1] / 1e15:.3g} | {seconds / 60:.1f} |")
-
-
-def epoch_flops(config):
-    """Floating-point operations in the matrix products and convolutions of each epoch of a run, given its config.json.
-
-    Those of the optimizer count, too.
-    """
-    flags, network = config["flags"], config["model_config"]
-    batch_size = min(flags["batch_size"], config["train_images"])
-    steps = config["train_images"] // batch_size
-    fewer = {name: flags[name] for name in ("small_epochs", "keep_patches") if name in flags}  # not in earlier runs
-    patches = PatchSchedule.of_run(steps, flags["epochs"], **fewer)
-    per_update = update_flops(network, flags["optimizer"])
-    per_image = functools.cache(
-        lambda is_small, keep: count_flops(
-            network | {"img_size": network["img_size"] // 2} if is_small else network, backward=True, keep_patches=keep
-        )
-    )
-    total, teacher = flags["epochs"] * steps, config.get("teacher", {"flops": 0})
-
-    def of_teacher(step):
-        start, end = flags.get("teacher_start") or 0, flags.get("teacher_end") or 1
-        return teacher["flops"] if start <= step / total < end else 0
-
-    for first in range(0, total, steps):
-        yield sum(
-            batch_size * (per_image(patches.is_small(step), patches.keep(step)) + of_teacher(step)) + per_update
-            for step in range(first, first + steps)
-        )
-
-
-def update_flops(config, optimizer):
-    """Floating-point operations in the matrix products of an update: AdamW has none, Muon its Newton-Schulz steps."""
-    if optimizer == "adamw":
-        return 0
-    hidden = muon_weights(build_without_memory(config))
-    for weight in hidden:
-        weight.grad = torch.empty_like(weight)
-    with FlopCounterMode(display=False) as counter:
-        Muon(hidden, lr=0.01).step()
-    return counter.get_total_flops()
-
-
-ACCURACIES = (0.6, 0.7, 0.75, 0.8, 0.834, 0.85, 0.88, 0.9, 0.92, 0.94)
 MEASUREMENTS = {"training": training, "step": step, "inference": inference, "recording": recording}
 
 
@@ -468,7 +379,7 @@ def build_parser():
         description="Benchmark training and inference against timm and vit-pytorch, interleaved in one run.",
     )
     add = parser.add_argument
-    add("what", choices=(*MEASUREMENTS, "cost"), help="what to measure")
+    add("what", choices=MEASUREMENTS, help="what to measure")
     add("--model", choices=("vit", "cnn"), default="vit", help="network")
     add("--patch_size", type=POSITIVE_INT, default=4, help="as in train.py")
     add("--embed_dim", type=POSITIVE_INT, default=192, help="as in train.py")
@@ -483,8 +394,6 @@ def build_parser():
     add("--dataset", choices=("cifar10", "shapes"), default="cifar10", help="data set")
     add("--data_path", default=str(ROOT / "data"), help="folder of the data set")
     add("--num_workers", type=NON_NEGATIVE_INT, default=os.cpu_count(), help="worker processes of the DataLoader")
-    add("--run", help="cost: name or folder of the run")
-    add("--output_path", default=str(ROOT / "output"), help="cost: folder of the runs' metrics")
     add("--rounds", type=POSITIVE_INT, default=5, help="timings per contender; for recording, number of epochs")
     add("--seconds", type=POSITIVE, default=5, help="length of each timing in seconds")
     return parser
@@ -493,9 +402,6 @@ def build_parser():
 @command
 def main(argv=None):
     args = build_parser().parse_args(argv)
-    if args.what == "cost":
-        cost(args)
-        return
     device = pick_device(args.device)
     threads, version = torch.get_num_threads(), torch.__version__
     print(f"{device_label(device)}, CPU threads: {threads}, torch {version}, batch size {args.batch_size}")

@@ -7,6 +7,7 @@ import pytest
 from helpers import SMALL_VIT, run_training
 from torch.utils.flop_counter import FlopCounterMode
 
+import cost
 import throughput
 from vit_cifar10.training.trainer import Trainer
 
@@ -40,8 +41,13 @@ def test_the_parts_of_a_step_are_measured(capsys):
 
 @pytest.mark.parametrize(
     "network",
-    [SMALL_VIT, f"{SMALL_VIT} --small_epochs 0.5 --keep_patches 0.5", "--model cnn --width 8"],
-    ids=["vit", "fewer patches", "cnn"],
+    [
+        f"--optimizer muon {SMALL_VIT}",
+        f"--optimizer muon {SMALL_VIT} --small_epochs 0.5 --keep_patches 0.5",
+        "--optimizer muon --model cnn --width 8",
+        "--optimizer muon-sgd --model fast-cnn --width 8",
+    ],
+    ids=["vit", "fewer patches", "cnn", "fast cnn"],
 )
 def test_the_cost_of_a_run_is_the_operations_of_its_steps(network, tmp_path, capsys, monkeypatch):
     counts, train_step = [], Trainer.train_step
@@ -53,10 +59,10 @@ def test_the_cost_of_a_run_is_the_operations_of_its_steps(network, tmp_path, cap
         return result
 
     monkeypatch.setattr(Trainer, "train_step", counted)
-    run_training(tmp_path, f"--run_name run --optimizer muon --epochs 2 --precision bf16 {network}")
+    run_training(tmp_path, f"--run_name run --epochs 2 --precision bf16 {network}")
     capsys.readouterr()
-    monkeypatch.setattr(throughput, "ACCURACIES", ())
-    throughput.main(["cost", "--run", str(tmp_path / "model/run"), "--output_path", str(tmp_path / "output")])
+    monkeypatch.setattr(cost, "ACCURACIES", ())
+    cost.main([str(tmp_path / "model/run"), "--output_path", str(tmp_path / "output")])
     ((epoch, petaflops),) = re.findall(r"^\| [\d.]+ % \| (\d) \| ([\d.e-]+) \|", capsys.readouterr().out, re.MULTILINE)
     steps = len(counts) // 2 * int(epoch)
     assert float(petaflops) * 1e15 == pytest.approx(sum(counts[:steps]), rel=0.01)
