@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vit_cifar10.formats.foreign import class_names, read_colors, read_json, read_size, read_weights
-from vit_cifar10.formats.plain import CLASS_TOKEN, DISTILLATION, QKV_BIAS, REFUSED, TWO_HEADS, Foreign
+from vit_cifar10.formats.plain import CLASS_TOKEN, DISTILLATION, QKV_BIAS, REFUSED, TWO_HEADS, ForeignViT
 from vit_cifar10.runs.schema import SIZE, Invalid, Number, Text
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import shorten
@@ -45,7 +45,7 @@ SAME_SCALE = 1e-6  # relative difference of the factors of two image processors
 
 
 def read_huggingface(folder):
-    """The `Foreign` in a folder that transformers' `save_pretrained` has written.
+    """The `ForeignViT` in a folder that transformers' `save_pretrained` has written.
 
     Raises:
         UserError: it cannot be read, or is not a plain ViT or DeiT with a classifier.
@@ -72,7 +72,7 @@ def read_huggingface(folder):
     is_deit, has_two_heads = kind.startswith("DeiT"), kind.endswith("WithTeacher")
     is_on = {CLASS_TOKEN: True, DISTILLATION: is_deit, TWO_HEADS: has_two_heads, QKV_BIAS: config.get("qkv_bias", True)}
     features = frozenset(feature for feature, value in is_on.items() if value)
-    return Foreign(
+    return ForeignViT(
         source=f"hf:{folder.resolve().name}",
         weights=rename(read_weights(folder / "model.safetensors"), folder),
         num_heads=config.get("num_attention_heads", 12),

@@ -34,7 +34,7 @@ from vit_cifar10.formats.plain import (
     REFUSED,
     REGISTERS,
     TWO_HEADS,
-    Foreign,
+    ForeignViT,
     features_of,
 )
 from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
@@ -44,38 +44,25 @@ from vit_cifar10.utils.text import one_line, shorten
 
 FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # of weights, in timm's order
 WIDTHS = {  # the sizes of ViTs: width and number of heads
-    "tiny": (192, 3),
-    "small": (384, 6),
-    "medium": (512, 8),
-    "betwixt": (640, 10),
-    "base": (768, 12),
-    "large": (1024, 16),
-    "huge": (1280, 16),
+    **{"tiny": (192, 3), "small": (384, 6), "medium": (512, 8), "betwixt": (640, 10)},
+    **{"base": (768, 12), "large": (1024, 16), "huge": (1280, 16)},
 }
-SIZES = "|".join(WIDTHS)
-PLAIN = frozenset({CLASS_TOKEN, QKV_BIAS})
-NAMES = (  # names of architectures, their pooling, the epsilon of their norms, and their features
-    (re.compile(rf"vit_({SIZES})_patch\d+_\d+"), "token", 1e-6, PLAIN),
-    (re.compile(rf"vit_({SIZES})_patch\d+_clip_\d+"), "token", 1e-5, PLAIN | {PRE_NORM}),
-    (re.compile(r"vit_(small|base|large)_patch14_dinov2"), "token", 1e-6, PLAIN | {LAYER_SCALE}),
-    (re.compile(r"vit_(small|base|large)_patch14_reg4_dinov2"), "token", 1e-6, PLAIN | {LAYER_SCALE, REGISTERS}),
-    (re.compile(r"vit_(medium|betwixt)_patch\d+_gap_\d+"), "avg", 1e-6, frozenset({LAYER_SCALE})),
-    (
-        re.compile(r"vit_(medium|betwixt)_patch\d+_reg\d_gap_\d+"),
-        "avg",
-        1e-6,
-        frozenset({QKV_BIAS, LAYER_SCALE, REGISTERS, FC_NORM}),
-    ),
-    (re.compile(rf"deit_({SIZES})_patch16_\d+"), "token", 1e-6, PLAIN),
-    (re.compile(rf"deit_({SIZES})_distilled_patch16_\d+"), "token", 1e-6, PLAIN | {DISTILLATION, TWO_HEADS}),
-    (re.compile(rf"deit3_({SIZES})_patch\d+_\d+"), "token", 1e-6, PLAIN | {LAYER_SCALE}),
-)
-ARGUMENT_OF = {  # the arguments of timm that turn features on
-    CLASS_TOKEN: "class_token",
-    QKV_BIAS: "qkv_bias",
-    LAYER_SCALE: "init_values",
-    REGISTERS: "reg_tokens",
-    PRE_NORM: "pre_norm",
+SIZES = f"({'|'.join(WIDTHS)})"
+DEFAULTS = {  # arguments of timm's VisionTransformer, the epsilon of its norms, and whether it is a distilled one
+    **{"global_pool": "token", "class_token": True, "qkv_bias": True, "pre_norm": False, "reg_tokens": 0},
+    **{"init_values": None, "fc_norm": None, "act_layer": None, "norm_eps": 1e-6, "is_distilled": False},
+}
+MEAN = {"global_pool": "avg", "class_token": False, "init_values": 1e-6}
+NAMES = {  # {pattern of an architecture's name: what differs from `DEFAULTS`}
+    rf"vit_{SIZES}_patch\d+_\d+": {},
+    rf"vit_{SIZES}_patch\d+_clip_\d+": {"norm_eps": 1e-5, "pre_norm": True},
+    r"vit_(small|base|large)_patch14_dinov2": {"init_values": 1e-5},
+    r"vit_(small|base|large)_patch14_reg4_dinov2": {"init_values": 1e-5, "reg_tokens": 4},
+    r"vit_(medium|betwixt)_patch\d+_gap_\d+": {**MEAN, "qkv_bias": False, "fc_norm": False},
+    r"vit_(medium|betwixt)_patch\d+_reg\d_gap_\d+": {**MEAN, "reg_tokens": 4},
+    rf"deit_{SIZES}_patch16_\d+": {},
+    rf"deit_{SIZES}_distilled_patch16_\d+": {"is_distilled": True},
+    rf"deit3_{SIZES}_patch\d+_\d+": {"init_values": 1e-6},
 }
 GELUS = {"GELU": "gelu", "GELUTanh": "gelu_tanh"}  # timm's classes
 PARTS = {  # of timm's VisionTransformer, and their classes in a plain one
@@ -118,11 +105,11 @@ SUPPORTED = {  # arguments of timm's VisionTransformer
     **dict.fromkeys(RATES, Number(0, 1)),
 }
 ARGUMENTS = Record(SUPPORTED, optional=SUPPORTED.keys(), others=Off())
-TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps", "features")  # of `Foreign`
+TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps", "features")  # of `ForeignViT`
 
 
 def read_timm(source):
-    """The `Foreign` that `source` means: a folder, a file of weights, or a name that timm loads.
+    """The `ForeignViT` that `source` means: a folder, a file of weights, or a name that timm loads.
 
     Raises:
         UserError: it cannot be read, is not a plain ViT, or its architecture cannot be known.
@@ -160,7 +147,7 @@ def read_saved(config_path, weights_path, name):
     width = projection.shape[0] if projection is not None else None
     traits = resolve_by_table(architecture, arguments, width) or resolve_with_timm(architecture, arguments)
     names = config.get("label_names", pretrained.get("label_names"))
-    return Foreign(
+    return ForeignViT(
         source=f"timm:{name}",
         weights=rename_old(weights),
         **traits,
@@ -198,28 +185,28 @@ def resolve_by_table(architecture, arguments, width):
         UserError: the weights have another width than the architecture.
     """
     name = architecture.split(".")[0]  # what follows is the tag of pretrained weights
-    for pattern, default_pool, eps, features in NAMES:
-        match = pattern.fullmatch(name)
+    for pattern, differences in NAMES.items():
+        match = re.fullmatch(pattern, name)
         if match:
             default_width, default_heads = WIDTHS[match[1]]
-            expected = arguments.get("embed_dim", default_width)
-            if width != expected:
-                raise UserError(f"{architecture} has tokens of width {expected}, but the weights have {width}")
-            pool = arguments.get("global_pool", default_pool)
-            check_pool(pool, architecture)
-            heads, act = arguments.get("num_heads", default_heads), arguments.get("act_layer") or "gelu"
-            own_features = changed_features(features, arguments, is_pooled=pool == "avg" != default_pool)
-            return dict(zip(TRAITS, (heads, pool, act, eps, own_features), strict=True))
+            used = {"embed_dim": default_width, "num_heads": default_heads, **DEFAULTS, **differences, **arguments}
+            if width != used["embed_dim"]:
+                raise UserError(f"{architecture} has tokens of width {used['embed_dim']}, but the weights have {width}")
+            check_pool(used["global_pool"], architecture)
+            used["act_layer"] = used["act_layer"] or "gelu"
+            return {trait: used[trait] for trait in TRAITS[:-1]} | {"features": features_with(used)}
     return None
 
 
-def changed_features(features, arguments, is_pooled):
-    """The features of an architecture with some arguments. `is_pooled`: they change its pooling to the mean."""
-    is_on = {feature: bool(arguments[name]) for feature, name in ARGUMENT_OF.items() if name in arguments}
-    if arguments.get("fc_norm") is not None or is_pooled:
-        is_on[FC_NORM] = arguments.get("fc_norm") is not False
-    on, off = ({feature for feature, value in is_on.items() if value is kind} for kind in (True, False))
-    return (features | on) - off
+def features_with(used):
+    """The features of timm's VisionTransformer with these arguments."""
+    is_on = {
+        **{CLASS_TOKEN: used["class_token"], QKV_BIAS: used["qkv_bias"], PRE_NORM: used["pre_norm"]},
+        **{REGISTERS: used["reg_tokens"], LAYER_SCALE: used["init_values"]},
+        **{DISTILLATION: used["is_distilled"], TWO_HEADS: used["is_distilled"]},
+        FC_NORM: used["global_pool"] == "avg" if used["fc_norm"] is None else used["fc_norm"],
+    }
+    return frozenset(feature for feature, value in is_on.items() if value)
 
 
 def resolve_with_timm(architecture, arguments):
@@ -231,8 +218,8 @@ def resolve_with_timm(architecture, arguments):
     timm = require("timm", f"the architecture {architecture}")
     if not timm.is_model(architecture):
         raise UserError(f"timm {timm.__version__} has no architecture {architecture}; check the name, or update timm")
-    used = ("num_heads", "embed_dim", "global_pool", "act_layer", "fc_norm", *ARGUMENT_OF.values())
-    known = {name: arguments[name] for name in used if name in arguments}
+    used = {"num_heads", "embed_dim", *DEFAULTS}
+    known = {name: value for name, value in arguments.items() if name in used}
     try:
         with torch.device("meta"):
             model = timm.create_model(architecture, **known)
@@ -291,7 +278,7 @@ def load_by_name(name):
     except Exception as error:  # timm's and the hub's errors are of many types
         raise UserError(f"timm cannot load {name} ({shorten(one_line(error), 200)})") from error
     config = model.pretrained_cfg
-    return Foreign(
+    return ForeignViT(
         source=f"timm:{name}",
         weights=model.state_dict(),
         **read_traits(model, name),

@@ -10,7 +10,7 @@ from vit_cifar10.utils.files import make_folder, remove_empty
 
 
 def write_run(foreign, folder):
-    """Write best.pt of a `Foreign` network to a folder without a run, and return what it contains.
+    """Write best.pt of a `ForeignViT` network to a folder without a run, and return what it contains.
 
     Raises:
         UserError: the network is not plain, the folder already holds a run, or it cannot be written.

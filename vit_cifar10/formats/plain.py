@@ -1,6 +1,6 @@
 """Turn a ViT of another library into the plain one of model.py, with the same logits and attention.
 
-    foreign = Foreign("timm:my-vit", weights, num_heads=12, ...)
+    foreign = ForeignViT("timm:my-vit", weights, num_heads=12, ...)
     model_config, weights = to_plain(foreign)
 
 Whatever is a constant factor or a missing term is folded into the weights, exactly: LayerScale into the last matrix of
@@ -68,7 +68,7 @@ REFUSED = "only plain ViTs and DeiTs can be converted"
 
 
 @dataclasses.dataclass(frozen=True)
-class Foreign:
+class ForeignViT:
     """A ViT of another library.
 
     Attributes:
