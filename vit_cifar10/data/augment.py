@@ -24,20 +24,8 @@ from vit_cifar10.data.tables import POLICIES
 from vit_cifar10.utils.device import to_device
 
 OPERATIONS = (
-    "Identity",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
+    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness"),
+    *("Color", "Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
 IDENTITY, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE, BRIGHTNESS = range(7)
 COLOR, CONTRAST, SHARPNESS, POSTERIZE, SOLARIZE, AUTO_CONTRAST, EQUALIZE = range(7, 14)
@@ -220,17 +208,10 @@ def _ranges(shear, translate, rotate, enhance, min_bits, device):
     RandAugment and TrivialAugment have torchvision's ranges; for TrivialAugment, they are the wide ones.
     """
     ranges = {
-        SHEAR_X: (0, shear, 1),
-        SHEAR_Y: (0, shear, 1),
-        TRANSLATE_X: (0, translate, 1),
-        TRANSLATE_Y: (0, translate, 1),
-        ROTATE: (0, rotate, 1),
-        BRIGHTNESS: (0, enhance, 1),
-        COLOR: (0, enhance, 1),
-        CONTRAST: (0, enhance, 1),
-        SHARPNESS: (0, enhance, 1),
-        POSTERIZE: (8, min_bits, 0),
-        SOLARIZE: (255, 0, 0),
+        **dict.fromkeys((SHEAR_X, SHEAR_Y), (0, shear, 1)),
+        **dict.fromkeys((TRANSLATE_X, TRANSLATE_Y), (0, translate, 1)),
+        **dict.fromkeys((BRIGHTNESS, COLOR, CONTRAST, SHARPNESS), (0, enhance, 1)),
+        **{ROTATE: (0, rotate, 1), POSTERIZE: (8, min_bits, 0), SOLARIZE: (255, 0, 0)},
     }
     return torch.tensor([ranges.get(operation, (0, 0, 0)) for operation in range(len(OPERATIONS))]).to(device)
 

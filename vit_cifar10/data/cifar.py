@@ -26,7 +26,6 @@ class Source:
     """A published data set.
 
     Attributes:
-        reader: the name of torchvision's class, which downloads it.
         url: the address of the archive.
         folder: the folder in the archive.
         train, test: {file: MD5 checksum}.
@@ -34,7 +33,6 @@ class Source:
         label_key, names_key: the entries of the files that hold the labels and the names.
     """
 
-    reader: str
     url: str
     folder: str
     train: dict
@@ -46,7 +44,6 @@ class Source:
 
 SOURCES = {
     "cifar10": Source(
-        reader="CIFAR10",
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         folder="cifar-10-batches-py",
         train={
@@ -62,7 +59,6 @@ SOURCES = {
         names_key="label_names",
     ),
     "cifar100": Source(
-        reader="CIFAR100",
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         folder="cifar-100-python",
         train={"train": "16019d7e3df5f24257cddd939b257f8d"},
@@ -99,7 +95,7 @@ def read_cifar(name, data_path, is_train):
             return load_files(source, data_path, is_train)
         except RuntimeError:
             print(printable(f"{name} is missing or incomplete in {data_path}; downloading it"), file=sys.stderr)
-            download(source, data_path, is_train)
+            download(name, data_path, is_train)
             return load_files(source, data_path, is_train)
     except (OSError, RuntimeError, EOFError, tarfile.TarError, http.client.HTTPException) as error:
         if not existed and Path(data_path).is_dir() and not any(Path(data_path).iterdir()):
@@ -136,7 +132,7 @@ def load_pickle(path, checksum):
     return pickle.loads(content, encoding="latin1")
 
 
-def download(source, data_path, is_train):
+def download(name, data_path, is_train):
     """Download and unpack the data set with torchvision, which checks the archive and all files.
 
     Raises:
@@ -145,8 +141,8 @@ def download(source, data_path, is_train):
     """
     import torchvision  # imported only here because it takes seconds
 
-    folder = Path(os.path.expanduser(data_path), source.folder)
+    folder = Path(os.path.expanduser(data_path), SOURCES[name].folder)
     for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
         if path.is_symlink():
             raise RuntimeError(f"{path} is a link, through which nothing is unpacked; remove it")
-    getattr(torchvision.datasets, source.reader)(data_path, train=is_train, download=True)
+    getattr(torchvision.datasets, name.upper())(data_path, train=is_train, download=True)

@@ -32,23 +32,18 @@ AXES = (  # the number of axes of the weights with these names
     (re.compile(r".*(bias|gamma)|(.*\.)?(fc_)?norm(_pre|[12])?\.weight"), 1),
     (re.compile(r".*"), 2),
 )
-FEATURES = {  # parts of the names of weights that a plain ViT does not have
-    "q_norm": "norms of queries and keys",
-    "attn_pool": "an attention-pool head",
-    "relative_position": "relative positions",
-    "rel_pos": "relative positions",
-    "rope": "rotary positions",
-    "mlp.norm": "a norm inside its MLPs",
-    "attn.norm": "a norm inside its attention",
-    "fc1_g": "a gated MLP (SwiGLU)",
-    "w12": "a gated MLP (SwiGLU)",
-    "lambda_": "differential attention",
-    "q_bias": "separate biases of queries and values (BEiT)",
-    "patch_embed.norm": "a norm after its patches",
-    "patch_embed.backbone": "a convolutional network before its patches",
-    "layers.": "stages or windows",
-    "stages.": "stages",
-    "conv": "convolutions",
+FEATURES = {  # patterns of the names of weights that a plain ViT does not have
+    r"q_norm": "norms of queries and keys",
+    r"attn_pool": "an attention-pool head",
+    r"rel_pos|relative_position": "relative positions",
+    r"rope": "rotary positions",
+    r"(mlp|attn)\.norm": "a norm inside its MLPs or its attention",
+    r"fc1_g|w12": "a gated MLP (SwiGLU)",
+    r"lambda_": "differential attention",
+    r"q_bias": "separate biases of queries and values (BEiT)",
+    r"patch_embed\.(norm|backbone)": "a norm after its patches, or a convolutional network before them",
+    r"layers\.|stages\.": "stages or windows",
+    r"conv": "convolutions",
 }
 # Features of a plain ViT. What has a feature has a weight with its name in `TELLTALES`.
 CLASS_TOKEN, REGISTERS, DISTILLATION, TWO_HEADS = "a class token", "registers", "a distillation token", "two heads"
@@ -124,7 +119,7 @@ def check_names(foreign):
     """Raise `UserError` if there are weights that a plain ViT does not have, or that have another number of axes."""
     for name, value in foreign.weights.items():
         if not KNOWN.fullmatch(name):
-            feature = next((feature for part, feature in FEATURES.items() if part in name), None)
+            feature = next((feature for part, feature in FEATURES.items() if re.search(part, name)), None)
             raise UserError(f"{foreign.source} has {feature or f'the weights {shorten(name)}'}, but {REFUSED}")
         axes = next(axes for pattern, axes in AXES if pattern.fullmatch(name))
         if value.ndim != axes:
