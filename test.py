@@ -32,7 +32,8 @@ from pathlib import Path
 
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.data.images import open_image
-from vit_cifar10.explain.methods import METHODS, best_method, masks_method, methods_for
+from vit_cifar10.explain.explanation import Explanation
+from vit_cifar10.explain.methods import find, methods_for, shown_methods
 from vit_cifar10.flags.test import MODES, has_rollout_flags, parse, shows_example
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
@@ -83,12 +84,12 @@ def check_methods(args, model):
 
 def pick_methods(args, model):
     """The methods whose maps the GIF shows: those of --method, or the best fast one, for a ViT next to attention."""
-    if args.method:
-        methods = [METHODS[flag] for flag in dict.fromkeys(args.method)]
-    else:
-        methods = [METHODS["attention"]] * model.has_attention + [best_method(model)]
-        methods += [METHODS["rollout"]] * has_rollout_flags(args)
-    return [masks_method(args.samples or SAMPLES) if method.name == "masks" else method for method in methods]
+    flags = args.method or (*shown_methods(model), *["rollout"] * has_rollout_flags(args))
+    options = {
+        "rollout": {"head_fusion": args.head_fusion, "discard_ratio": args.discard_ratio},
+        "masks": {"samples": args.samples or SAMPLES},
+    }
+    return [find(flag, **options.get(flag, {})) for flag in dict.fromkeys(flags)]
 
 
 def pick_run(args):
@@ -160,8 +161,8 @@ def single_test(run, network, args):
     explored = []
     for index in dict.fromkeys(args.index):
         label = f"true class: {network.classes[test.labels[index]]}"
-        classify(network, test.images[index], index_name(network, index), label, args)
-        explored.append((test.images[index], f"test image {index}", label))
+        explanation = classify(network, test.images[index], index_name(network, index), label, args)
+        explored.append((explanation, f"test image {index}", label))
     write_explorer(network, explored, args, test)
 
 
@@ -170,16 +171,16 @@ def custom_test(run, network, args):
     image = open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     name = printable(path.name)
-    classify(network, image, path.stem, f"image: {shorten(name)}", args)
-    write_explorer(network, [(image, name, "")], args)
+    explanation = classify(network, image, path.stem, f"image: {shorten(name)}", args)
+    write_explorer(network, [(explanation, name, "")], args)
 
 
 def write_explorer(network, images, args, test=None):
-    """Write the page that --html asks for. `images` is a list of (image, name, label), `test` the test images."""
+    """Write the page that --html asks for. `images` are the arguments of `page_entry`."""
     if args.html is not None:
         from vit_cifar10.explain import explorer
 
-        entries = [explorer.page_entry(network, *image) for image in images]
+        entries = [explorer.page_entry(*image) for image in images]
         explorer.write_page(args.html, network, entries, args.live, test)
         size = Path(args.html).stat().st_size
         print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))
@@ -190,29 +191,31 @@ def write_example(run, network, args):
     from vit_cifar10.data.shapes import draw_shapes
 
     image = draw_shapes(1, network.image_size, seed=0)[0][0]
-    write_explorer(network, [(image, "drawn example", "")], args)
+    write_explorer(network, [(Explanation(network, image), "drawn example", "")], args)
 
 
 def classify(network, image, name, label, args):
-    """Print the most probable classes of an image, uint8 (3, H, W), and write and show its GIF.
+    """Print the most probable classes of an image, uint8 (3, H, W); write and show its GIF. Return its `Explanation`.
 
     `name` is the GIF's default file name, without its suffix. `label` describes the image.
     """
-    probabilities = network.logits(image[None]).softmax(dim=1)[0].cpu()
-    top = probabilities.topk(min(5, len(network.classes)))
+    explanation = Explanation(network, image, for_page=args.html is not None)
+    top = [(100 * explanation.probabilities[index].item(), network.classes[index]) for index in explanation.classes[:5]]
     print(label)
-    for probability, index in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        print(f"{100 * probability:6.2f} %  {network.classes[index]}")
+    for percent, title in top:
+        print(f"{percent:6.2f} %  {title}")
     if args.no_gif and args.no_image:
-        return
+        return explanation
     sys.stdout.flush()  # shows the classes before the maps are drawn, even if the output is a file or a pipe
     from vit_cifar10.explain.animation import draw_maps
     from vit_cifar10.plots import gif
 
-    caption = f"{label}   ·   predicted: {network.classes[top.indices[0]]} {100 * top.values[0]:.0f} %"
-    methods = pick_methods(args, network.model)
-    fusion = {"head_fusion": args.head_fusion, "discard_ratio": args.discard_ratio}
-    frames, save_still = draw_maps(network, image, probabilities, top.indices, methods, caption, **fusion)
+    caption = f"{label}   ·   predicted: {top[0][1]} {top[0][0]:.0f} %"
+    if args.head_fusion != "mean":
+        caption += f"   ·   rollout: {args.head_fusion} over heads"
+    if args.discard_ratio:
+        caption += f"   ·   rollout: smallest {100 * args.discard_ratio:g} % dropped"
+    frames, save_still = draw_maps(explanation, pick_methods(args, network.model), caption)
     if not args.no_gif:
         path = gif_path(name, args)
         gif.save_gif(frames, path)
@@ -220,6 +223,7 @@ def classify(network, image, name, label, args):
         print(printable(f"wrote {path} and {path.with_suffix('.png')}"))
     if not args.no_image:
         gif.show(frames[-1], caption)
+    return explanation
 
 
 def faithfulness_test(run, network, args):

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import sync_playwright
 
 from vit_cifar10.explain import explorer
+from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.utils.errors import UserError
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -79,7 +80,7 @@ def open_page(network, image, name, note="", is_live=True, width=1280, height=72
         playwright.chromium.launch(**options) as browser,
     ):
         path = Path(folder) / "page.html"
-        explorer.write_page(path, network, [explorer.page_entry(network, image, name, note)], is_live)
+        explorer.write_page(path, network, [explorer.page_entry(Explanation(network, image), name, note)], is_live)
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
         yield page, path
 

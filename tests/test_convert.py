@@ -25,6 +25,7 @@ import test as test_command
 from model import SimpleCNN, build_model
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer, live
+from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.maps import attention_maps, attention_rollout, attention_to_patches, gradient_rollout
 from vit_cifar10.formats import foreign, from_timm
@@ -314,7 +315,9 @@ def test_pages_show_other_tokens_and_attention_in_8_bits(config, network_run, vi
     monkeypatch.setattr(explorer, "MAX_PRECISE", 0)
     network = checkpoint.load_network(network_run(config), CPU)
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    explorer.write_page(tmp_path / "page.html", network, [explorer.page_entry(network, image, "image", "")])
+    explorer.write_page(
+        tmp_path / "page.html", network, [explorer.page_entry(Explanation(network, image), "image", "")]
+    )
     page = visit(tmp_path / "page.html")
     expected, prefix = (
         attention_maps(network.model, network.prepare(image[None]))[:, 0],

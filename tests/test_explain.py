@@ -23,7 +23,7 @@ from vit_cifar10.explain.maps import (
     gradient_rollout,
 )
 from vit_cifar10.explain.masks import RIDGE, mask_maps
-from vit_cifar10.explain.methods import METHODS, methods_for
+from vit_cifar10.explain.methods import find, methods_for
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
 
 # global_pool, and the number of class tokens
@@ -407,7 +407,7 @@ def every_method():
 
 @pytest.mark.parametrize(("kind", "flag"), every_method())
 def test_explaining_does_not_change_the_network_and_is_float32_also_under_autocast(kind, flag):
-    method, model = METHODS[flag], random_model(kind)
+    method, model = find(flag), random_model(kind)
     images, targets = torch.randn(2, 3, 32, 32), torch.tensor([3, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         first = method.explain(model, images, targets)

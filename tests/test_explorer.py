@@ -16,6 +16,7 @@ from PIL import Image
 
 from vit_cifar10.data import dataset
 from vit_cifar10.explain import explorer
+from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.lens import logit_lens
 from vit_cifar10.explain.maps import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.explain.methods import best_method
@@ -31,7 +32,9 @@ def pages(runs):
     networks = {name: checkpoint.load_network(runs / "model" / name, torch.device("cpu")) for name in ("vit", "cnn")}
     test = dataset.load_test("shapes", "")
     for name, network in networks.items():
-        entries = [explorer.page_entry(network, test.images[i], f"image {i}", "a label") for i in (5, 10, 13)]
+        entries = [
+            explorer.page_entry(Explanation(network, test.images[i]), f"image {i}", "a label") for i in (5, 10, 13)
+        ]
         explorer.write_page(runs / f"{name}.html", network, entries)
     return {name: (runs / f"{name}.html", network, test.images) for name, network in networks.items()}
 
@@ -190,7 +193,7 @@ def check_number(text, value):
 def test_a_map_without_any_evidence_says_so(visit, tmp_path):
     network = small_network({"depth": 1})
     torch.nn.init.zeros_(network.model.head.weight)
-    entry = explorer.page_entry(network, dataset.draw_shapes(1, 32, seed=0)[0][0], "image", "")
+    entry = explorer.page_entry(Explanation(network, dataset.draw_shapes(1, 32, seed=0)[0][0]), "image", "")
     explorer.write_page(tmp_path / "page.html", network, [entry])
     page = visit(tmp_path / "page.html")
     page.locator("#classes button").first.click()
@@ -360,7 +363,7 @@ def test_names_from_any_source_stay_text(pages, visit, tmp_path):
     _, network, images = pages["vit"]
     name = "</script><script>alert(1)</script><!--<script>{{js}}"
     hostile = dataclasses.replace(network, name=name, classes=[f"{name} {i}" for i in range(10)])
-    entry = explorer.page_entry(hostile, images[0], name, name)
+    entry = explorer.page_entry(Explanation(hostile, images[0]), name, name)
     explorer.write_page(tmp_path / "page.html", hostile, [entry])
     page = visit(tmp_path / "page.html")
     assert page.locator("script").count() == 2
@@ -395,7 +398,9 @@ def test_the_shipped_networks_page_of_three_images_is_small(tmp_path):
     network = checkpoint.load_network(ROOT / "model" / "vit-layer12-32-cifar10", torch.device("cpu"))
     images, _ = dataset.draw_shapes(3, 32, seed=0)
     explorer.write_page(
-        tmp_path / "page.html", network, [explorer.page_entry(network, image, "image", "") for image in images]
+        tmp_path / "page.html",
+        network,
+        [explorer.page_entry(Explanation(network, image), "image", "") for image in images],
     )
     assert os.path.getsize(tmp_path / "page.html") < 1_500_000
 
@@ -413,7 +418,7 @@ def test_networks_of_other_shapes_have_pages(config, visit, tmp_path):
     network = small_network(config)
     model, num_classes = network.model, len(network.classes)
     images, _ = dataset.draw_shapes(1, 32, seed=0)
-    entry = explorer.page_entry(network, images[0], "image", "")
+    entry = explorer.page_entry(Explanation(network, images[0]), "image", "")
     explorer.write_page(tmp_path / "page.html", network, [entry])
     page = visit(tmp_path / "page.html")
     for method in ("attention", "evidence", "rollout", "gradientRollout", "gradCam", "removal"):

@@ -1,12 +1,18 @@
 """Tests that adding to the project takes one class or function, and one entry in a table."""
 
+import csv
+
 import pytest
+import torch
+from browser import evaluate, wait_until_drawn
 from helpers import run_test, run_training
+from PIL import Image
 from torch import nn
 
 import compare
 import model
 from vit_cifar10.utils.cli import SIZE
+from vit_cifar10.utils.methods import METHODS, MethodEntry
 from vit_cifar10.utils.networks import NETWORKS, Network, Size
 
 
@@ -57,3 +63,37 @@ def test_a_network_is_one_class_and_one_entry(added_network, tmp_path, monkeypat
     with pytest.raises(SystemExit):
         run_training(tmp_path, "--filters 5")
     assert "--filters is a size of --model two-layers, not of vit" in capsys.readouterr().err
+
+
+def input_times_gradient(model, images, targets):
+    """A method that is not in the project."""
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = images.clone().requires_grad_()
+        model(inputs).gather(1, targets.clone()[:, None]).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return torch.nn.functional.adaptive_avg_pool2d((inputs.grad * images).sum(1), model.grid_size).detach()
+
+
+@pytest.mark.parametrize("run", ["vit", "cnn"])
+def test_a_method_is_one_function_and_one_entry(run, runs, tmp_path, monkeypatch, visit):
+    """It is drawn in the GIF, shown on the page, and measured; a live page, which cannot compute it, leaves it out."""
+    legend = "what raises the score of {predicted}"
+    monkeypatch.setitem(METHODS, "dummy", MethodEntry("Dummy", input_times_gradient, legend, is_signed=True))
+    html, gif = tmp_path / "page.html", tmp_path / "dummy.gif"
+    single = f"--model_path {runs}/model/{run} --mode cifar-single --index 5 --no_image"
+    run_test(runs, f"{single} --method dummy --gif_path {gif} --html {html}", monkeypatch)
+    assert Image.open(gif.with_suffix(".png")).width > 100
+    page = visit(html)
+    assert "Dummy" in page.locator("#methods button").all_inner_texts()
+    page.evaluate("explorer.change({method: 'dummy'})")
+    wait_until_drawn(page)
+    assert page.locator("#meaning").inner_text() == "What raises the score of the selected class"
+    assert page.locator("#main-title").inner_text().startswith("Dummy: for (red) and against (blue)")
+    values = evaluate(page, "explorer.mainMap().values")
+    assert values.min() < 0 < values.max()
+    flags = f"--model_path {runs}/model/{run} --mode faithfulness --num_images 10 --output_path {tmp_path}"
+    run_test(runs, flags, monkeypatch)
+    with open(tmp_path / run / "faithfulness_methods.csv", newline="") as file:
+        assert "Dummy" in {row["method"] for row in csv.DictReader(file)}
+    run_test(runs, f"{single} --no_gif --html {html} --live", monkeypatch)
+    assert "Dummy" not in visit(html).locator("#methods button").all_inner_texts()

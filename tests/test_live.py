@@ -17,6 +17,7 @@ from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer
+from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import rounded
 from vit_cifar10.explain.maps import (
@@ -66,7 +67,9 @@ def random_network(config):
 def write_live(network, path, count=2):
     """Write the live page of drawn images, and return them."""
     images, _ = dataset.draw_shapes(count, network.image_size, seed=1)
-    entries = [explorer.page_entry(network, image, f"image {i}", "a label") for i, image in enumerate(images)]
+    entries = [
+        explorer.page_entry(Explanation(network, image), f"image {i}", "a label") for i, image in enumerate(images)
+    ]
     explorer.write_page(path, network, entries, live=True)
     return images
 

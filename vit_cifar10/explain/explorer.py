@@ -1,6 +1,6 @@
 """Write one HTML page in which a user can explore how a network classifies images.
 
-    entries = [page_entry(network, image, "cat.png", "true class: cat"), ...]
+    entries = [page_entry(Explanation(network, image), "cat.png", "true class: cat"), ...]
     write_page("cat.html", network, entries)
 
 The page is one file that works offline and without a server. The numbers that it shows are computed here and embedded:
@@ -22,16 +22,10 @@ import numpy as np
 import torch
 
 from vit_cifar10.explain.encoding import encode
+from vit_cifar10.explain.explanation import count_explained
 from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
-from vit_cifar10.explain.maps import (
-    attention_maps,
-    grad_cam,
-    gradient_rollout_by_layer,
-    images_at_once,
-    rollout_by_layer,
-)
-from vit_cifar10.explain.methods import best_method
+from vit_cifar10.explain.methods import methods_for, shown_methods
 from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.errors import UserError
@@ -42,49 +36,64 @@ PAGE = Path(__file__).parent / "page"
 PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "chart", "save")
 LIVE_SCRIPTS = ("image", "live", "edit", "strokes", "address", "walk")
 WORKER_SCRIPTS = ("kernel", "matrix", "network", "gradients", "worker")
-MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
-TOP_CLASSES = 10  # the number of classes that it then explains
 MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with full precision
 MAX_PAGE = 100_000_000  # bytes of the largest numbers of a page, in base64
 
 
-def page_entry(network, image, name, label):
-    """Everything the page shows about one image, uint8 (3, H, W), as plain values and arrays from `encode`.
+def page_entry(explanation, name, label):
+    """Everything the page shows about the image of an `Explanation`, as plain values and arrays from `encode`.
 
     Args:
         name: the image's name, such as its file name.
         label: a short text about the image, such as its true class.
     """
-    inputs = network.prepare(image[None])
-    model, grid = network.model, network.model.grid_size
-    with torch.inference_mode():
-        scores = model(inputs)[0]
-    probabilities = scores.softmax(dim=0)
-    num_classes = len(network.classes)
-    count = num_classes if num_classes <= MAX_CLASSES else TOP_CLASSES
-    explained = probabilities.topk(count).indices
-    parts = [(inputs.expand(len(part), -1, -1, -1), part) for part in explained.split(images_at_once(inputs))]
+    model, inputs, classes = explanation.model, explanation.inputs, explanation.classes
     entry = {
         "name": name,
         "label": label,
-        "pixels": encode(image.permute(1, 2, 0).cpu().numpy(), "u1"),
-        "scores": encode(scores),  # logits
-        "probabilities": encode(probabilities),
-        "explained": explained.tolist(),
-        "removal": encode(remove_each_patch(model, inputs, grid)),  # (patches, classes)
-        "evidence": encode(best_method(model).for_classes(model, inputs, explained[None])[0]),  # signed
-        "gradCam": encode(torch.cat([grad_cam(model, *part) for part in parts])),  # (explained, h * w)
+        "pixels": encode(explanation.image.permute(1, 2, 0).cpu().numpy(), "u1"),
+        "scores": encode(explanation.logits),
+        "probabilities": encode(explanation.probabilities),
+        "explained": classes.tolist(),
+        "removal": encode(remove_each_patch(model, inputs, model.grid_size)),  # (patches, classes)
     }
+    for key, method in page_methods(model).items():
+        if key != "attention":
+            entry[key] = encode(explanation.maps(method))
     if model.has_attention:
-        maps = attention_maps(model, inputs)
-        entry |= encode_attention(maps[:, 0])
-        entry["rollout"] = encode(rollout_by_layer(maps, global_pool=model.global_pool)[:, 0])
-        by_layer = torch.cat([gradient_rollout_by_layer(model, *part) for part in parts], dim=1)
-        entry["gradientRollout"] = encode(by_layer.transpose(0, 1))  # (explained, layers, patches)
+        entry |= encode_attention(explanation.attention[:, 0])
         entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
-        contributions = torch.cat([head_contributions(model, *part) for part in parts], dim=1)
-        entry["contributions"] = encode(contributions.transpose(0, 1))  # (explained, layers, heads)
+        parts = [head_contributions(model, *part) for part in explanation.parts(len(classes))]
+        entry["contributions"] = encode(torch.cat(parts, dim=1).transpose(0, 1))  # (explained, layers, heads)
     return entry
+
+
+def page_methods(model, live=False):
+    """The methods whose maps the page shows, those that are shown by default first: {name in the scripts: Method}."""
+    methods, first = methods_for(model), shown_methods(model)
+    in_order = [*first, *(flag for flag in methods if flag not in first)]
+    return {
+        methods[flag].page_key or flag: methods[flag]
+        for flag in in_order
+        if not methods[flag].is_slow and (methods[flag].page_key or not live)
+    }
+
+
+def capital(text):
+    return text[:1].upper() + text[1:]
+
+
+def method_facts(key, method):
+    """What the page must know of a method."""
+    return {
+        "key": key,
+        "name": capital(method.name),
+        "meaning": capital(method.legend.format(predicted="the selected class")),
+        "layers": bool(method.by_layer),
+        "heads": key == "attention",
+        "classes": not method.is_class_blind,
+        "signed": method.is_signed,
+    }
 
 
 def encode_attention(maps):
@@ -115,7 +124,7 @@ def check_size(network, live=False, count=1):
         check_live(network)
 
 
-def page_facts(network):
+def page_facts(network, live):
     """The facts about the network that the page needs, and the page's color maps."""
     model = network.model
     is_vit = model.has_attention
@@ -123,9 +132,9 @@ def page_facts(network):
     return {
         "network": f"{printable(network.name)}, a {model.title} {network.origin}",
         "classes": network.classes,
-        "explainedClasses": len(network.classes) if len(network.classes) <= MAX_CLASSES else TOP_CLASSES,
+        "explainedClasses": count_explained(network),
         "isVit": is_vit,
-        "evidenceMethod": best_method(model).name,
+        "methods": [method_facts(*pair) for pair in page_methods(model, live).items()],
         "imageSize": network.image_size,
         "grid": model.grid_size,
         "layers": len(model.blocks) if is_vit else 0,
@@ -153,7 +162,7 @@ def fill_page(network, entries, live=False, test=None):
         allowed |= {"script-src": f"{allowed['script-src']} 'wasm-unsafe-eval'", "worker-src": "blob:"}
     rules = "; ".join(f"{directive} {source}" for directive, source in allowed.items())
     title = f"{', '.join(entry['name'] for entry in entries)}: how {printable(network.name)} classifies"
-    data = {**page_facts(network), "images": entries}
+    data = {**page_facts(network, live), "images": entries}
     if live:
         data["rounding"] = rounding_effect(network, torch.stack([read_pixels(entry) for entry in entries]), test)
     parts = {

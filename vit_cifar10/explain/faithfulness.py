@@ -45,9 +45,8 @@ def measured_methods(model, samples=None):
     Most values of Grad-CAM's map are 0, and the order of these patches is random. The map before the ReLU is therefore
     measured too.
     """
-    methods = {method.name: method for flag, method in methods_for(model).items() if flag != "masks"}
-    before_relu = functools.partial(grad_cam, relu=False)
-    methods["Grad-CAM, no ReLU"] = Method("Grad-CAM, no ReLU", before_relu, is_signed=True)
+    methods = {method.name: method for method in methods_for(model).values() if not method.is_slow}
+    methods["Grad-CAM, no ReLU"] = Method("Grad-CAM, no ReLU", grad_cam, is_signed=True, options={"relu": False})
     if samples:
         methods["masks"] = masks_method(samples)
     return methods
@@ -141,7 +140,7 @@ def explain_classes(model, methods, inputs, classes):
         start = time.perf_counter()
         relevance = method.for_classes(model, inputs, classes)
         synchronize(inputs.device)
-        computed = 1 if method.is_class_blind or method.explain_all else classes.shape[1]
+        computed = 1 if method.is_class_blind or method.explains_all_classes else classes.shape[1]
         seconds.append((time.perf_counter() - start) / (len(inputs) * computed))
         if relevance.shape[-1] != model.grid_size:
             relevance = F.interpolate(relevance, (model.grid_size, model.grid_size), mode="bilinear")

@@ -159,24 +159,6 @@ def grad_cam(model, images, targets=None, layer=None, relu=True):
     return cam.relu() if relu else cam
 
 
-def explain_layers(model, image, head_fusion="mean", discard_ratio=0.0):
-    """All attention-based maps of one normalized image (1, 3, H, W), layer by layer.
-
-    Returns:
-        NumPy arrays: a dict with "attention", "rollout" and "gradient rollout", (depth, grid, grid) each, and the
-        attention of every head, (depth, heads, grid, grid). Both rollouts go from the input up to each layer. Gradient
-        rollout explains the predicted class.
-    """
-    maps = attention_maps(model, image)
-    by_layer = {
-        "attention": attention_to_patches(maps, model.global_pool),
-        "rollout": rollout_by_layer(maps, head_fusion, discard_ratio, model.global_pool),
-        "gradient rollout": gradient_rollout_by_layer(model, image),
-    }
-    heads = attention_to_patches(maps.unsqueeze(3), model.global_pool)
-    return {name: values[:, 0].cpu().numpy() for name, values in by_layer.items()}, heads[:, 0].cpu().numpy()
-
-
 @contextlib.contextmanager
 def differentiable(model, images):
     """Yield a float32 copy of the images that requires gradients, with the network in evaluation mode.

@@ -1,53 +1,53 @@
-"""All methods that explain a prediction, in one table.
+"""The methods of the table in utils/methods.py, with what they compute.
 
 methods = methods_for(model)                            # {"attention": Method, "rollout": Method, ...}
 best_method(model).explain(model, images, targets)      # (B, h, w): one map for each image
 best_method(model).for_classes(model, images, classes)  # (B, K, h, w): K classes of each image
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable
+import importlib
 
 import torch
 
-from vit_cifar10.explain.maps import (
-    attention_maps,
-    attention_rollout,
-    attention_to_patches,
-    grad_cam,
-    gradient_rollout,
-    images_at_once,
-)
-from vit_cifar10.explain.masks import mask_maps
-from vit_cifar10.explain.propagation import attn_lrp, deep_lift
+from vit_cifar10.explain.maps import attention_maps, images_at_once
 from vit_cifar10.utils.choices import SAMPLES
+from vit_cifar10.utils.methods import METHODS, SHOWN, MethodEntry
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A way to explain predictions.
+class Method(MethodEntry):
+    """An entry of the table that can compute maps."""
 
-    Attributes:
-        name: the name in tables and pictures.
-        explain: (model, images (B, 3, H, W), targets (B,)) -> relevance (B, h, w).
-        networks: the networks that it can explain, "vit" or "cnn" or both.
-        is_signed: whether negative values speak against the class.
-        is_class_blind: whether the map is the same for every class.
-        explain_all: (model, images) -> relevance (B, C, h, w), if one computation serves all C classes.
-    """
+    @property
+    def compute(self):
+        """The function, with its options."""
+        function = self.function
+        if isinstance(function, str):
+            module, _, name = function.partition(":")
+            function = getattr(importlib.import_module(module), name)
+        return functools.partial(function, **self.options)
 
-    name: str
-    explain: Callable
-    networks: tuple = ("vit", "cnn")
-    is_signed: bool = False
-    is_class_blind: bool = False
-    explain_all: Callable | None = None
+    def explain(self, model, images, targets=None):
+        """The maps (B, h, w) of one class of each image. `targets` are int64 (B,)."""
+        if self.explains_all_classes:
+            return self.compute(model, images)[torch.arange(len(images)), targets]
+        maps = self.by_layers(model, images, targets)
+        return maps[-1] if self.by_layer else maps
+
+    def by_layers(self, model, images, targets=None, attention=None):
+        """The maps of all layers, (depth, B, h, w), or (B, h, w) if there are none by layer.
+
+        `attention`, from `attention_maps`, is computed if it is None and needed.
+        """
+        if not self.takes_attention:
+            return self.compute(model, images, targets)
+        attention = attention_maps(model, images) if attention is None else attention
+        return self.compute(attention, global_pool=model.global_pool)
 
     def for_classes(self, model, images, classes):
         """The maps of several classes (B, K) of each image: (B, K, h, w)."""
-        if self.explain_all:
-            maps = self.explain_all(model, images)
+        if self.explains_all_classes:
+            maps = self.compute(model, images)
             return torch.stack([of_image[chosen] for of_image, chosen in zip(maps, classes, strict=True)])
         count = classes.shape[1]
         if self.is_class_blind:
@@ -57,44 +57,31 @@ class Method:
         return torch.cat([self.explain(model, *part) for part in parts]).unflatten(0, classes.shape)
 
 
-def last_attention(model, images, targets=None):
-    """The attention of the last layer, (B, grid, grid), averaged over its heads."""
-    return attention_to_patches(attention_maps(model, images)[-1], model.global_pool)
-
-
-def rollout(model, images, targets=None):
-    """Attention rollout through all layers, (B, grid, grid)."""
-    return attention_rollout(attention_maps(model, images), global_pool=model.global_pool)
+def find(flag, **options):
+    """The `Method` of a flag, with options of its function."""
+    return Method(**{**vars(METHODS[flag]), "options": options})
 
 
 def masks_method(samples=SAMPLES):
     """The `Method` of mask_maps with a number of masks for each image."""
-    explain_all = functools.partial(mask_maps, samples=samples)
-
-    def explain(model, images, targets):
-        return explain_all(model, images)[torch.arange(len(images)), targets]
-
-    return Method("masks", explain, is_signed=True, explain_all=explain_all)
+    return find("masks", samples=samples)
 
 
-VIT, CNN = ("vit",), ("cnn",)
-METHODS = {
-    "attention": Method("attention", last_attention, VIT, is_class_blind=True),
-    "rollout": Method("rollout", rollout, VIT, is_class_blind=True),
-    "gradient-rollout": Method("gradient rollout", gradient_rollout, VIT),
-    "grad-cam": Method("Grad-CAM", grad_cam),
-    "attn-lrp": Method("AttnLRP", attn_lrp, VIT, is_signed=True),
-    "deep-lift": Method("DeepLIFT", deep_lift, CNN, is_signed=True),
-    "masks": masks_method(),
-}
+def kind_of(model):
+    """The kind of a network, as the table has it."""
+    return "vit" if model.has_attention else "cnn"
 
 
 def methods_for(model):
     """The methods that can explain a network: {the value of --method: Method}."""
-    network = "vit" if model.has_attention else "cnn"
-    return {flag: method for flag, method in METHODS.items() if network in method.networks}
+    return {flag: find(flag) for flag, entry in METHODS.items() if kind_of(model) in entry.networks}
+
+
+def shown_methods(model):
+    """The flags of the methods that are shown by default; the last one is the best."""
+    return SHOWN[kind_of(model)]
 
 
 def best_method(model):
     """The fast method that did best on the shipped networks; see docs/explanations.md."""
-    return METHODS["attn-lrp" if model.has_attention else "deep-lift"]
+    return find(shown_methods(model)[-1])

@@ -16,6 +16,7 @@ from vit_cifar10.utils.cli import (
 )
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_SAMPLES
+from vit_cifar10.utils.methods import METHODS, SHOWN
 
 MODES = ("cifar", "cifar-single", "custom", "faithfulness")
 SINGLE_MODES = ("cifar-single", "custom")
@@ -46,11 +47,9 @@ def build_parser():
     gif = "file for the GIF; the still is the .png next to it; default: in attention_map_gif/, named after the image"
     add("--gif_path", type=not_empty, help=gif)
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
-    methods = (
-        "maps in the GIF; default: attention and attn-lrp for a ViT, deep-lift for a CNN; "
-        "masks classifies hundreds of changed images, and is slow"
-    )
-    add("--method", choices=choices.METHODS, nargs="+", help=methods)
+    shown = ", ".join(f"{' and '.join(SHOWN[kind])} for a {title}" for kind, title in (("vit", "ViT"), ("cnn", "CNN")))
+    slow = " and ".join(flag for flag, method in METHODS.items() if method.is_slow)
+    add("--method", choices=METHODS, nargs="+", help=f"maps in the GIF; default: {shown}; {slow} takes long")
     masks = f"masks: number of random masks per image (default {choices.SAMPLES}); faithfulness: also measure masks"
     add("--samples", type=number(int, at_least=2, at_most=LARGEST_SAMPLES), help=masks)
     fusion = "GIF: how rollout combines the heads of a layer"

@@ -17,24 +17,9 @@ from matplotlib.lines import Line2D
 from vit_cifar10.plots.canvas import Canvas
 from vit_cifar10.plots.overlay import gray_image, map_colors, map_note, percent_of_maximum
 from vit_cifar10.plots.style import GRAY, LINE_COLORS, save_figure, save_pixels, set_title
+from vit_cifar10.utils.methods import find_method
 from vit_cifar10.utils.text import printable, shorten
 
-LAYER_TITLES = {
-    "attention": "attention in {title}",
-    "rollout": "rollout to {title}",
-    "gradient rollout": "gradient rollout to {title}",
-}
-LEGEND = {
-    "attention": "attention: where this layer looks, averaged over its heads",
-    "rollout": "rollout: attention of all layers so far; the same for every class",
-    "gradient rollout": "gradient rollout: the attention so far that raises the score of {predicted}",
-    "Grad-CAM": "Grad-CAM: the channels of one layer, weighted by how much they raise the score of {predicted}",
-    "AttnLRP": "AttnLRP: what adds to the score of {predicted} (red) or takes from it (blue), over all layers",
-    "DeepLIFT": "DeepLIFT: what adds to the score of {predicted} (red) or takes from it (blue), compared to an image "
-    "in the mean color",
-    "masks": "masks: what adds to the score of {predicted} (red) or takes from it (blue), estimated by removing "
-    "random patches",
-}
 HEADS_LEGEND = "heads: the attention of each head, in % of the maximum over all heads and layers"
 LINE_HEIGHT = 20  # of a legend, in pixels
 BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "center": "center (baseline)"}
@@ -70,8 +55,9 @@ class MapRow:
 
     def title(self, index, width):
         """A title for one map, such as "attention in layer 3" or "Grad-CAM for frog", in lines of `width` pixels."""
-        template = f"{self.name}: for and against {{title}}" if self.is_signed else f"{self.name} for {{title}}"
-        title = LAYER_TITLES.get(self.name, template).format(title=self.titles[index])
+        entry = find_method(self.name)
+        word = ": for and against" if self.is_signed else f" {(entry and entry.by_layer) or 'for'}"
+        title = f"{self.name}{word} {self.titles[index]}"
         return textwrap.fill(title, max(12, int(width / 5.8)))
 
     def only_first(self):
@@ -156,7 +142,8 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
 
 def legend_lines(rows, predicted, width, *more):
     """What the maps show, as lines of text that fit into `width` pixels, in the order of the panels."""
-    texts = [LEGEND[row.name].format(predicted=predicted) for row in in_order(rows) if row.name in LEGEND]
+    entries = filter(None, (find_method(row.name) for row in in_order(rows)))
+    texts = [f"{entry.name}: {entry.legend.format(predicted=predicted)}" for entry in entries]
     fitting = int(width / 6.4)  # a letter is less than 6.4 pixels wide on average
     return [line for text in (*texts, *more) for line in textwrap.wrap(text, fitting)]
 

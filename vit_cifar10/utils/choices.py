@@ -8,7 +8,6 @@ BORDERS = ("black", "reflect")  # around an image before its random crop
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard", "wandb")  # each one except "none" is also the name of the package that it needs
-METHODS = ("attention", "rollout", "gradient-rollout", "grad-cam", "attn-lrp", "deep-lift", "masks")
 HEAD_FUSIONS = ("mean", "max", "min")
 PATCH_LEVELS = 8  # different fractions of the patches to train on; a compiled network is compiled once for each
 SAMPLES = 512  # the default number of random masks per image

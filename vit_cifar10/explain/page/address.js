@@ -56,7 +56,7 @@ function readAddress() {
 }
 
 function isMethod(name) {
-  return Object.hasOwn(METHODS, name) && (data.isVit || !METHODS[name].vit);
+  return Object.hasOwn(METHODS, name);
 }
 
 function isToken(name) {

@@ -16,7 +16,6 @@ function build() {
   }
 
   for (const [key, method] of Object.entries(METHODS)) {
-    if (method.vit && !data.isVit) continue;
     const choice = button(byId("methods"), method.name, () => choose({ method: key }));
     choice.setAttribute("role", "radio");
     choice.dataset.method = key;

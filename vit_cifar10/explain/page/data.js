@@ -17,7 +17,7 @@ const differences = palette(data.differences);
  * image, `explained` the classes that can be selected, the most probable first.
  *
  * An answer has scores (logits), probabilities, removal (probabilities without each patch), explanations (a Map from
- * classes to maps) and, of a ViT, attention, rollout and lens. Each is an array as worker.js sends it, or null if it
+ * classes to maps), the maps that are the same for every class and, of a ViT, attention and lens. Each is an array as worker.js sends it, or null if it
  * has not been computed.
  */
 const images = data.images.map((image) => ({
@@ -31,7 +31,8 @@ const images = data.images.map((image) => ({
 /** The answer that Python has computed. */
 function measured(image) {
   const stacks = {};
-  for (const name of ["evidence", "gradCam", "gradientRollout", "contributions"]) {
+  const ofClasses = data.methods.filter((method) => method.classes).map((method) => method.key);
+  for (const name of [...ofClasses, "contributions"]) {
     if (image[name]) stacks[name] = floats(image[name]);
   }
   const explanations = new Map(image.explained.map((target, index) => {
@@ -41,13 +42,14 @@ function measured(image) {
     });
     return [target, Object.fromEntries(maps)];
   }));
+  const blind = data.methods.filter(({ key, classes }) => !classes && key !== "attention");
   const fractions = (text) => Float32Array.from(new Uint16Array(bytes(text).buffer), (part) => part / 65535);
   return {
     scores: floats(image.scores),
     probabilities: floats(image.probabilities),
     removal: floats(image.removal),
     attention: image.attention && (image.attentionScales ? scaled(image) : fractions(image.attention)),
-    rollout: image.rollout && floats(image.rollout),
+    ...Object.fromEntries(blind.map(({ key }) => [key, floats(image[key])])),
     lens: image.lens && floats(image.lens),
     explanations,
   };

@@ -63,14 +63,12 @@ function losses({ removal, probabilities }) {
 
 /** The map on the main board, {side, values}, or null if it has not been computed yet. */
 function mainMap() {
-  const shown = answer(), explanation = shown.explanations.get(state.target), layer = state.layer - 1;
-  switch (state.method) {
-    case "attention": return attentionOf(state.token, true);
-    case "rollout": return slice(shown.rollout, layer, data.layers);
-    case "gradientRollout": return explanation ? slice(explanation.gradientRollout, layer, data.layers) : null;
-    case "removal": return shown.removal ? losses(shown) : null;
-    default: return explanation ? slice(explanation[state.method], 0, 1) : null;
-  }
+  const shown = answer(), { classes, layers } = METHODS[state.method];
+  if (state.method === "attention") return attentionOf(state.token, true);
+  if (state.method === "removal") return shown.removal ? losses(shown) : null;
+  const maps = classes ? shown.explanations.get(state.target) : shown;
+  if (!maps) return null;
+  return layers ? slice(maps[state.method], state.layer - 1, data.layers) : slice(maps[state.method], 0, 1);
 }
 
 /** What the board shows while its map is being computed. */

@@ -2,7 +2,7 @@
 
 const isLive = byId("network") !== null; // the page contains the network
 
-const firstMethod = data.isVit ? "attention" : "evidence";
+const firstMethod = data.methods[0].key;
 
 const state = {
   image: 0,

@@ -12,35 +12,28 @@ const sumOfEvidence = data.isVit
   ? `this score, except for a part that belongs to no patch: ${elsewhere}`
   : "the difference between this score and the score of an image in the mean color of the data set";
 
+// What the maps show, where the table of methods in Python does not say enough.
+const MEANINGS = {
+  attention: "How strongly the selected token attends to every patch in one layer, and how strongly every patch "
+    + "attends to it: in one head, or as the mean or maximum over all heads. Attention shows where a layer looks; "
+    + "it does not show what raises or lowers the score.",
+  evidence: "The score (logit) of the selected class, divided among the patches: red patches count for the class, "
+    + `blue patches against it. The values of all patches add up to ${sumOfEvidence}.`,
+  rollout: "The attention of all layers up to this one, multiplied together, with the residual connections counted "
+    + `half: an estimate of how much of each patch has reached ${output}. It is the same for every class. In late `
+    + "layers, it is often nearly the same for every patch, too.",
+  gradientRollout: "The attention of all layers up to this one, counted only where more of it would raise the score of the "
+    + "selected class: what this method counts as evidence for the class so far.",
+  gradCam: `The ${data.isVit ? "input of the last block" : "output of the last activation"}, with each channel `
+    + "weighted by how much it raises the score of the selected class: what this method counts as evidence for the "
+    + "class.",
+};
+
+// The methods by their keys, and a measurement, which every page has.
 const METHODS = {
-  attention: {
-    name: "Attention", vit: true, layers: true, heads: true,
-    meaning: "How strongly the selected token attends to every patch in one layer, and how strongly every patch "
-      + "attends to it: in one head, or as the mean or maximum over all heads. Attention shows where a layer looks; "
-      + "it does not show what raises or lowers the score.",
-  },
-  evidence: {
-    name: data.evidenceMethod, classes: true, signed: true,
-    meaning: "The score (logit) of the selected class, divided among the patches: red patches count for the class, "
-      + `blue patches against it. The values of all patches add up to ${sumOfEvidence}.`,
-  },
-  rollout: {
-    name: "Rollout", vit: true, layers: true,
-    meaning: "The attention of all layers up to this one, multiplied together, with the residual connections counted "
-      + `half: an estimate of how much of each patch has reached ${output}. It is the same for every class. In late `
-      + "layers, it is often nearly the same for every patch, too.",
-  },
-  gradientRollout: {
-    name: "Gradient rollout", vit: true, layers: true, classes: true,
-    meaning: "The attention of all layers up to this one, counted only where more of it would raise the score of the "
-      + "selected class: what this method counts as evidence for the class so far.",
-  },
-  gradCam: {
-    name: "Grad-CAM", classes: true,
-    meaning: `The ${data.isVit ? "input of the last block" : "output of the last activation"}, with each channel `
-      + "weighted by how much it raises the score of the selected class: what this method counts as evidence for the "
-      + "class.",
-  },
+  ...Object.fromEntries(data.methods.map((method) => [
+    method.key, { ...method, meaning: MEANINGS[method.key] ?? method.meaning },
+  ])),
   removal: {
     name: "Removal", classes: true, signed: true,
     meaning: "A measurement: each patch alone is removed from the image as it is shown, and the image is classified "
@@ -48,6 +41,11 @@ const METHODS = {
       + (isLive ? "" : " A removed patch has the mean color of the data set."),
   },
 };
+
+/** Whether a map says what speaks for and against the selected class. */
+function showsEvidence() {
+  return METHODS[state.method].signed && state.method !== "removal";
+}
 
 const percent = (fraction) => `${(100 * fraction).toFixed(Math.abs(fraction) < 0.0995 ? 2 : 1)} %`;
 
@@ -90,6 +88,7 @@ function valueName(map, patch) {
   const value = map.values[patch];
   if (state.method === "removal") return `${data.classes[state.target]} ${points(-value)}`;
   if (state.method === "evidence") return `${contribution(value)} of the score of ${targetName()}`;
+  if (showsEvidence()) return contribution(value);
   const maximum = Math.max(...map.values);
   return maximum > 0 ? `${Math.round((100 * value) / maximum)} % of the maximum` : "0";
 }
@@ -98,9 +97,9 @@ function mainTitle(map) {
   const { name, classes } = METHODS[state.method];
   if (state.method === "attention") return `Attention from ${tokenName(state.token)}`;
   if (map.isPending) return `${name} is being computed`;
-  const isEmpty = !map.values.some((value) => value > 0 || (state.method === "evidence" && value < 0));
+  const isEmpty = !map.values.some((value) => value > 0 || (showsEvidence() && value < 0));
   const nothing = state.method === "removal" ? "no single removal lowers it" : "all values are 0";
-  if (state.method === "evidence" && !isEmpty) return `${name}: for (red) and against (blue) ${targetName()}`;
+  if (showsEvidence() && !isEmpty) return `${name}: for (red) and against (blue) ${targetName()}`;
   return `${name}${classes ? ` for ${targetName()}` : ""}${isEmpty ? `: ${nothing}` : ""}`;
 }
 

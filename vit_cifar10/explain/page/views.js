@@ -59,12 +59,12 @@ function drawMaps(method) {
   byId("main-title").textContent = mainTitle(map);
   drawBoard(byId("main-canvas"), map, maximum, isSigned);
   drawScale(byId("main-scale"), isSigned);
+  const signs = [`against: ${contribution(-maximum)}`, `for: ${contribution(maximum)}`];
   const ends = {
     attention: ["0", percent(maximum)],
-    evidence: [`against: ${contribution(-maximum)}`, `for: ${contribution(maximum)}`],
     removal: ["raises", "lowers"].map((verb) => `${verb} it by ${points(maximum).replace("+", "")}`),
   };
-  [byId("main-least").textContent, byId("main-most").textContent] = ends[state.method] ?? ["0", "maximum"];
+  [byId("main-least").textContent, byId("main-most").textContent] = ends[state.method] ?? (isSigned ? signs : ["0", "maximum"]);
   if (to) {
     byId("other-title").textContent = `Attention to ${tokenName(state.token)}`;
     drawBoard(byId("other-canvas"), to, largest(to.values));
