@@ -170,9 +170,17 @@ class Attention(nn.Module):
 
         Row i of the weights shows where token i looks.
         """
+        heads, weights = self.mix(x)
+        return self.merge(heads), weights
+
+    def mix(self, x, rule=lambda product: product):
+        """Return the outputs of the heads, (B, heads, N, D / heads), and the attention weights (B, heads, N, N).
+
+        `rule` is applied to both matrix products. Explanations give them another gradient with it.
+        """
         query, key, value = self.project(x)
-        weights = (query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)  # (B, heads, N, N)
-        return self.merge(self.attn_drop(weights) @ value), weights
+        weights = rule(query @ key.transpose(-2, -1) * self.scale).softmax(dim=-1)  # (B, heads, N, N)
+        return rule(self.attn_drop(weights) @ value), weights
 
     def project(self, x):
         """Project tokens (B, N, D) to queries, keys and values, (B, heads, N, D / heads) each."""

@@ -39,9 +39,8 @@ def head_contributions(model, images, targets):
     x = model.embed(images)
     mixed = []
     for block in model.blocks:
-        query, key, value = block.attn.project(block.norm1(x))
-        weights = (query @ key.transpose(-2, -1) * block.attn.scale).softmax(dim=-1)
-        mixed.append((weights @ value).transpose(1, 2))  # (B, N, heads, D / heads)
+        heads, _ = block.attn.mix(block.norm1(x))
+        mixed.append(heads.transpose(1, 2))  # (B, N, heads, D / heads)
         x = block(x)
     normalized, norm = (model.pool(x), model.fc_norm) if model.pools_first else (x, model.norm)
     std = (normalized.var(dim=-1, unbiased=False) + norm.eps).sqrt()[..., None, None]  # (B, 1 or 2 or N, 1, 1)

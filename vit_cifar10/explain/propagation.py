@@ -100,9 +100,8 @@ def gelu(module, x):
 
 
 def attention(module, x):
-    query, key, value = module.project(x)
-    weights = half_gradient(query @ key.transpose(-2, -1) * module.scale).softmax(dim=-1)  # (B, heads, N, N)
-    return module.merge(half_gradient(weights @ value))
+    heads, _ = module.mix(x, rule=half_gradient)
+    return module.merge(heads)
 
 
 def half_gradient(x):
