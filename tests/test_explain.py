@@ -322,7 +322,9 @@ def slow_max_pool(slope, x, y, size):
     for channel, row, column in itertools.product(*map(range, y.shape[1:])):  # windows that fit, as PyTorch pools
         window = x[:, channel, size * row : size * (row + 1), size * column : size * (column + 1)].reshape(2, -1)
         (new, old), top = y[:, channel, row, column], max(y[0, channel, row, column], y[1, channel, row, column])
-        for place, change in ((window[0].argmax(), top - old), (window[1].argmax(), new - top)):
+        tie = 1e-5 * x.abs().amax(dim=(1, 2, 3))  # the reference has windows of one value, apart from rounding errors
+        places = [int((values >= values.max() - tie[i]).nonzero()[0]) for i, values in enumerate(window)]
+        for place, change in zip(places, (top - old, new - top), strict=True):
             if change != 0:
                 at = (0, channel, size * row + place // size, size * column + place % size)
                 result[at] += slope[0, channel, row, column] * change / (window[0] - window[1])[place]
@@ -332,7 +334,7 @@ def slow_max_pool(slope, x, y, size):
 @pytest.mark.parametrize("kind", ["cnn", "fast-cnn"])
 @pytest.mark.parametrize("size", [32, 30, 19])  # 4 divides only the first
 def test_deep_lift_matches_its_rules_and_explains_the_whole_difference_to_the_reference(kind, size):
-    torch.manual_seed(2)  # with other seeds, two values of a pooling may be so close that float32 swaps them
+    torch.manual_seed(2)
     model = random_model(kind, width=4, img_size=size)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
