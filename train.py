@@ -105,7 +105,7 @@ def load_splits(args, source=None):
 def print_outcome(run, args, test_images):
     """Print the accuracy of the kept epoch, and a command that tries out its network."""
     if run.best:
-        accuracy = run.best["val_accuracy"]
+        accuracy = run.best.get("val_accuracy")
         chosen = "the last one" if accuracy is None else f"validation accuracy {100 * accuracy:.2f} %"
         print(f"kept epoch {run.best['epoch']} ({chosen}): test accuracy {100 * run.best['test_accuracy']:.2f} %")
     index = min(5, test_images - 1)

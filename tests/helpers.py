@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,11 @@ def peak(status):
 # Reading what a run wrote
 
 
+def read_files(folder):
+    """The contents of all files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def read_metrics(folder, run):
     """The rows of metrics.csv, as dicts of text."""
     with open(folder / "output" / run / "metrics.csv", newline="") as file:
@@ -154,6 +160,16 @@ SMALL_VIT_CONFIG = {
     **{"model": "vit", "img_size": 32, "patch_size": 8, "num_classes": 3, "global_pool": "token", "class_token": True},
     **{"embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_ratio": 2},
 }
+
+
+def edit_pickle(path, old, new):
+    """Replace bytes in a checkpoint's pickle."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            assert not name.endswith("data.pkl") or old in data
+            archive.writestr(name, data.replace(old, new, 1) if name.endswith("data.pkl") else data)
 
 
 def checkpoint_contents(**changes):

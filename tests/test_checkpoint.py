@@ -11,12 +11,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, SMALL_VIT_CONFIG, checkpoint_contents
+from helpers import PYTHON_ENVIRONMENT, SMALL_CNN, SMALL_VIT_CONFIG, checkpoint_contents, edit_pickle
 
 import train
 from model import SimpleCNN, build_model
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.schema import FLAGS
+from vit_cifar10.runs.schema import FLAGS, Invalid, check, is_text
+from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import MACHINE, atomic_write, make_folder
 
@@ -106,16 +107,6 @@ def saves_one_tensor_many_times(path):
     checkpoint.save(path, checkpoint_contents(weights=dict.fromkeys(map(str, range(1000)), torch.zeros(1000))))
 
 
-def edit_pickle(path, old, new):
-    """Replace bytes in a checkpoint's pickle."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries.items():
-            assert not name.endswith("data.pkl") or old in data
-            archive.writestr(name, data.replace(old, new, 1) if name.endswith("data.pkl") else data)
-
-
 def write_claimed_size(path):
     """Write a tensor that claims to be larger than its data, so that reading it would read beyond its end."""
     checkpoint.save(path, checkpoint_contents(weights={"x": torch.zeros(77)}))
@@ -131,7 +122,7 @@ def write_endless_list(path):
 
 def write_many_values(path):
     checkpoint.save(path, checkpoint_contents())
-    edit_pickle(path, b"}", b"}0" * 5_000_000 + b"}")  # each pair makes a dict and drops it
+    edit_pickle(path, b"}", b"}" + b"q\xff" * 5_000_000)  # each pair stores the dict under the same number
 
 
 def write_second_directory(path):
@@ -164,7 +155,7 @@ def write_torchscript(path):
         (lambda path: path.write_text("hello"), "cannot be read"),
         (write_compressed, "packed"),
         (write_claimed_size, "cannot be read"),
-        (write_endless_list, r"classes\[0\] is not text"),
+        (write_endless_list, "nested more deeply than in any run"),
         (write_many_values, "more values than any run"),
         (write_second_directory, "packed"),
         (write_torchscript, "packed"),
@@ -195,11 +186,11 @@ def write_torchscript(path):
         (saves(std=[0.2, 0.2, 0]), r"std\[2\] is not a finite number from 1e-06"),
         (saves(mean=[0.5, 0.5, 10**400]), r"mean\[2\]"),
         (saves(mean=[0.5, 0.5, True]), r"mean\[2\]"),
-        (saves(classes=["a", 2, "c"]), r"classes\[1\] is not text"),
+        (saves(classes=["a", 2, "c"]), r"classes\[1\] is not printable text"),
         (saves(classes=["a", "\x1b[2J", "c"]), r"classes\[1\] is not printable"),
         (saves(classes=["a", "b" * 10**7, "c"]), r"classes\[1\] is not printable text of at most 255"),
         (saves(classes=["a"]), "num_classes is not the number of classes"),
-        (saves(classes=[]), "classes is not a list of 1"),
+        (saves(classes=[]), "num_classes is not the number of classes"),
         (saves(dataset="../../x"), "dataset is not one of"),
         (saves(metrics={"test_accuracy": "99 %"}), "metrics.epoch is not in the file"),
         (saves(metrics={"val_accuracy": 2.0}), "metrics.epoch is not in the file"),
@@ -224,12 +215,16 @@ def test_invalid_checkpoints_are_refused_with_a_reason(write, reason, tmp_path, 
 
 def test_the_largest_values_of_all_flags_are_valid_in_a_checkpoint():
     flags = {action.dest: action for action in train.build_parser()._actions}
-    for flag, kind in FLAGS.items():
-        largest = getattr(getattr(kind, "item", kind), "high", None)
-        if largest is not None and flag != "warmup_epochs":
-            assert flags[flag].type(str(largest)) == largest
-            with pytest.raises(argparse.ArgumentTypeError):
-                flags[flag].type(str(largest + 1))
+    bounds = dict.fromkeys(("batch_size", "num_train_images", "num_test_images"), limits.LARGEST_COUNT)
+    bounds |= {"epochs": limits.LARGEST_EPOCHS, "seed": limits.LARGEST_SEED}
+    assert {f"{flag}?" for flag in (*bounds, "warmup_epochs", "data_path")} == set(filter(is_text, FLAGS))
+    for flag, largest in bounds.items():
+        assert flags[flag].type(str(largest)) == largest
+        check(largest, FLAGS[f"{flag}?"])
+        with pytest.raises(argparse.ArgumentTypeError):
+            flags[flag].type(str(largest + 1))
+        with pytest.raises(Invalid):
+            check(largest + 1, FLAGS[f"{flag}?"])
 
 
 def test_the_checkpoint_that_is_loaded_is_the_one_that_was_checked(tmp_path, monkeypatch):

@@ -11,10 +11,13 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import (
+    SMALL_VIT_CONFIG,
     assert_equal_weights,
+    checkpoint_contents,
     exits_with,
     load_weights,
     read_metrics,
@@ -22,7 +25,9 @@ from helpers import (
     training_flags,
 )
 
+import convert
 import train
+from model import build_model
 from vit_cifar10.runs import checkpoint
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
@@ -216,3 +221,60 @@ def test_a_run_that_two_signals_stopped_after_a_new_best_epoch_can_be_stopped_ag
     train_until_sigterm(tmp_path)
     resume(tmp_path)
     check_equal(tmp_path, whole)
+
+
+@pytest.fixture
+def networks(tmp_path):
+    """What to convert to each target: a run to a folder of timm and to a file, and that folder to a run."""
+    weights = build_model(SMALL_VIT_CONFIG).state_dict()
+    checkpoint.save(tmp_path / "vit" / "best.pt", checkpoint_contents(model_config=SMALL_VIT_CONFIG, weights=weights))
+    convert.main([str(tmp_path / "vit"), str(tmp_path / "timm")])
+    vit = str(tmp_path / "vit")
+    return {"net": vit, "net.safetensors": vit, "run": f"timm:{tmp_path / 'timm'}"}
+
+
+def contents(folder):
+    """The files and folders below a folder and their sizes, without temporary ones that a killed process has left."""
+    kept = [path for path in folder.rglob("*") if not any(".partial" in part for part in path.parts)]
+    return {path.relative_to(folder): path.is_file() and path.stat().st_size for path in kept}
+
+
+def convert_with(fault, networks, target, folder):
+    """Convert a network to folder/new/TARGET, with `fault` at each change of a file. Yield what is left of each."""
+    with FAULTS.inject(folder):
+        convert.main([networks[target], str(folder / "new" / target)])
+    whole, count = contents(folder), len(FAULTS.changes)
+    for number in range(1, count + 1):
+        place = folder.with_name(f"{folder.name} {number}")
+        place.mkdir()
+        with FAULTS.inject(place, fault(), number):
+            try:
+                convert.main([networks[target], str(place / "new" / target)])
+            except (SystemExit, Killed) as end:
+                yield end, set(place.rglob("*")), contents(place), whole
+        if contents(place) != whole:
+            convert.main([networks[target], str(place / "new" / target)])
+            assert len(list(place.rglob("*"))) == len(whole)  # what was left behind is removed
+        assert contents(place) == whole
+    assert count >= 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize("target", ["net", "net.safetensors", "run"])
+def test_a_conversion_that_is_stopped_leaves_nothing_or_the_whole(target, number, networks, tmp_path):
+    def stop_once():
+        signals = [number]
+        return lambda event, path: signals and signal.raise_signal(signals.pop())
+
+    (tmp_path / "stopped").mkdir()
+    for end, left, found, whole in convert_with(stop_once, networks, target, tmp_path / "stopped"):
+        assert end.code == 128 + number
+        assert found in ({}, whole)
+        assert len(left) == len(found)
+
+
+@pytest.mark.parametrize("target", ["net", "net.safetensors", "run"])
+def test_a_conversion_that_is_killed_leaves_nothing_or_the_whole_in_its_place(target, networks, tmp_path):
+    (tmp_path / "killed").mkdir()
+    for _, _, found, whole in convert_with(lambda: kill, networks, target, tmp_path / "killed"):
+        assert found in ({}, {Path("new"): False}, whole)

@@ -23,6 +23,7 @@ from helpers import (
     exits_with,
     has_saved,
     load_weights,
+    read_files,
     read_metrics,
     run_training,
     signals_in_step,
@@ -46,11 +47,6 @@ LONG = (
     f"{SMALL_VIT} {EVERY_METHOD} --optimizer muon --epochs 10"
     " --num_train_images 700 --val_images 100 --num_test_images 100"
 )
-
-
-def read_files(folder):
-    """The contents of all files below a folder."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def saved_step(last):

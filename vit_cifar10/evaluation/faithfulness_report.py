@@ -18,8 +18,7 @@ from vit_cifar10.data.dataset import normalize
 from vit_cifar10.evaluation.full_test import hash_images
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.plots.explanations import BASELINE_LABELS, save_faithfulness
-from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.schema import FAITHFULNESS
+from vit_cifar10.runs.schema import FAITHFULNESS, check
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
@@ -48,7 +47,7 @@ def measure_faithfulness(network, checkpoint_path, test, folder, samples=None):
     methods = faithfulness.measured_methods(model, samples)
     key = {
         "protocol": faithfulness.PROTOCOL,
-        "checkpoint_sha256": checkpoint.hash_file(checkpoint_path),
+        "checkpoint_sha256": network.sha256,
         "test_sha256": hash_images(test),
         "methods": list(methods),
         "samples": samples,
@@ -78,7 +77,7 @@ def load_measured(path, key, shapes, images):
     """
     try:
         saved = load_untrusted(path)
-        FAITHFULNESS.check(saved)
+        check(saved, FAITHFULNESS)
         done = saved["seconds"].numel() // shapes["seconds"][0]  # images
         rows = {name: min(done, RANDOMIZED) if name == "randomized" else done for name in shapes}
         fits = all(

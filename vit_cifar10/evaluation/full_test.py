@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from vit_cifar10.evaluation.metrics import NUM_VIEWS, predict, predict_views, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
-from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.schema import LOGITS
+from vit_cifar10.runs.schema import LOGITS, check
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.device import evaluation_batch_size
 from vit_cifar10.utils.errors import UserError
@@ -57,7 +56,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
     network.check_finite(logits)
     results = {
         "checkpoint": str(checkpoint_path),
-        "checkpoint_sha256": checkpoint.hash_file(checkpoint_path),
+        "checkpoint_sha256": network.sha256,
         "test_sha256": hash_images(test),
         "dataset": network.saved["dataset"],
         "epoch": network.saved["epoch"],
@@ -148,14 +147,14 @@ def load_full_test(folder, network, checkpoint_path, test=None):
     """
     try:
         saved = load_untrusted(folder / "test_logits.pt")
-        LOGITS.check(saved)
+        check(saved, LOGITS)
     except (UserError, ValueError):  # if anything is wrong with the file of an earlier test, the test is run again
         return None
     logits, labels = saved["logits"], saved["labels"]
     classes = len(network.classes)
     has_labels = (logits.dtype, labels.dtype) == (torch.float32, torch.int64) and labels.ndim == 1 and len(labels) > 0
     fits = has_labels and logits.shape == (len(labels), classes) and 0 <= labels.min() <= labels.max() < classes
-    is_same = saved["checkpoint_sha256"] == checkpoint.hash_file(checkpoint_path)
+    is_same = saved["checkpoint_sha256"] == network.sha256
     if test and is_same:
         is_same = saved["test_sha256"] == hash_images(test) and torch.equal(labels, test.labels.cpu())
     if not (fits and is_same):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from vit_cifar10.runs.schema import SIZE, Invalid, ListOf, Number, Text
+from vit_cifar10.runs.schema import COLORS, SIZE, TEXT, Invalid, check
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.device import physical_memory
@@ -27,7 +27,6 @@ LARGEST_HEADER = 10_000_000  # bytes of a .safetensors file's header; a tensor n
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # entries in which .pth files keep the weights
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
-COLORS = ListOf(Number(-1e6, 1e6), shortest=3, longest=3)
 
 
 def require(package, purpose):
@@ -111,7 +110,7 @@ def read_colors(config, names, path):
     """
     try:
         for name in names:
-            COLORS.check(config.get(name), name)
+            check(config.get(name), COLORS, name)
     except Invalid as error:
         raise UserError(f"the normalization of the images cannot be known: in {path}, {error}") from error
     return [[float(value) for value in config[name]] for name in names]
@@ -129,7 +128,9 @@ def class_names(names, count, path):
         numbers = {str(number): name for number, name in names.items()}
         names = [numbers.get(str(number)) for number in range(count)] if len(numbers) == count else []
     try:
-        ListOf(Text(), shortest=count, longest=count).check(names, "the list of class names")
+        check(names, [TEXT], "the list of class names")
+        if len(names) != count:
+            raise Invalid("the list of class names", f"a list of {count:,} items")
     except Invalid as error:
         raise UserError(f"{path} does not fit the weights: {error}; they have {count} classes") from error
     return names
@@ -144,7 +145,7 @@ def read_size(value, name, path):
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
     try:
-        SIZE.check(value, name)
+        check(value, SIZE, name)
     except Invalid as error:
         raise UserError(f"{path} is refused: {error}; only square images and patches are supported") from error
     return min(value, limits.LARGEST_IMAGE + 1)

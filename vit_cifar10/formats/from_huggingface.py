@@ -15,7 +15,7 @@ import torch
 
 from vit_cifar10.formats.foreign import class_names, read_colors, read_json, read_size, read_weights
 from vit_cifar10.formats.plain import CLASS_TOKEN, DISTILLATION, QKV_BIAS, REFUSED, TWO_HEADS, ForeignViT
-from vit_cifar10.runs.schema import SIZE, Invalid, Number, Text
+from vit_cifar10.runs.schema import SIZE, Invalid, check, number, one_of
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import shorten
 
@@ -64,9 +64,9 @@ def read_huggingface(folder):
     if config.get("problem_type") == "multi_label_classification":
         raise UserError(f"{folder} gives an image several labels; convert a network for one class per image")
     try:
-        SIZE.check(config.get("num_attention_heads", 12), "num_attention_heads")
-        Number(1e-20, 1).check(config.get("layer_norm_eps", 1e-12), "layer_norm_eps")
-        Text(choices=tuple(GELUS)).check(config.get("hidden_act", "gelu"), "hidden_act")
+        check(config.get("num_attention_heads", 12), SIZE, "num_attention_heads")
+        check(config.get("layer_norm_eps", 1e-12), number(1e-20, 1), "layer_norm_eps")
+        check(config.get("hidden_act", "gelu"), one_of(tuple(GELUS)), "hidden_act")
     except Invalid as error:
         raise UserError(f"{path} is refused: {error}; {REFUSED}") from error
     is_deit, has_two_heads = kind.startswith("DeiT"), kind.endswith("WithTeacher")

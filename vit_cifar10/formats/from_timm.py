@@ -37,7 +37,7 @@ from vit_cifar10.formats.plain import (
     ForeignViT,
     features_of,
 )
-from vit_cifar10.runs.schema import SIZE, Invalid, Number, OrNone, Record, Switch, Text, Unused, whole
+from vit_cifar10.runs.schema import ANYTHING, FRACTION, SIZE, SWITCH, TEXT, Invalid, Kind, check, number, one_of, whole
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_RATIO, LARGEST_REGISTERS
 from vit_cifar10.utils.text import one_line, shorten
@@ -80,31 +80,23 @@ KINDS = {  # what other classes of timm have
     "SwinTransformerV2": " (windows)",
 }
 
-
-class Off:
-    """An option of timm that is not used."""
-
-    def check(self, value, name=""):
-        if value is not None and value is not False:
-            raise Invalid(name, "supported")
-
-
+OFF = Kind(lambda value: value is None or value is False, "supported")  # an option of timm that is not used
 RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
-SUPPORTED = {  # arguments of timm's VisionTransformer
-    **dict.fromkeys(("patch_size", "img_size"), Unused()),  # read elsewhere
-    **dict.fromkeys(("embed_dim", "depth", "num_heads", "in_chans"), SIZE),
-    "num_classes": whole(0),  # with 0, there is no classifier, and a better message follows
-    "mlp_ratio": Number(0, LARGEST_RATIO),
-    "global_pool": Text(),  # checked by `check_pool`
-    "act_layer": OrNone(Text(choices=tuple(GELUS.values()))),
-    "init_values": OrNone(Number(0, 1e6)),
-    "reg_tokens": whole(0, LARGEST_REGISTERS),
-    **dict.fromkeys(("class_token", "no_embed_class", "pre_norm", "qkv_bias", "proj_bias"), Switch()),
-    "fc_norm": OrNone(Switch()),
-    **dict.fromkeys(("dynamic_img_size", "strict_img_size"), Switch()),
-    **dict.fromkeys(RATES, Number(0, 1)),
+ARGUMENTS = {  # of timm's VisionTransformer
+    **dict.fromkeys(("patch_size?", "img_size?"), ANYTHING),  # read elsewhere
+    **dict.fromkeys(("embed_dim?", "depth?", "num_heads?", "in_chans?"), SIZE),
+    "num_classes?": whole(0),  # with 0, there is no classifier, and a better message follows
+    "mlp_ratio?": number(0, LARGEST_RATIO),
+    "global_pool?": TEXT,  # checked by `check_pool`
+    "act_layer?": (one_of(tuple(GELUS.values())), None),
+    "init_values?": (number(0, 1e6), None),
+    "reg_tokens?": whole(0, LARGEST_REGISTERS),
+    **dict.fromkeys(("class_token?", "no_embed_class?", "pre_norm?", "qkv_bias?", "proj_bias?"), SWITCH),
+    "fc_norm?": (SWITCH, None),
+    **dict.fromkeys(("dynamic_img_size?", "strict_img_size?"), SWITCH),
+    **{f"{rate}?": FRACTION for rate in RATES},
+    TEXT: OFF,
 }
-ARGUMENTS = Record(SUPPORTED, optional=SUPPORTED.keys(), others=Off())
 TRAITS = ("num_heads", "global_pool", "act_layer", "norm_eps", "features")  # of `ForeignViT`
 
 
@@ -136,8 +128,8 @@ def read_saved(config_path, weights_path, name):
     arguments = config.get("model_args") or {}
     pretrained = config.get("pretrained_cfg", config)  # older files have only one level
     try:
-        ARGUMENTS.check(arguments, "model_args")
-        Record({}, others=Unused()).check(pretrained, "pretrained_cfg")
+        check(arguments, ARGUMENTS, "model_args")
+        check(pretrained, {TEXT: ANYTHING}, "pretrained_cfg")
     except Invalid as error:
         raise UserError(f"{config_path} is refused: {error}; {REFUSED}") from error
     if config.get("global_pool") is not None:  # older files have it only here

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from vit_cifar10.formats.plain import to_plain
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.schema import CHECKPOINT, Invalid
+from vit_cifar10.runs.schema import CHECKPOINT, Invalid, check
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import make_folder, remove_empty
+from vit_cifar10.utils.files import atomic_folder
 
 
 def write_run(foreign, folder):
@@ -33,13 +33,9 @@ def write_run(foreign, folder):
         "recipe": {"converted_from": foreign.source},
     }
     try:
-        CHECKPOINT.check(contents)
+        check(contents, CHECKPOINT)
     except Invalid as error:
         raise UserError(f"{foreign.source} is refused: {error}; it is damaged, or not supported") from error
-    created = make_folder(folder)
-    try:
-        checkpoint.save(folder / checkpoint.BEST, contents)
-    except UserError:
-        remove_empty(created)
-        raise
+    with atomic_folder(folder) as partial:
+        checkpoint.save(partial / checkpoint.BEST, contents)
     return contents

@@ -8,7 +8,7 @@ import torch
 from vit_cifar10.formats.foreign import require
 from vit_cifar10.formats.to_safetensors import write_weights
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import atomic_write, make_folder, remove_empty
+from vit_cifar10.utils.files import atomic_folder
 
 # Architectures of timm by the epsilon of their norms, which timm's arguments cannot set. All else is in model_args.
 ARCHITECTURES = {1e-6: "vit_tiny_patch16_224", 1e-5: "vit_base_patch16_clip_224"}
@@ -26,8 +26,7 @@ def save_timm_folder(network, folder):
         raise UserError(f"timm has no network like {network.name}, a CNN; convert it to .onnx or .safetensors")
     architecture = find_architecture(network)
     safetensors = require("safetensors.torch", "writing .safetensors files")
-    created = make_folder(folder)
-    if any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose a new folder")
     side = config["img_size"]
     contents = {
@@ -49,14 +48,9 @@ def save_timm_folder(network, folder):
             "classifier": ["head", "head_dist"] if config["global_pool"] == "distilled" else "head",
         },
     }
-    try:
-        write_weights(safetensors, timm_weights(network.model), folder / "model.safetensors", {"format": "pt"})
-        with atomic_write(folder / "config.json") as partial:
-            partial.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    except BaseException:  # also Ctrl-C
-        (folder / "model.safetensors").unlink(missing_ok=True)
-        remove_empty(created)
-        raise
+    with atomic_folder(folder) as partial:
+        write_weights(safetensors, timm_weights(network.model), partial / "model.safetensors", {"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
 
 
 def find_architecture(network):

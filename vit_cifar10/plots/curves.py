@@ -22,7 +22,6 @@ def save_curves(history, path, title=""):
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
-    epochs = [metrics["epoch"] for metrics in history]
     for axis, quantity, scale, unit, last_format in (
         (axes[0], "loss", 1, "nats", "{:.3f}"),
         (axes[1], "accuracy", 100, "%", "{:.2f} %"),
@@ -35,7 +34,8 @@ def save_curves(history, path, title=""):
                 axis.plot(list(points), scaled, color=color, marker=marker_for(points), label=label)
         axis.set_ylabel(f"{quantity} ({unit})")
         axis.legend(title="last value")
-    axes[2].plot(epochs, [metrics["learning_rate"] for metrics in history], color=GRAY, marker=marker_for(epochs))
+    rates = measured(history, "learning_rate")
+    axes[2].plot(list(rates), list(rates.values()), color=GRAY, marker=marker_for(rates))
     axes[2].set_ylabel("learning rate")
     for axis in axes:
         axis.set_xlabel("epoch")

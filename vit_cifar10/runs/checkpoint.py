@@ -1,4 +1,4 @@
-"""The checkpoint format: written in one piece, and safe to read.
+"""The checkpoint format: written atomically, and safe to read.
 
 A checkpoint is a plain dict of tensors, numbers, strings, lists and dicts. `torch.load(weights_only=True)` reads it,
 and it cannot run any code. `model/<run>/best.pt` holds everything that inference needs:
@@ -10,7 +10,7 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
     classes         class names, in the order of the logits
     mean, std       normalization of the images, three numbers each
     dataset         name of the data set that the network was trained on
-    epoch, metrics  number of complete epochs, and the last one's row of metrics.csv
+    epoch, metrics  number of complete epochs, and the last one's row of metrics.csv, with any columns
     recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
                     converted_from, with dataset "folder", epoch 0 and no metrics
     init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
@@ -19,6 +19,8 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
 `model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
 `training` holds everything else that an exact resume needs. `model/<run>/previous.pt` is the save before last.pt, in
 case last.pt is damaged.
+
+Entries that this version does not know are kept.
 """
 
 import dataclasses
@@ -31,18 +33,19 @@ import torch
 from model import build_without_memory
 from vit_cifar10.data import dataset
 from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS, is_evaluated
-from vit_cifar10.runs.schema import CHECKPOINT, Invalid
+from vit_cifar10.runs.schema import CHECKPOINT, Invalid, check
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.tensors import save_tensors
 from vit_cifar10.utils.text import one_line, printable, shorten
 
 FORMAT = 1
+REQUIRED = {field for field in CHECKPOINT if isinstance(field, str) and not field.endswith("?")}
 BEST, LAST, PREVIOUS = NAMES = ("best.pt", "last.pt", "previous.pt")
 
 
 def save(path, checkpoint, previous=None):
-    """Write a checkpoint completely or not at all. With `previous`, keep the old file under that name.
+    """Write a checkpoint atomically. With `previous`, keep the old file under that name.
 
     Raises:
         UserError: it cannot be written. The old file is still there.
@@ -80,8 +83,10 @@ def load_last(path):
     return checkpoint
 
 
-def load(path, name=BEST):
+def load(path, name=BEST, digest=None):
     """Read a checkpoint onto the CPU. `path` is the file, or a run's folder that contains the file `name`.
+
+    `digest`, from hashlib, is updated with the bytes that are read; later, the file may be another one.
 
     Untrusted checkpoints are safe to load: only tensors and plain values of the expected types and ranges are accepted.
 
@@ -94,13 +99,13 @@ def load(path, name=BEST):
         path = path / name
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; train a network with train.py or check the path")
-    checkpoint = load_untrusted(path)
-    if not isinstance(checkpoint, dict) or CHECKPOINT.required - checkpoint.keys():
+    checkpoint = load_untrusted(path, digest)
+    if not isinstance(checkpoint, dict) or REQUIRED - checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of this project; choose a best.pt that train.py has written")
     if isinstance(checkpoint["format"], int) and checkpoint["format"] != FORMAT:
         raise UserError(f"{path} has an unknown format; this version reads format {FORMAT}, so train it again")
     try:
-        CHECKPOINT.check(checkpoint)
+        check(checkpoint, CHECKPOINT)
         check_counts(checkpoint)
     except Invalid as error:
         raise UserError(f"{path} is refused: {error}; train it again") from error
@@ -121,9 +126,9 @@ def check_counts(checkpoint):
             raise Invalid("training.rows", "a list of one row per epoch")
         rows = [*checkpoint["training"]["rows"], checkpoint["training"]["best"], checkpoint["metrics"]]
         for row in rows:
-            if row and not is_evaluated(row) and any(row[column] is not None for column in EVALUATED_COLUMNS):
+            if row and not is_evaluated(row) and any(row.get(column) is not None for column in EVALUATED_COLUMNS):
                 raise Invalid("test_accuracy", "a number in every epoch that was evaluated")
-        if len({row["val_accuracy"] is None for row in rows if row and is_evaluated(row)}) > 1:
+        if len({row.get("val_accuracy") is None for row in rows if row and is_evaluated(row)}) > 1:
             raise Invalid("val_accuracy", "None in either all rows or none")
 
 
@@ -144,7 +149,8 @@ class Network:
     """A trained network and everything that is needed to classify an image.
 
     `name` is the name of the run's folder; characters that cannot be printed are replaced.
-    `mean` and `std`, float (3,), are on its device. `saved` is the checkpoint without its weights.
+    `mean` and `std`, float (3,), are on its device. `saved` is the checkpoint without its weights, and `sha256` the
+    hash of its file when it was read.
     """
 
     name: str
@@ -154,6 +160,7 @@ class Network:
     mean: torch.Tensor
     std: torch.Tensor
     saved: dict
+    sha256: str
 
     @property
     def origin(self):
@@ -215,7 +222,8 @@ def load_network(path, device):
     Raises:
         UserError: `load` fails.
     """
-    saved = load(path)
+    digest = hashlib.sha256()
+    saved = load(path, digest=digest)
     model = build_without_memory(saved["model_config"])  # drawing random weights would take longer than loading these
     weights = saved.pop("weights")
     for name, value in model.state_dict().items():
@@ -231,6 +239,7 @@ def load_network(path, device):
         mean=torch.tensor(saved["mean"], device=device),
         std=torch.tensor(saved["std"], device=device),
         saved=saved,
+        sha256=digest.hexdigest(),
     )
 
 

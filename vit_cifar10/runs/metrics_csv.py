@@ -1,6 +1,12 @@
-"""metrics.csv: one line of numbers per epoch."""
+"""metrics.csv: one line of numbers per epoch.
 
+Its columns are the keys of the metrics that train.py logs. A metric that was not measured is None, an empty cell; a
+column that a run does not have counts as not measured.
+"""
+
+import contextlib
 import csv
+import io
 import itertools
 
 from vit_cifar10.utils import limits
@@ -8,12 +14,6 @@ from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write, read_text
 
 EVALUATED_COLUMNS = ("val_loss", "val_accuracy", "test_loss", "test_accuracy")
-COLUMNS = (
-    *("epoch", "train_loss", "train_accuracy", "learning_rate", "images_per_second", "train_seconds", "gpu_memory_gb"),
-    *EVALUATED_COLUMNS,
-    "seconds",
-)
-MAY_BE_NONE = {"gpu_memory_gb", *EVALUATED_COLUMNS}  # not measured: an empty cell
 
 
 def is_evaluated(metrics):
@@ -32,12 +32,9 @@ def read_metrics(path):
         OSError, ValueError: the file cannot be read.
     """
     text = read_text(path, longest=300 * limits.LARGEST_EPOCHS)
-    lines = text.splitlines()
-    if len(lines) > 1 + limits.LARGEST_EPOCHS:
-        raise ValueError("it has too many lines")
-    is_cut = bool(lines) and not text.endswith("\n")
+    is_cut = bool(text) and not text.endswith("\n")
     try:
-        rows = list(csv.DictReader(lines[:-1] if is_cut else lines))
+        rows = read_rows(text[: text.rfind("\n") + 1] if is_cut else text)
         epochs = [{key: float(value) if value else None for key, value in row.items()} for row in rows]
         epochs = [{**metrics, "epoch": int(metrics["epoch"])} for metrics in epochs]
         if any(later["epoch"] <= earlier["epoch"] for earlier, later in itertools.pairwise(epochs)):
@@ -47,21 +44,49 @@ def read_metrics(path):
     return epochs, is_cut
 
 
+def read_rows(text):
+    """The lines of a table, {column: text} each. Raises `csv.Error` or `ValueError` if it is not one, or too large."""
+    lines = csv.reader(io.StringIO(text, newline=""))
+    columns = next(lines, [])
+    if len(columns) > limits.MOST_COLUMNS:
+        raise ValueError(f"it has more than {limits.MOST_COLUMNS} columns")
+    rows = []
+    for number, cells in enumerate(lines):
+        if number == limits.LARGEST_EPOCHS or number * len(columns) > limits.MOST_CELLS:
+            raise ValueError("it has too many lines")
+        if len(cells) > len(columns):
+            raise csv.Error("a line is longer than the first one")
+        if cells:
+            rows.append(dict(zip(columns, cells, strict=False)))
+    return rows
+
+
 def write_metrics(path, epochs):
     """Write metrics.csv with all `epochs`; without any, remove it. Raises `UserError` if it cannot be written."""
     if not epochs:
         path.unlink(missing_ok=True)
         return
+    columns = dict.fromkeys(column for metrics in epochs for column in metrics)
     with atomic_write(path) as partial, open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(epochs)
 
 
-def append_metrics(path, metrics):
-    """Append an epoch to metrics.csv. Raises `UserError` if it cannot be written."""
+def append_metrics(path, epochs):
+    """Append the last of `epochs` to metrics.csv, or write all of them again if it has a column that the file lacks.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns = []
+    with contextlib.suppress(FileNotFoundError, ValueError, csv.Error), open(path, newline="") as file:
+        columns = next(csv.reader(file), [])
+    if not epochs[-1].keys() <= set(columns):
+        write_metrics(path, epochs)
+        return
     try:
         with open(path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(metrics)
+            csv.DictWriter(file, columns).writerow(epochs[-1])
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}); is the disk full?") from error

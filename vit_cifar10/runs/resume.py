@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
-from vit_cifar10.runs.run import ALL_FILES, RUNTIME_FLAGS, check_record, find_run, record_in
+from vit_cifar10.runs.run import RUNTIME_FLAGS, check_may_train, find_run, has_record
 from vit_cifar10.utils.errors import UserError
 
 MAY_CHANGE = {"epochs", *RUNTIME_FLAGS}
@@ -37,7 +37,7 @@ def resume_flags(parser, args, argv):
     set_folders(parser, run.model_folder.resolve(), own, defaults)
     args = parser.parse_args(argv)
     args.resume = str(path)
-    check_record(Path(args.output_path) / run.model_folder.resolve().name, own)
+    check_may_train(Path(args.output_path) / run.model_folder.resolve().name, own)
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
             raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
@@ -57,8 +57,8 @@ def set_folders(parser, folder, recipe, defaults):
     home = find_home(folder, parser.get_default("model_path"))
     data, output = (home / parser.get_default(flag) for flag in ("data_path", "output_path"))
     record = output / folder.name
-    is_own = record_in(record, recipe)
-    if not (is_own or (is_own is None and is_near(record, folder) and has_only_run_files(record))):
+    is_own = has_record(record, recipe)
+    if not (is_own or (is_near(record, folder) and is_empty(record))):
         output = defaults["output_path"]
         parser.set_defaults(log="none")  # the run comes from another machine
     if not (is_own or (is_near(data, folder) and data.exists())):
@@ -72,9 +72,9 @@ def is_near(path, folder):
     return any(path.is_relative_to(place) for place in (Path.cwd(), folder.parent.parent))
 
 
-def has_only_run_files(folder):
-    """Whether a folder exists and contains nothing but files that train.py and test.py write."""
-    return folder.is_dir() and {file.name for file in folder.iterdir()} <= ALL_FILES
+def is_empty(folder):
+    """Whether a folder exists and is empty."""
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def as_typed(recipe, known):

@@ -9,6 +9,7 @@ network = load_network(run.checkpoint_path, device)
 metrics, is_cut = run.read_metrics()
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import read_metrics
-from vit_cifar10.runs.schema import CONFIG, METRICS
+from vit_cifar10.runs.schema import ANYTHING, CONFIG, METRICS, TEXT, Invalid, check
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS
+from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import read_text
 from vit_cifar10.utils.text import printable
@@ -25,7 +27,6 @@ from vit_cifar10.utils.text import printable
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness_methods.csv", "faithfulness.png", "faithfulness.pt")
-ALL_FILES = {*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES, *TRACKING_FOLDERS}
 SHIPPED_VIT = "vit-layer12-32-cifar10"  # the network that test.py takes if none has been trained
 
 # Flags about where and how a run executes, not about what it computes.
@@ -86,7 +87,7 @@ class Run:
             OSError, ValueError: the file cannot be read, or its numbers are out of range.
         """
         epochs, is_cut = read_metrics(self.metrics_path)
-        METRICS.check(epochs, "rows")
+        check(epochs, [METRICS], "rows")
         return epochs, is_cut
 
     def read_config(self):
@@ -99,7 +100,7 @@ class Run:
             config = json.loads(read_text(self.config_path, longest=1_000_000))
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
-        CONFIG.check(config)
+        check(config, CONFIG)
         return config
 
 
@@ -139,24 +140,42 @@ def resume_command(model_folder):
     return f"python train.py --resume {shlex.quote(str(model_folder))}"
 
 
-def record_in(folder, recipe):
+def has_record(folder, recipe):
     """Whether a folder contains the record of the run with this recipe. None if it contains no readable record."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return is_same_run(recipe, Run(folder, folder).read_config()["flags"])
-    except (OSError, ValueError):
-        return None
+    with contextlib.suppress(UserError, Invalid):  # train.py writes both
+        history = load_untrusted(folder / "history.pt")
+        check(history, {"config": CONFIG, TEXT: ANYTHING})
+        return is_same_run(recipe, history["config"]["flags"])
+    return None
 
 
 def check_record(folder, recipe):
     """Raise `UserError` if a folder contains the record of another run than the one with this recipe."""
-    if record_in(folder, recipe) is False:
+    if has_record(folder, recipe) is False:
         raise UserError(f"{folder} contains the record of another run; choose another --output_path")
 
 
+def check_may_train(folder, recipe):
+    """Raise `UserError` if training the run with this recipe would overwrite what is not its own in a folder."""
+    check_record(folder, recipe)
+    found = [name for name in (*TRAINING_FILES, *TRACKING_FOLDERS) if (folder / name).exists()]
+    if found and not has_record(folder, recipe):
+        raise UserError(
+            f"{folder} contains {found[0]}, but no readable config.json that shows that it belongs to this run; move it"
+            " away, or choose another --output_path"
+        )
+
+
 def is_same_run(recipe, flags):
-    """Whether a record's flags equal a network's recipe, except for those that a resume may change or that are new."""
-    compared = recipe.keys() & flags.keys() - {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}
-    return all(recipe[flag] == flags[flag] for flag in compared)
+    """Whether a record's flags equal a network's recipe, except for those that a resume may change or that are new.
+
+    A record that lacks most of the flags is not the run's.
+    """
+    own = recipe.keys() - {"overwrite", *LENGTH_FLAGS, *RUNTIME_FLAGS}
+    compared = own & flags.keys()
+    return 2 * len(compared) >= len(own) and all(recipe[flag] == flags[flag] for flag in compared)
 
 
 def last_trained_run(model_path="./model", output_path="./output"):

@@ -1,23 +1,31 @@
 """What the files of a run may contain: the type and the range of every entry, in one place.
 
-`CHECKPOINT` describes best.pt, last.pt and previous.pt, `CONFIG` config.json, `METRICS` metrics.csv, `LOGITS`
+`CHECKPOINT` describes best.pt, last.pt and previous.pt, `CONFIG` config.json, `METRICS` a line of metrics.csv, `LOGITS`
 test_logits.pt, and `FAITHFULNESS` faithfulness.pt. All of these files may come from strangers, so they are checked
 before anything uses them:
 
-    CHECKPOINT.check(value)     # raises Invalid: model_config.depth is not a whole number from 1 to 1,000
+    check(value, CHECKPOINT)     # raises Invalid: model_config.depth is not a whole number from 1 to 1,000
+
+Records live longer than code: entries that this version does not know are kept, except in what becomes the argument of
+a function. What describes an entry, its kind, is one of:
+
+    Kind                 a predicate, such as TEXT or whole(1)
+    (kind, None)         a value of this kind, or None
+    [kind], [kind] * 3   a list of any number of items, or of three
+    {"field": kind}      a dict with this entry; "field?" may be missing
+    {TEXT: kind}         a dict whose other keys are TEXT, and their values of this kind; without it, there are none
+    function             a function that returns the kind of a given dict
 """
 
 import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Set
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 from vit_cifar10.data.tables import DATASETS
-from vit_cifar10.runs.metrics_csv import COLUMNS, MAY_BE_NONE
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.networks import NETWORKS
 
@@ -29,297 +37,226 @@ class Invalid(ValueError):
         super().__init__(f"{name or 'it'} is not {expected}")
 
 
-# Kinds of entries. `check(value, name)` raises `Invalid` unless the value is of this kind; `name` is its place.
-
-
 @dataclasses.dataclass(frozen=True)
-class Number:
-    """A number from `low` to `high`; with `whole`, an integer. With `or_infinite`, it may also be infinity."""
+class Kind:
+    """Values for which `holds(value)` is true; `name` describes them in an error message."""
 
-    low: float = -sys.float_info.max
-    high: float = sys.float_info.max
-    whole: bool = False
-    or_infinite: bool = False
-
-    def check(self, value, name=""):
-        is_number = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
-        is_in_range = is_number and (self.low <= value <= self.high or (self.or_infinite and value == math.inf))
-        if not is_in_range:  # nan is in no range
-            bounds = "" if self.high == sys.float_info.max else f" from {self.low:,.15g} to {self.high:,.15g}"
-            raise Invalid(name, f"a {'whole' if self.whole else 'finite'} number{bounds}")
+    holds: Callable
+    name: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """Text of at most `longest` characters, printable unless `is_path`; with `choices`, one of them."""
-
-    longest: int = 255
-    choices: tuple = ()
-    is_path: bool = False
-
-    def check(self, value, name=""):
-        if not isinstance(value, str) or (self.choices and value not in self.choices):
-            raise Invalid(name, f"one of {', '.join(self.choices)}" if self.choices else "text")
-        is_safe = is_file_name(value) if self.is_path else value.isprintable()
-        if len(value) > self.longest or not is_safe:
-            raise Invalid(name, f"printable text of at most {self.longest} characters")
-
-
-def is_file_name(text):
-    """Whether the system accepts the characters of a path."""
-    try:
-        return b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-
-
-class Switch:
-    """True or False."""
-
-    def check(self, value, name=""):
-        if not isinstance(value, bool):
-            raise Invalid(name, "True or False")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor of finite numbers from `low` to `high`; with `shape`, of this shape."""
-
-    shape: tuple | None = None
-    low: float = -math.inf
-    high: float = math.inf
-
-    def check(self, value, name=""):
-        is_tensor = isinstance(value, torch.Tensor) and (self.shape is None or tuple(value.shape) == self.shape)
-        if not (is_tensor and bool(value.isfinite().all() & (value >= self.low).all() & (value <= self.high).all())):
-            raise Invalid(name, f"a tensor of finite numbers{f' of shape {self.shape}' if self.shape else ''}")
-
-
-@dataclasses.dataclass(frozen=True)
-class OrNone:
-    """None, or an entry of kind `item`."""
-
-    item: Any
-
-    def check(self, value, name=""):
+def check(value, kind, name=""):
+    """Raise `Invalid` unless a value is of this kind; `name` is its place."""
+    if isinstance(kind, tuple):
         if value is not None:
-            self.item.check(value, name)
+            check(value, kind[0], name)
+    elif isinstance(kind, Kind):
+        if not kind.holds(value):
+            raise Invalid(name, kind.name)
+    elif isinstance(kind, list):
+        check_list(value, kind, name)
+    elif not isinstance(value, dict):
+        raise Invalid(name, "a dict")
+    else:
+        check_dict(value, kind if isinstance(kind, dict) else kind(value), name)
 
 
-class Scalar:
-    """The value of a flag: None, a switch, a number or text."""
-
-    def check(self, value, name=""):
-        if value is not None and not isinstance(value, bool):
-            kind = Text(longest=5_000, is_path=True) if isinstance(value, str) else Number()
-            kind.check(value, name)
-
-
-class Plain:
-    """The value of a flag, or a dict of such values."""
-
-    def check(self, value, name=""):
-        (DictOf(Scalar()) if isinstance(value, dict) else Scalar()).check(value, name)
+def check_list(value, kinds, name):
+    longest = len(kinds) if len(kinds) > 1 else limits.LARGEST_SIZE
+    if not isinstance(value, list) or len(value) > longest or (len(kinds) > 1 and len(value) < longest):
+        raise Invalid(name, f"a list of {'' if len(kinds) > 1 else 'at most '}{longest:,} items")
+    for place, item in enumerate(value):
+        check(item, kinds[0], f"{name}[{place}]")
 
 
-class Unused:
-    """Anything, because nothing uses it."""
-
-    def check(self, value, name=""):
-        pass
-
-
-@dataclasses.dataclass(frozen=True)
-class ListOf:
-    """A list of `shortest` to `longest` items of one kind."""
-
-    item: Any
-    shortest: int = 0
-    longest: int = limits.LARGEST_SIZE
-
-    def check(self, value, name=""):
-        if not isinstance(value, list) or not self.shortest <= len(value) <= self.longest:
-            length = f"{self.shortest:,} to " if self.shortest < self.longest else ""
-            raise Invalid(name, f"a list of {length}{self.longest:,} items")
-        for place, item in enumerate(value):
-            self.item.check(item, f"{name}[{place}]")
+def check_dict(value, kinds, name):
+    dot, fields = f"{name}." if name else "", set()
+    for field in filter(is_text, kinds):
+        key = field.removesuffix("?")
+        fields.add(key)
+        if key in value:
+            check(value[key], kinds[field], f"{dot}{key}")
+        elif key == field:
+            raise Invalid(f"{dot}{key}", "in the file")
+    others = next((kind for kind in kinds if isinstance(kind, Kind)), None)
+    for key in value.keys() - fields:
+        check(key, others or TEXT, f"a key of {name or 'the file'}")
+        if others is None:
+            raise Invalid(f"{dot}{key}", "an entry of this version")
+        check(value[key], kinds[others], f"{dot}{key}")
 
 
-@dataclasses.dataclass(frozen=True)
-class DictOf:
-    """A dict whose keys are of kind `key` and whose values are of kind `item`."""
-
-    item: Any
-    key: Any = Text()
-
-    def check(self, value, name=""):
-        if not isinstance(value, dict):
-            raise Invalid(name, "a dict")
-        for key, item in value.items():
-            self.key.check(key, f"a key of {name}")
-            self.item.check(item, f"{name}.{key}")
+# Predicates
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A dict with an entry for each of `fields`, {name: kind}. Those in `optional` may be missing.
+def number(low=-sys.float_info.max, high=sys.float_info.max, types=int | float):
+    """A number from `low` to `high`."""
 
-    Other entries must be of kind `others`; if it is None, there must be none.
-    """
+    def holds(value):
+        return isinstance(value, types) and not isinstance(value, bool) and low <= value <= high  # nan is in no range
 
-    fields: dict
-    optional: Set = frozenset()
-    others: Any = None
-
-    @property
-    def required(self):
-        return self.fields.keys() - self.optional
-
-    def check(self, value, name=""):
-        if not isinstance(value, dict):
-            raise Invalid(name, "a dict")
-        dot = f"{name}." if name else ""
-        for field, kind in self.fields.items():
-            if field in value:
-                kind.check(value[field], f"{dot}{field}")
-            elif field not in self.optional:
-                raise Invalid(f"{dot}{field}", "in the file")
-        for key in value.keys() - self.fields.keys():
-            Text().check(key, f"a key of {name or 'the file'}")
-            if self.others is None:
-                raise Invalid(f"{dot}{key}", "an entry of this version")
-            self.others.check(value[key], f"{dot}{key}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A dict of one of several kinds; `choose` returns the kind for a given dict."""
-
-    choose: Callable
-
-    def check(self, value, name=""):
-        if not isinstance(value, dict):
-            raise Invalid(name, "a dict")
-        self.choose(value).check(value, name)
+    bounds = "" if high == sys.float_info.max else f" from {low:,.15g} to {high:,.15g}"
+    return Kind(holds, f"a {'whole' if types is int else 'finite'} number{bounds}")
 
 
 def whole(low, high=limits.LARGEST_COUNT):
     """A whole number from `low` to `high`."""
-    return Number(low, high, whole=True)
+    return number(low, high, int)
 
+
+def one_of(choices):
+    """One of several texts."""
+    return Kind(lambda value: is_text(value) and value in choices, f"one of {', '.join(choices)}")
+
+
+def text(longest):
+    """Printable text of at most `longest` characters."""
+    holds = lambda value: is_text(value) and len(value) <= longest and value.isprintable()  # noqa: E731
+    return Kind(holds, f"printable text of at most {longest} characters")
+
+
+def tensor(low=-math.inf, high=math.inf, shape=None):
+    """A tensor of finite numbers from `low` to `high`; with `shape`, of this shape."""
+
+    def holds(value):
+        is_tensor = isinstance(value, torch.Tensor) and (shape is None or tuple(value.shape) == shape)
+        return is_tensor and bool(value.isfinite().all() & (value >= low).all() & (value <= high).all())
+
+    return Kind(holds, f"a tensor of finite numbers{f' of shape {shape}' if shape else ''}")
+
+
+def is_text(value):
+    return isinstance(value, str)
+
+
+def is_path(value):
+    """Whether a value is text that the system accepts as a path."""
+    try:
+        return is_text(value) and len(value) <= limits.LONGEST_PATH and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+def is_plain(value, depth=5):
+    """Whether a value is None, a switch, a number or text, or consists of such values, nested at most `depth` deep."""
+    if isinstance(value, dict):
+        return depth > 0 and all(TEXT.holds(key) and is_plain(item, depth - 1) for key, item in value.items())
+    if isinstance(value, list):
+        return depth > 0 and all(is_plain(item, depth - 1) for item in value)
+    return value is None or isinstance(value, bool) or is_path(value) or NUMBER.holds(value)
+
+
+NUMBER, NON_NEGATIVE, FRACTION = number(), number(0, 1e30), number(0, 1)
+SIZE = whole(1, limits.LARGEST_SIZE)
+TEXT, HASH = text(255), text(64)
+SWITCH = Kind(lambda value: isinstance(value, bool), "True or False")
+PATH = Kind(is_path, f"a path of at most {limits.LONGEST_PATH} characters")
+PLAIN = Kind(is_plain, "made of plain values")
+ANYTHING = Kind(lambda value: True, "anything")  # nothing uses it
 
 # The files
 
-SIZE, NON_NEGATIVE, FRACTION = whole(1, limits.LARGEST_SIZE), Number(0, 1e30), Number(0, 1)
-HASH = Text(longest=64)
-WEIGHTS = DictOf(Tensor())
+COLORS = [number(-1e6, 1e6)] * 3
+WEIGHTS = {TEXT: tensor()}
 
 
 def kind_of(kind):
     """The kind of an entry of model_config, from the kind in the table of networks."""
     if isinstance(kind, tuple):
-        return Text(choices=kind)
-    return Switch() if kind is bool else Number(*kind.range, whole=kind.is_whole)
+        return one_of(kind)
+    return SWITCH if kind is bool else number(*kind.range, int if kind.is_whole else int | float)
 
 
-def network_record(network):
-    """The kind of a network's model_config, from its entry in the table of networks."""
+def model_config(network):
+    """The kind of the argument of `build_model`, from a network's entry in the table of networks."""
     own = {size.argument: size.kind for size in network.sizes} | network.other_arguments
-    fields = {
-        "model": Text(choices=tuple(NETWORKS)),
-        "in_chans": whole(3, 3),
-        "num_classes": SIZE,
-        **{argument: kind_of(kind) for argument, kind in own.items()},
-    }
-    return Record(fields, optional=fields.keys() - {"model", "img_size", "num_classes"})
+    kinds = {f"{argument}?": kind_of(kind) for argument, kind in own.items()}
+    kinds["img_size"] = kinds.pop("img_size?")
+    return {"model": one_of(tuple(NETWORKS)), "in_chans?": whole(3, 3), "num_classes": SIZE, **kinds}
 
 
-MODEL_CONFIG = Choice(lambda config: network_record(NETWORKS.get(str(config.get("model")), NETWORKS["vit"])))
+MODEL_CONFIGS = {name: model_config(network) for name, network in NETWORKS.items()}
+MODEL_CONFIG = lambda config: MODEL_CONFIGS.get(str(config.get("model")), MODEL_CONFIGS["vit"])  # noqa: E731
 
-
-def metrics_kind(column):
-    """The kind of a column of metrics.csv."""
-    kind = FRACTION if column.endswith("accuracy") else Number(-1, 1e30) if column.endswith("loss") else NON_NEGATIVE
-    return OrNone(kind) if column in MAY_BE_NONE else kind
-
-
-ROW = Record({"epoch": whole(1, limits.LARGEST_EPOCHS), **{column: metrics_kind(column) for column in COLUMNS[1:]}})
-METRICS = ListOf(Record(ROW.fields, optional=set(COLUMNS[1:])), longest=limits.LARGEST_EPOCHS)
-EPOCH_METRICS = Choice(lambda metrics: ROW if metrics else Record({}))  # before the first epoch, there are none
+LOSS = number(-1, 1e30)
+METRICS = {
+    "epoch": whole(1, limits.LARGEST_EPOCHS),
+    **{
+        f"{split}_{quantity}?": (kind, None)
+        for split in ("train", "val", "test")
+        for quantity, kind in (("loss", LOSS), ("accuracy", FRACTION))
+    },
+    **dict.fromkeys(("learning_rate?", "images_per_second?", "train_seconds?", "seconds?"), (NON_NEGATIVE, None)),
+    TEXT: (NUMBER, None),
+}
 
 FLAGS = {
-    "epochs": whole(1, limits.LARGEST_EPOCHS),
-    "batch_size": whole(1),
-    "seed": whole(0, limits.LARGEST_SEED),
-    "warmup_epochs": OrNone(NON_NEGATIVE),
-    "num_train_images": OrNone(whole(1)),
-    "num_test_images": OrNone(whole(1)),
-    "data_path": Text(longest=5_000, is_path=True),
+    "epochs?": whole(1, limits.LARGEST_EPOCHS),
+    "batch_size?": whole(1),
+    "seed?": whole(0, limits.LARGEST_SEED),
+    "warmup_epochs?": (NON_NEGATIVE, None),
+    "num_train_images?": (whole(1), None),
+    "num_test_images?": (whole(1), None),
+    "data_path?": PATH,
+    TEXT: PLAIN,
 }
-RECIPE = Record(FLAGS, optional=FLAGS.keys(), others=Scalar())
-RECORDED_FLAGS = Record(FLAGS, optional=FLAGS.keys() - {"epochs"}, others=Scalar())
-CONFIG = Record(
-    {"flags": RECORDED_FLAGS, "train_images": whole(1), "started": Text()}, optional={"started"}, others=Plain()
-)
+RECORDED_FLAGS = {**FLAGS, "epochs": FLAGS["epochs?"]}
+CONFIG = {"flags": RECORDED_FLAGS, "train_images": whole(1), "started?": TEXT, TEXT: PLAIN}
 
-OPTIMIZER = Record({"state": DictOf(DictOf(Tensor()), key=whole(0)), "param_groups": Unused()})
-OPTIMIZERS = Record({"together": ListOf(OPTIMIZER, shortest=2, longest=2)})
-SCALER = Record(
-    {
-        "scale": Number(1e-30, 1e30),
-        "growth_factor": Number(1, 100),
-        "backoff_factor": FRACTION,
-        "growth_interval": whole(1),
-        "_growth_tracker": whole(0),
-    }
-)
-TRAINING = Record(
-    {
-        "step": whole(0, limits.LARGEST_STEP),
-        "sums": Tensor(shape=(2,)),
-        "seconds": ListOf(NON_NEGATIVE, shortest=2, longest=2),
-        "timed_steps": whole(0, limits.LARGEST_STEP),
-        "model": OrNone(WEIGHTS),
-        "optimizer": Choice(lambda state: OPTIMIZERS if "together" in state else OPTIMIZER),
-        "schedule": Record({"scale": FRACTION, "best_loss": Number(or_infinite=True), "bad_epochs": whole(0)}),
-        "scaler": Choice(lambda state: SCALER if state else Record({})),  # only fp16 has one
-        "average": OrNone(Record({"module": WEIGHTS, "updates": whole(0, limits.LARGEST_STEP)})),
-        "data": HASH,
-        "rows": ListOf(ROW, longest=limits.LARGEST_EPOCHS),
-        "best": OrNone(ROW),  # may be later than `rows`: best.pt may be newer than last.pt
-    }
-)
-CHECKPOINT = Record(
-    {
-        "format": whole(1, 1),
-        "model_config": MODEL_CONFIG,
-        "weights": WEIGHTS,
-        "classes": ListOf(Text(), shortest=1),
-        "mean": ListOf(Number(-1e6, 1e6), shortest=3, longest=3),
-        "std": ListOf(Number(1e-6, 1e6), shortest=3, longest=3),
-        "dataset": Text(choices=DATASETS),
-        "epoch": whole(0, limits.LARGEST_EPOCHS),
-        "metrics": EPOCH_METRICS,
-        "recipe": RECIPE,
-        "init": Record({"name": Text(), "sha256": HASH}),
-        "teacher": Record({"name": Text(), "sha256": HASH, "flops": Number(0, 1e30)}),
-        "training": TRAINING,
-    },
-    optional={"init", "teacher", "training"},
-)
-LOGITS = Record({"logits": Tensor(), "labels": Tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH})
-PROBABILITIES, CORRELATIONS = Tensor(low=-1e-3, high=1 + 1e-3), Tensor(low=-1 - 1e-3, high=1 + 1e-3)  # with rounding
-FAITHFULNESS = Record(
-    {
-        "protocol": Number(whole=True),
-        "checkpoint_sha256": HASH,
-        "test_sha256": HASH,
-        "methods": ListOf(Text()),
-        "samples": OrNone(Number(low=1, high=limits.LARGEST_SAMPLES, whole=True)),
-        "curves": PROBABILITIES,
-        "runner_up": PROBABILITIES,
-        "randomized": CORRELATIONS,
-        "agreement": CORRELATIONS,
-        "seconds": Tensor(low=0),
-    }
-)
+OPTIMIZER = {"state": {whole(0): {TEXT: tensor()}}, TEXT: ANYTHING}
+OPTIMIZERS = {"together": [OPTIMIZER] * 2}
+SCALER = {
+    "scale": number(1e-30, 1e30),
+    "growth_factor": number(1, 100),
+    "backoff_factor": FRACTION,
+    "growth_interval": whole(1),
+    "_growth_tracker": whole(0),
+}
+STEP = whole(0, limits.LARGEST_STEP)
+LOWEST_LOSS = Kind(lambda value: NUMBER.holds(value) or value == math.inf, "a finite number or infinity")
+TRAINING = {
+    "step": STEP,
+    "sums": tensor(shape=(2,)),
+    "seconds": [NON_NEGATIVE] * 2,
+    "timed_steps": STEP,
+    "model": (WEIGHTS, None),
+    "optimizer": lambda state: OPTIMIZERS if "together" in state else OPTIMIZER,
+    "schedule": {"scale": FRACTION, "best_loss": LOWEST_LOSS, "bad_epochs": whole(0), TEXT: ANYTHING},
+    "scaler": lambda state: SCALER if state else {},  # only fp16 has one
+    "average": ({"module": WEIGHTS, "updates": STEP, TEXT: ANYTHING}, None),
+    "data": HASH,
+    "rows": [METRICS],
+    "best": (METRICS, None),  # may be later than `rows`: best.pt may be newer than last.pt
+    TEXT: ANYTHING,
+}
+CHECKPOINT = {
+    "format": whole(1, 1),
+    "model_config": MODEL_CONFIG,
+    "weights": WEIGHTS,
+    "classes": [TEXT],
+    "mean": COLORS,
+    "std": [number(1e-6, 1e6)] * 3,
+    "dataset": one_of(DATASETS),
+    "epoch": whole(0, limits.LARGEST_EPOCHS),
+    "metrics": lambda metrics: METRICS if metrics else {},  # before the first epoch, there are none
+    "recipe": FLAGS,
+    "init?": {"name": TEXT, "sha256": HASH, TEXT: PLAIN},
+    "teacher?": {"name": TEXT, "sha256": HASH, "flops": NON_NEGATIVE, TEXT: PLAIN},
+    "training?": TRAINING,
+    TEXT: ANYTHING,
+}
+LOGITS = {"logits": tensor(), "labels": tensor(), "checkpoint_sha256": HASH, "test_sha256": HASH, TEXT: ANYTHING}
+PROBABILITIES, CORRELATIONS = tensor(-1e-3, 1 + 1e-3), tensor(-1 - 1e-3, 1 + 1e-3)  # with rounding
+FAITHFULNESS = {
+    "protocol": NUMBER,
+    "checkpoint_sha256": HASH,
+    "test_sha256": HASH,
+    "methods": [TEXT],
+    "samples": (whole(1, limits.LARGEST_SAMPLES), None),
+    "curves": PROBABILITIES,
+    "runner_up": PROBABILITIES,
+    "randomized": CORRELATIONS,
+    "agreement": CORRELATIONS,
+    "seconds": tensor(0),
+    TEXT: ANYTHING,
+}

@@ -43,7 +43,6 @@ def init_flags(parser, args, argv):
         UserError: there is no such run, it cannot be read, or the typed flags describe a network of another shape.
     """
     run = find_run(args.init, args.model_path, args.output_path)
-    sha256 = checkpoint.hash_file(run.checkpoint_path)
     network = checkpoint.load_network(run.checkpoint_path, torch.device("cpu"))
     saved = network.saved
     own = network_flags(saved["model_config"])
@@ -56,7 +55,7 @@ def init_flags(parser, args, argv):
                 f" --{flag} {value}; leave out the flag"
             )
     args.init = network.name
-    record = {"name": network.name, "sha256": sha256}
+    record = {"name": network.name, "sha256": network.sha256}
     return args, SourceRun(record, saved["model_config"], saved["mean"], saved["std"], network)
 
 

@@ -1,7 +1,8 @@
-"""Reading files of tensors that may come from strangers: only tensors and plain values are accepted.
+"""Read files of tensors that may come from strangers: only tensors and plain values are accepted.
 
-Nothing in a file is executed, no tensor is larger than its data in the file, and no two tensors share memory.
-runs/schema.py checks the values.
+Nothing in a file is executed, no tensor is larger than its data in the file, and no two tensors share memory. What is
+returned is plain: values of Python's own types, nested a few levels deep, and tensors that are detached, dense and
+contiguous. runs/schema.py checks the values.
 """
 
 import os
@@ -13,18 +14,27 @@ import torch
 
 from vit_cifar10.utils.errors import UserError
 
-# The only functions that a file may call: those that PyTorch needs to rebuild tensors.
-GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
-GLOBALS |= {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
-CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4")  # pickle opcodes
+REBUILD, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"  # what a file may call
+GLOBALS = {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
+GLOBALS |= {REBUILD, ORDERED_DICT}
+VALUES = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
+VALUES |= {"SHORT_BINSTRING"}  # opcodes of the pickle format, as are the others
 LARGEST_PICKLE = 30_000_000  # bytes without the tensors; a run of 1,000 epochs needs 200,000
 LARGEST_DIRECTORY = 10_000_000  # bytes of the archive's list of entries; a tensor needs about 70
+LARGEST_TUPLE = 100  # values in nested tuples; what describes a tensor needs about 10
 MOST_TENSORS = 100_000
 MOST_OPERATIONS = 1_600_000  # pickle operations; this bounds time and memory. A run of 1,000 epochs needs 30,000
+DEEPEST = 20  # levels of nested values; a run has 6
+MORE = "it contains more values than any run"
+UNUSUAL = "it is packed in a way that this project does not write"
 
 
-def load_untrusted(path):
-    """Read a file that `save_tensors` has written, onto the CPU.
+class Refused(Exception):
+    """A file is refused; the message is why."""
+
+
+def load_untrusted(path, digest=None):
+    """Read a file that `save_tensors` has written, onto the CPU. `digest`, from hashlib, is updated with its bytes.
 
     Raises:
         UserError: the file is damaged, or contains anything but tensors and plain values.
@@ -32,45 +42,52 @@ def load_untrusted(path):
     if not path.is_file():  # reading from a pipe could wait forever
         raise UserError(f"{path} is not a file")
     try:
-        with open(path, "rb") as file:  # opened once: the file that is checked is the one that is loaded
-            check_archive(path, file)
+        with open(path, "rb") as file:  # opened once: the file that is checked and hashed is the one that is loaded
+            check_archive(file)
+            if digest:
+                file.seek(0)
+                while block := file.read(2**20):
+                    digest.update(block)
             file.seek(0)
-            value = torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+            return PlainCopier().copy(torch.load(file, map_location="cpu", weights_only=True))
+    except Refused as error:
+        raise UserError(f"{path} is refused: {error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is damaged, or contains more than weights and plain values") from error
     except Exception as error:  # a damaged file fails in many ways
         raise UserError(f"{path} cannot be read as a checkpoint; it is damaged or another kind of file") from error
-    check_tensors(path, value)
-    return value
 
 
-def check_archive(path, file):
-    """Raise `UserError` unless an open file is a complete archive as PyTorch writes it, uncompressed."""
+def check_archive(file):
+    """Raise `Refused` unless an open file is a complete archive as PyTorch writes it, uncompressed."""
     size = file.seek(0, os.SEEK_END)
     file.seek(-min(22, size), os.SEEK_END)
     end = file.read()
     if end.startswith(b"PK\5\6") and int.from_bytes(end[12:16], "little") > LARGEST_DIRECTORY:
-        raise UserError(f"{path} is refused: it contains more entries than any run")
+        raise Refused("it contains more entries than any run")
     with zipfile.ZipFile(file) as archive:
         if not is_plain_archive(archive, file, size):
-            raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
+            raise Refused(UNUSUAL)
         damaged = archive.testzip()
         if damaged:
-            raise UserError(f"{path} cannot be read as a checkpoint; it is damaged (checksum of {damaged})")
-        check_pickle(path, archive)
+            raise zipfile.BadZipFile(damaged)
+        pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
+            raise Refused(UNUSUAL)
+        check_pickle(archive.read(pickles[0]))
 
 
 def is_plain_archive(archive, file, size):
     """Whether all readers see the same entries in an archive, and unpacking does not make it larger than `size`."""
     entries = archive.infolist()
     names = [entry.filename.lower() for entry in entries]  # PyTorch ignores case
+    file.seek(0)
+    is_first = file.read(4) == b"PK\3\4"  # else PyTorch would read the file as an older format, without these checks
     file.seek(archive.start_dir)
     has_one_directory = is_found_by_all_readers(archive.start_dir, file.read())
     is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     is_no_larger = sum(entry.file_size for entry in entries) <= size
-    return has_one_directory and is_stored and is_no_larger and len(set(names)) == len(names)
+    return is_first and has_one_directory and is_stored and is_no_larger and len(set(names)) == len(names)
 
 
 def is_found_by_all_readers(start, directory):
@@ -87,40 +104,159 @@ def is_found_by_all_readers(start, directory):
     return is_end and is_located and int.from_bytes(end64[48:56], "little") == start
 
 
-def check_pickle(path, archive):
-    """Raise `UserError` if the archive's pickle is too large, or calls anything but what rebuilds tensors.
+def check_pickle(data):
+    """Raise `Refused` unless a pickle only rebuilds tensors and plain values, with little time and memory.
 
-    PyTorch's `weights_only` does not execute code either, but it allows calls that allocate unlimited memory.
+    PyTorch's `weights_only` does not execute code either. But it allows calls that allocate unlimited memory, and a key
+    of a dict may be a tuple that is nested without limit, which crashes Python or keeps it busy forever.
     """
-    pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
-    if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
-        raise UserError(f"{path} is refused: it is packed in a way that this project does not write")
-    tensors = 0
-    for count, (operation, argument, _) in enumerate(pickletools.genops(archive.read(pickles[0]))):
-        is_allowed = operation.name not in CALLS or (operation.name == "GLOBAL" and argument in GLOBALS)
-        if not is_allowed:
-            raise UserError(f"{path} is refused: it contains {argument or operation.name}, not only weights and values")
-        tensors += operation.name == "BINPERSID"
-        if count > MOST_OPERATIONS or tensors > MOST_TENSORS:
-            raise UserError(f"{path} is refused: it contains more values than any run")
+    machine = Machine()
+    for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        follow = getattr(machine, operation.name, None)
+        if count > MOST_OPERATIONS:
+            raise Refused(MORE)
+        if operation.name in VALUES:
+            machine.stack.append(("value", 1))
+        elif follow:
+            follow(argument)
+        elif operation.name not in ("PROTO", "STOP"):
+            raise Refused(f"it contains {argument or operation.name}, not only weights and values")
 
 
-def check_tensors(path, value):
-    """Raise `UserError` unless each tensor in nested lists, tuples and dicts is plain and has memory of its own.
+class Machine:
+    """Follows the operations of a pickle without doing them, with one method for each operation that is allowed.
 
-    Otherwise a small file could need a lot of memory, and PyTorch's fused kernels could write out of bounds.
+    The stack holds (kind, size) of every value, where `size` is the number of entries of a dict or list, and the number
+    of values in nested tuples. A pair that changes is a list, which the memo shares.
     """
-    visited, storages, places = set(), set(), [value]
-    while places:
-        place = places.pop()
-        if isinstance(place, torch.Tensor):
-            address = place.untyped_storage().data_ptr()
-            if not is_plain_tensor(place) or address in storages:
-                raise UserError(f"{path} is refused: its tensors are stored in a way that this project does not write")
-            storages |= {address} if place.numel() else set()
-        elif isinstance(place, dict | list | tuple) and id(place) not in visited:  # a list may even contain itself
-            visited.add(id(place))
-            places += place.values() if isinstance(place, dict) else place
+
+    def __init__(self):
+        self.stack, self.marks, self.memo, self.tensors = [], [], {}, 0
+
+    def pop_last(self, start):
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def push_tuple(self, items):
+        self.stack.append(("tuple", 1 + sum(size if kind == "tuple" else 1 for kind, size in items)))
+        if self.stack[-1][1] > LARGEST_TUPLE:
+            raise Refused(MORE)
+
+    def extend(self, start):
+        items = self.pop_last(start)
+        self.stack[-1][1] += len(items)
+
+    def BINPUT(self, place):
+        self.memo[place] = self.stack[-1]
+
+    def BINGET(self, place):
+        self.stack.append(self.memo[place])
+
+    LONG_BINPUT, LONG_BINGET = BINPUT, BINGET
+
+    def MARK(self, _):
+        self.marks.append(len(self.stack))
+
+    def EMPTY_DICT(self, _):
+        self.stack.append(["dict", 0])
+
+    def EMPTY_LIST(self, _):
+        self.stack.append(["list", 0])
+
+    def EMPTY_TUPLE(self, _):
+        self.push_tuple([])
+
+    def TUPLE1(self, _):
+        self.push_tuple(self.pop_last(-1))
+
+    def TUPLE2(self, _):
+        self.push_tuple(self.pop_last(-2))
+
+    def TUPLE3(self, _):
+        self.push_tuple(self.pop_last(-3))
+
+    def TUPLE(self, _):
+        self.push_tuple(self.pop_last(self.marks.pop()))
+
+    def APPEND(self, _):
+        self.extend(-1)
+
+    def SETITEM(self, _):
+        self.extend(-2)
+
+    def APPENDS(self, _):
+        self.extend(self.marks.pop())
+
+    SETITEMS = APPENDS
+
+    def BINPERSID(self, _):
+        self.stack[-1] = ("storage", 1)
+        self.tensors += 1
+        if self.tensors > MOST_TENSORS:
+            raise Refused(MORE)
+
+    def GLOBAL(self, name):
+        if name not in GLOBALS:
+            raise Refused(f"it contains {name}, not only weights and values")
+        self.stack.append((name, 1))
+
+    def REDUCE(self, _):
+        (function, _), arguments = self.pop_last(-2)
+        if function != REBUILD and (function, *arguments) != (ORDERED_DICT, "tuple", 1):
+            raise Refused(f"it calls {function} in a way that weights do not need")
+        self.stack.append(["ordered dict", 0] if function == ORDERED_DICT else ("tensor", 1))
+
+    def BUILD(self, _):
+        """Accept the notes that PyTorch adds to a state dict. On a tensor, it could allocate memory."""
+        (target, _), (kind, size) = self.stack[-2], self.stack.pop()
+        if (target, kind) != ("ordered dict", "dict") or size > LARGEST_TUPLE:
+            raise Refused(f"it changes a {target}, which weights do not need")
+
+
+class PlainCopier:
+    """Copies what PyTorch has loaded; here end all properties that only a forged file can give to values and tensors.
+
+    Values that a file contains once and refers to often are copied as often, within a bound.
+    """
+
+    def __init__(self):
+        self.count, self.storages = 0, set()
+
+    def copy(self, value, depth=0):
+        """A copy of nested tensors and plain values. Raises `Refused` if it contains anything else, or too much."""
+        self.count += 1
+        if self.count > MOST_OPERATIONS:
+            raise Refused(MORE)
+        if depth > DEEPEST:
+            raise Refused("its values are nested more deeply than in any run")
+        if isinstance(value, torch.Tensor):
+            return self.copy_tensor(value)
+        if isinstance(value, dict):
+            items = dict.items(value)  # an OrderedDict may have an attribute `items`
+            return {self.copy_key(key): self.copy(item, depth + 1) for key, item in items}
+        if isinstance(value, list | tuple):
+            return type(value)([self.copy(item, depth + 1) for item in value])
+        if value is not None and type(value) not in (bool, int, float, str):
+            raise Refused("it contains more than weights and plain values")
+        return value
+
+    def copy_key(self, key):
+        if type(key) not in (int, str):
+            raise Refused("it contains more than weights and plain values")
+        return key
+
+    def copy_tensor(self, tensor):
+        """A detached, dense, contiguous tensor of its own, without data if it is so already.
+
+        It must fill its storage. Otherwise a small file could need a lot of memory.
+        """
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr() if tensor.numel() else id(tensor)
+        if not is_plain_tensor(tensor) or address in self.storages:
+            raise Refused("its tensors are stored in a way that this project does not write")
+        self.storages.add(address)
+        return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
 def is_plain_tensor(tensor):

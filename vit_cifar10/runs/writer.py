@@ -213,7 +213,7 @@ class RunWriter(Run):
                 print(one_line(f"warning: {error}; {replacement} replaces it"), file=sys.stderr)
             else:
                 found = [metrics for metrics in (self.best, kept["metrics"]) if metrics and is_evaluated(metrics)]
-                self.best = max(found, key=lambda metrics: metrics["val_accuracy"] or 0, default=None)
+                self.best = max(found, key=lambda metrics: metrics.get("val_accuracy") or 0, default=None)
         write_metrics(self.metrics_path, self.epochs)
 
     def finish(self, trainer):
@@ -233,7 +233,7 @@ class RunWriter(Run):
         if is_first and not is_replacing:
             write_metrics(self.metrics_path, self.epochs)
         elif not is_first:
-            append_metrics(self.metrics_path, metrics)
+            append_metrics(self.metrics_path, self.epochs)
         if self._is_best(metrics):
             self.best, self.best_state = metrics, trainer.inference_state(metrics)
         self.tracker.log(metrics)
@@ -246,8 +246,8 @@ class RunWriter(Run):
         """Whether an epoch is better than the best one so far; without validation images, every evaluated one is."""
         if not is_evaluated(metrics):
             return False
-        accuracy = metrics["val_accuracy"]
-        return accuracy is None or self.best is None or accuracy > self.best["val_accuracy"]
+        accuracy = metrics.get("val_accuracy")
+        return accuracy is None or self.best is None or accuracy > (self.best.get("val_accuracy") or 0)
 
     def is_save_due(self):
         """Whether the last save is so old that the next one should not wait for the end of the epoch."""

@@ -92,10 +92,9 @@ def load_teacher(args, record=None):
     if args.teacher is None:
         return None
     path = find_run(args.teacher, args.model_path, args.output_path).checkpoint_path
-    sha256 = checkpoint.hash_file(path)
-    if record and record["sha256"] != sha256:
-        raise UserError(f"{path} is not the teacher that this run started with; it cannot be resumed with another one")
     network = checkpoint.load_network(path, torch.device("cpu"))
+    if record and record["sha256"] != network.sha256:
+        raise UserError(f"{path} is not the teacher that this run started with; it cannot be resumed with another one")
     if network.image_size != args.image_size:
         raise UserError(
             f"--teacher {network.name} takes images of {network.image_size} pixels, and --image_size is"
@@ -104,7 +103,7 @@ def load_teacher(args, record=None):
     flops = count_flops(network.saved["model_config"])
     return Teacher(
         network,
-        {"name": network.name, "sha256": sha256, "flops": flops},
+        {"name": network.name, "sha256": network.sha256, "flops": flops},
         args.teacher_weight,
         args.teacher_temperature,
         args.teacher_hard,

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from vit_cifar10 import end_on_ctrl_c
@@ -23,8 +24,9 @@ def command(main):
     """Decorate a script's `main(argv)` so that it reports errors as a user expects.
 
     A `UserError`, or a file that the system refuses to open or write, prints one line to standard error and exits
-    with status 2. Ctrl-C exits with 130, and a closed pipe (`| head`) with 141. Any other exception is a bug and
-    keeps its traceback. The line begins with the name of the file that defines `main`.
+    with status 2. Ctrl-C exits with 130, a closed pipe (`| head`) with 141, and a signal that ends the process with 128
+    + its number, after the command has removed what is half-written. Any other exception is a bug and keeps its
+    traceback. The line begins with the name of the file that defines `main`.
     """
 
     @functools.wraps(main)
@@ -35,7 +37,8 @@ def command(main):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # names may not fit the terminal's encoding
         try:
-            result = main(argv)
+            with exit_on_signals():
+                result = main(argv)
             sys.stdout.flush()  # here, errors are still reported
             return result
         except BrokenPipeError:
@@ -55,6 +58,25 @@ def command(main):
             sys.exit(130)
 
     return run
+
+
+@contextlib.contextmanager
+def exit_on_signals():
+    """Raise `SystemExit` when a scheduler or a closed terminal ends the process, so that it cleans up."""
+
+    def stop(number, _):
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()  # Python handles signals only there
+    numbers = [number for number in numbers if is_main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def check_flags_first(parse):

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and folders that one process holds at a time."""
+"""Files and folders that are written atomically, and folders that one process holds at a time."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ def atomic_write(path, previous=None):
         UserError: the file cannot be written. The old file is kept and nothing else is left behind.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}.partial{path.suffix}")  # writers look at the suffix
+    partial, created = partial_path(path), [parent for parent in path.parents if not parent.exists()]
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +45,42 @@ def atomic_write(path, previous=None):
             _sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+            remove_empty(created)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Yield a temporary folder to fill; it becomes `path` once it is complete, or its files move there if that exists.
+
+    Raises:
+        UserError: the folder cannot be written. Nothing is left behind, also if the process is told to stop.
+    """
+    path = Path(path)
+    partial, created = partial_path(path), []
+    try:
+        try:
+            created += make_folder(path.parent)
+            remove_abandoned(path)
+            partial.mkdir()
+            yield partial
+            if path.exists():
+                for file in partial.iterdir():
+                    os.replace(file, path / file.name)
+            else:
+                os.rename(partial, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            remove_empty(created)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); choose a folder you may write to") from error
+
+
+def partial_path(path):
+    """The temporary path at which this process writes what will be `path`. Writers look at the suffix."""
+    return path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}.partial{path.suffix}")
 
 
 def remove_abandoned(path):
@@ -56,7 +90,8 @@ def remove_abandoned(path):
         matches = list(filter(None, map(pattern.fullmatch, os.listdir(path.parent))))
         for match in matches:
             if int(match[1]) == os.getpid() or not is_running(int(match[1])):
-                path.with_name(match[0]).unlink(missing_ok=True)
+                abandoned = path.with_name(match[0])
+                shutil.rmtree(abandoned) if abandoned.is_dir() else abandoned.unlink(missing_ok=True)
 
 
 def is_running(process):
@@ -166,8 +201,10 @@ def make_folder(path, new=False):
                 raise
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
+    except BaseException as error:  # also a signal
         remove_empty(created)
+        if not isinstance(error, OSError):
+            raise
         if isinstance(error, FileExistsError):
             advice = "already exists; choose another --run_name" if new else "is a file; choose a folder"
             raise UserError(f"{path} {advice}") from error
