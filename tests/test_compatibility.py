@@ -106,7 +106,7 @@ def check_run(folder, grad_norms):
     assert training["best"] == training["rows"][saved["epoch"] - 1]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_new_column_is_trained_tested_and_compared_after_a_change_of_one_place(add_column, tmp_path):
     add_column()
     train.main(training_flags(tmp_path, TINY))
@@ -115,7 +115,7 @@ def test_a_new_column_is_trained_tested_and_compared_after_a_change_of_one_place
     assert header.split(",")[6:8] == ["gpu_memory_gb", "grad_norm"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("is_later", [False, True], ids=["a run without the column", "a run with the column"])
 def test_a_run_is_resumed_by_a_version_with_other_columns(is_later, add_column, tmp_path):
     add_column(is_later)
@@ -129,7 +129,7 @@ def test_a_run_is_resumed_by_a_version_with_other_columns(is_later, add_column, 
     check_run(tmp_path, [1.5, None, None, None] if is_later else [None, 2.5, 3.5, 4.5])
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_without_a_column_of_today_is_resumed_tested_and_compared(tmp_path):
     """As an earlier version may have written it."""
     with exits_with(143), signals_in_step(3, signal.SIGTERM):
@@ -152,7 +152,7 @@ def test_a_run_without_a_column_of_today_is_resumed_tested_and_compared(tmp_path
     check_run(tmp_path, [None] * 3)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_pictures")
 def test_entries_that_this_version_does_not_know_are_no_hindrance(tmp_path):
     """A later version may save more in a checkpoint and in config.json."""
     with exits_with(143), signals_in_step(3, signal.SIGTERM):

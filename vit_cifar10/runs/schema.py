@@ -175,8 +175,7 @@ def model_config(network):
     return {"model": one_of(tuple(NETWORKS)), "in_chans?": whole(3, 3), "num_classes": SIZE, **kinds}
 
 
-MODEL_CONFIGS = {name: model_config(network) for name, network in NETWORKS.items()}
-MODEL_CONFIG = lambda config: MODEL_CONFIGS.get(str(config.get("model")), MODEL_CONFIGS["vit"])  # noqa: E731
+MODEL_CONFIG = lambda config: model_config(NETWORKS.get(str(config.get("model")), NETWORKS["vit"]))  # noqa: E731
 
 LOSS = number(-1, 1e30)
 METRICS = {
