@@ -323,6 +323,7 @@ def test_a_state_dict_whose_methods_are_replaced_is_read(stopped, tmp_path):
     assert run_with({**contents, "weights": weights}, "cnn", "best", stopped, tmp_path, edit) == 0
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     "text",
     [
@@ -345,7 +346,7 @@ def test_a_table_of_metrics_that_is_too_large_is_refused_in_a_second(text, stopp
     compare.main(command)
     seconds = time.process_time() - start
     assert "so there are no curves" in capsys.readouterr().err
-    assert seconds < 5  # with the tables and pictures
+    assert seconds < 3  # with the tables
 
 
 # Folders

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from model import build_without_memory
-from vit_cifar10.runs.schema import MODEL_CONFIG, check
+from vit_cifar10.runs.schema import check, model_config
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_DEPTH
 from vit_cifar10.utils.text import shorten
@@ -107,7 +107,7 @@ def to_plain(foreign):
     config |= fold_embedding(foreign, weights, config)
     config |= fold_head(foreign, weights)
     try:
-        check(config, MODEL_CONFIG)
+        check(config, model_config)
         build_without_memory(config).load_state_dict(weights, assign=True)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])

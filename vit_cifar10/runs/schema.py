@@ -167,15 +167,14 @@ def kind_of(kind):
     return SWITCH if kind is bool else number(*kind.range, int if kind.is_whole else int | float)
 
 
-def model_config(network):
-    """The kind of the argument of `build_model`, from a network's entry in the table of networks."""
+def model_config(config):
+    """The kind of an argument of `build_model`, from its network's entry in the table of networks."""
+    network = NETWORKS.get(str(config.get("model")), NETWORKS["vit"])
     own = {size.argument: size.kind for size in network.sizes} | network.other_arguments
     kinds = {f"{argument}?": kind_of(kind) for argument, kind in own.items()}
     kinds["img_size"] = kinds.pop("img_size?")
     return {"model": one_of(tuple(NETWORKS)), "in_chans?": whole(3, 3), "num_classes": SIZE, **kinds}
 
-
-MODEL_CONFIG = lambda config: model_config(NETWORKS.get(str(config.get("model")), NETWORKS["vit"]))  # noqa: E731
 
 LOSS = number(-1, 1e30)
 METRICS = {
@@ -230,7 +229,7 @@ TRAINING = {
 }
 CHECKPOINT = {
     "format": whole(1, 1),
-    "model_config": MODEL_CONFIG,
+    "model_config": model_config,
     "weights": WEIGHTS,
     "classes": [TEXT],
     "mean": COLORS,
