@@ -17,8 +17,10 @@ from vit_cifar10.utils.errors import UserError
 REBUILD, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"  # what a file may call
 GLOBALS = {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
 GLOBALS |= {REBUILD, ORDERED_DICT}
-VALUES = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
-VALUES |= {"SHORT_BINSTRING"}  # opcodes of the pickle format, as are the others
+VALUES = ("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")
+PUSHED = {**dict.fromkeys((*VALUES, "SHORT_BINSTRING"), "value"), "EMPTY_DICT": "dict", "EMPTY_LIST": "list"}
+TAKEN = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}  # values by operation
+TAKEN |= dict.fromkeys(("TUPLE", "APPENDS", "SETITEMS"))  # None: all values after the last mark
 LARGEST_PICKLE = 30_000_000  # bytes without the tensors; a run of 1,000 epochs needs 200,000
 LARGEST_DIRECTORY = 10_000_000  # bytes of the archive's list of entries; a tensor needs about 70
 LARGEST_TUPLE = 100  # values in nested tuples; what describes a tensor needs about 10
@@ -74,7 +76,7 @@ def check_archive(file):
         pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("/data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
             raise Refused(UNUSUAL)
-        check_pickle(archive.read(pickles[0]))
+        PickleChecker().check(archive.read(pickles[0]))
 
 
 def is_plain_archive(archive, file, size):
@@ -104,114 +106,73 @@ def is_found_by_all_readers(start, directory):
     return is_end and is_located and int.from_bytes(end64[48:56], "little") == start
 
 
-def check_pickle(data):
-    """Raise `Refused` unless a pickle only rebuilds tensors and plain values, with little time and memory.
+class PickleChecker:
+    """Follows the operations of a pickle without doing them, and refuses what tensors and plain values do not need.
 
     PyTorch's `weights_only` does not execute code either. But it allows calls that allocate unlimited memory, and a key
     of a dict may be a tuple that is nested without limit, which crashes Python or keeps it busy forever.
-    """
-    machine = Machine()
-    for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        follow = getattr(machine, operation.name, None)
-        if count > MOST_OPERATIONS:
-            raise Refused(MORE)
-        if operation.name in VALUES:
-            machine.stack.append(("value", 1))
-        elif follow:
-            follow(argument)
-        elif operation.name not in ("PROTO", "STOP"):
-            raise Refused(f"it contains {argument or operation.name}, not only weights and values")
 
-
-class Machine:
-    """Follows the operations of a pickle without doing them, with one method for each operation that is allowed.
-
-    The stack holds (kind, size) of every value, where `size` is the number of entries of a dict or list, and the number
-    of values in nested tuples. A pair that changes is a list, which the memo shares.
+    The stack holds [kind, size] of every value, where `size` is the number of entries of a dict or list, and the number
+    of values in nested tuples. The memo shares these lists, as pickles share values.
     """
 
     def __init__(self):
         self.stack, self.marks, self.memo, self.tensors = [], [], {}, 0
 
-    def pop_last(self, start):
-        items = self.stack[start:]
+    def check(self, data):
+        """Raise `Refused` if a pickle contains anything else, or more than any run."""
+        for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+            name = operation.name
+            if count > MOST_OPERATIONS or self.tensors > MOST_TENSORS:
+                raise Refused(MORE)
+            if name in PUSHED:
+                self.stack.append([PUSHED[name], 0])
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                self.memo[argument] = self.stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                self.stack.append(self.memo[argument])
+            elif name == "MARK":
+                self.marks.append(len(self.stack))
+            elif name in TAKEN:
+                self.collect(name)
+            elif name not in ("PROTO", "STOP"):
+                self.call(name, argument)
+
+    def take(self, start):
+        """Remove and return the values on the stack from the place `start` on."""
+        values = self.stack[start:]
         del self.stack[start:]
-        return items
+        return values
 
-    def push_tuple(self, items):
-        self.stack.append(("tuple", 1 + sum(size if kind == "tuple" else 1 for kind, size in items)))
-        if self.stack[-1][1] > LARGEST_TUPLE:
+    def collect(self, name):
+        """Make a tuple of the last values, or add them to the dict or list before them."""
+        values = self.take(self.marks.pop() if TAKEN[name] is None else len(self.stack) - TAKEN[name])
+        if "TUPLE" not in name:
+            self.stack[-1][1] += len(values)
+            return
+        size = 1 + sum(size if kind == "tuple" else 1 for kind, size in values)
+        if size > LARGEST_TUPLE:
             raise Refused(MORE)
+        self.stack.append(["tuple", size])
 
-    def extend(self, start):
-        items = self.pop_last(start)
-        self.stack[-1][1] += len(items)
-
-    def BINPUT(self, place):
-        self.memo[place] = self.stack[-1]
-
-    def BINGET(self, place):
-        self.stack.append(self.memo[place])
-
-    LONG_BINPUT, LONG_BINGET = BINPUT, BINGET
-
-    def MARK(self, _):
-        self.marks.append(len(self.stack))
-
-    def EMPTY_DICT(self, _):
-        self.stack.append(["dict", 0])
-
-    def EMPTY_LIST(self, _):
-        self.stack.append(["list", 0])
-
-    def EMPTY_TUPLE(self, _):
-        self.push_tuple([])
-
-    def TUPLE1(self, _):
-        self.push_tuple(self.pop_last(-1))
-
-    def TUPLE2(self, _):
-        self.push_tuple(self.pop_last(-2))
-
-    def TUPLE3(self, _):
-        self.push_tuple(self.pop_last(-3))
-
-    def TUPLE(self, _):
-        self.push_tuple(self.pop_last(self.marks.pop()))
-
-    def APPEND(self, _):
-        self.extend(-1)
-
-    def SETITEM(self, _):
-        self.extend(-2)
-
-    def APPENDS(self, _):
-        self.extend(self.marks.pop())
-
-    SETITEMS = APPENDS
-
-    def BINPERSID(self, _):
-        self.stack[-1] = ("storage", 1)
-        self.tensors += 1
-        if self.tensors > MOST_TENSORS:
-            raise Refused(MORE)
-
-    def GLOBAL(self, name):
-        if name not in GLOBALS:
-            raise Refused(f"it contains {name}, not only weights and values")
-        self.stack.append((name, 1))
-
-    def REDUCE(self, _):
-        (function, _), arguments = self.pop_last(-2)
-        if function != REBUILD and (function, *arguments) != (ORDERED_DICT, "tuple", 1):
-            raise Refused(f"it calls {function} in a way that weights do not need")
-        self.stack.append(["ordered dict", 0] if function == ORDERED_DICT else ("tensor", 1))
-
-    def BUILD(self, _):
-        """Accept the notes that PyTorch adds to a state dict. On a tensor, it could allocate memory."""
-        (target, _), (kind, size) = self.stack[-2], self.stack.pop()
-        if (target, kind) != ("ordered dict", "dict") or size > LARGEST_TUPLE:
-            raise Refused(f"it changes a {target}, which weights do not need")
+    def call(self, name, argument):
+        """Rebuild a tensor or an ordered dict, and its notes."""
+        if name == "GLOBAL" and argument in GLOBALS:
+            self.stack.append([argument, 0])
+        elif name == "BINPERSID":
+            self.stack[-1] = ["storage", 0]
+            self.tensors += 1
+        elif name == "REDUCE":
+            (function, _), arguments = self.take(-2)
+            if function != REBUILD and (function, *arguments) != (ORDERED_DICT, "tuple", 1):
+                raise Refused(f"it calls {function} in a way that weights do not need")
+            self.stack.append(["dict with notes" if function == ORDERED_DICT else "tensor", 0])
+        elif name == "BUILD":  # PyTorch adds notes to a state dict. On a tensor, it could allocate memory
+            (target, _), (kind, size) = self.stack[-2], self.stack.pop()
+            if (target, kind) != ("dict with notes", "dict") or size > LARGEST_TUPLE:
+                raise Refused(f"it changes a {target}, which weights do not need")
+        else:
+            raise Refused(f"it contains {argument or name}, not only weights and values")
 
 
 class PlainCopier:
