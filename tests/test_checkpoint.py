@@ -1,4 +1,4 @@
-"""Tests of checkpoints: they are written completely or not at all, and damaged or malicious ones are refused."""
+"""Tests of checkpoints: they are written atomically, and damaged or malicious ones are refused."""
 
 import argparse
 import concurrent.futures

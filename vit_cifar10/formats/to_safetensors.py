@@ -22,7 +22,7 @@ def save_safetensors(network, path, metadata=None):
 
 
 def write_weights(safetensors, weights, path, metadata):
-    """Write {name: tensor} and a dict of text completely or not at all."""
+    """Write {name: tensor} and a dict of text atomically."""
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     with atomic_write(path) as partial:
         try:

@@ -1,7 +1,7 @@
 """Colors, line styles and helpers that all pictures share.
 
 Color-blind readers can tell the line colors and color maps apart: lines use the palette of Okabe and Ito
-(https://jfly.uni-koeln.de/color/), maps use viridis. Pictures are written completely or not at all.
+(https://jfly.uni-koeln.de/color/), maps use viridis. Pictures are written atomically.
 """
 
 import itertools

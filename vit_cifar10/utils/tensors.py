@@ -1,4 +1,4 @@
-"""Files of tensors that are written completely or not at all. runs/untrusted.py reads them."""
+"""Files of tensors that are written atomically. runs/untrusted.py reads them."""
 
 import torch
 
@@ -7,7 +7,7 @@ from vit_cifar10.utils.files import atomic_write
 
 
 def save_tensors(path, value, previous=None):
-    """`torch.save`, completely or not at all; see `atomic_write`. Raises `UserError` if it cannot be written."""
+    """`torch.save`, atomically; see `atomic_write`. Raises `UserError` if it cannot be written."""
     try:
         with atomic_write(path, previous) as partial, open(partial, "wb") as file:
             torch.save(value, file)  # given a path, it would store the name of the temporary file
