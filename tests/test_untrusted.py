@@ -323,12 +323,18 @@ def test_a_state_dict_whose_methods_are_replaced_is_read(stopped, tmp_path):
     assert run_with({**contents, "weights": weights}, "cnn", "best", stopped, tmp_path, edit) == 0
 
 
+def wide_table(columns, rows):
+    """A table with short lines, which stand for as many empty cells as it has columns."""
+    lines = [",".join(["epoch", *(f"c{number}" for number in range(1, columns))]), *map(str, range(1, rows + 1))]
+    return "\n".join(lines) + "\n"
+
+
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     "text",
     [
-        ",".join(f"c{number}" for number in range(100_000)) + ("\n" + "," * 99_999) * 30 + "\n",
-        "epoch," + "a," * 1_000_000 + "\n",
+        wide_table(columns=100_000, rows=300),
+        wide_table(columns=1_000_000, rows=20),
         "epoch\n" + "\n" * 14_000_000,
         "epoch,a\n" + "1," + "1," * 5_000_000 + "\n",
     ],

@@ -78,10 +78,16 @@ def is_empty(folder):
 
 
 def as_typed(recipe, known):
-    """A recipe's flags as a user would type them. Raises `UserError` for flags that are not in `known`."""
+    """A recipe's flags as a user would type them. Raises `UserError` for flags that no user can type.
+
+    That is, for flags that are not in `known`, and values that are no single text or number.
+    """
     unknown = recipe.keys() - known.keys()
     if unknown:
         raise UserError(f"unknown: {', '.join(sorted(unknown))}")
+    nested = [flag for flag, value in recipe.items() if isinstance(value, list | dict)]
+    if nested:
+        raise UserError(f"recipe.{nested[0]} is not a single value")
     switches = [f"--{flag}" for flag, value in recipe.items() if value is True]
     return switches + [f"--{flag}={value}" for flag, value in recipe.items() if not isinstance(value, bool | None)]
 
