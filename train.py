@@ -31,6 +31,7 @@ from pathlib import Path
 
 from model import build_without_memory, count_parameters
 from vit_cifar10.data import dataset
+from vit_cifar10.data.folder import print_splits
 from vit_cifar10.flags.train import build_parser, fill_and_check, parse, set_length
 from vit_cifar10.runs.architecture import in_flags, model_config, network_flags
 from vit_cifar10.runs.resume import resume_flags
@@ -59,6 +60,8 @@ def main(argv=None):
         args, resumed_run, resumed, source, teacher = job.broadcast_from_rank0(lambda: read_flags(argv))
         device = job.device(pick_device(args.device))
         splits = job.broadcast_from_rank0(lambda: load_splits(args, source))
+        if splits.train.hashes is not None and job.is_rank0:
+            print_splits(args.data_path, splits)
         if args.minutes and not resumed:
             epochs = fitting_epochs(args, Trainer(args, splits, device, job, source, teacher))
             args = job.broadcast_from_rank0(lambda: read_flags(argv, epochs)[0])

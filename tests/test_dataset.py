@@ -336,22 +336,31 @@ def test_resizing_averages_fine_detail(tmp_path):
 # Folders of images
 
 
-def save_class_folders(folder, classes=("cat", "dog"), count=10):
-    """Save `count` images per class. The red channel of an image is 60 + 90 * its label."""
+def save_class_folders(folder, classes=("cat", "dog"), count=10, blue=0):
+    """Save `count` images per class. The red channel of an image is 60 + 90 * its label, and the blue one is `blue`."""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            image = Image.new("RGB", (20 + index % 10, 30), (90 * label + 60, index % 100, 0))
+            image = Image.new("RGB", (20 + index % 10, 30), (90 * label + 60, index % 100, blue))
             image.save(folder / name / f"{index:03}.png")
 
 
+def content_tests(folder):
+    """How many files of each class of a folder have a SHA-256 in the lowest fifth."""
+    return [
+        sum(int(hashlib.sha256(file.read_bytes()).hexdigest()[:16], 16) < 2**64 // 5 for file in name.iterdir())
+        for name in sorted(folder.iterdir())
+    ]
+
+
 def test_a_folder_with_a_broken_file_loads_the_rest_and_reports_the_file(tmp_path, capsys):
-    save_class_folders(tmp_path)
+    save_class_folders(tmp_path, count=40)
+    expected = content_tests(tmp_path)
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
     splits = dataset.load("folder", tmp_path, image_size=16, val_images=2, num_workers=0)
     assert splits.train.classes == ("cat", "dog")
-    assert sum(map(len, splits)) == 20
-    assert splits.test.labels.bincount().tolist() == [2, 2]
+    assert sum(map(len, splits)) == 80
+    assert splits.test.labels.bincount().tolist() == expected
     assert (splits.train.images[:, 0, 8, 8] == 60 + 90 * splits.train.labels).all()
     assert "notes.txt" in capsys.readouterr().err
     assert torch.equal(dataset.load_test("folder", tmp_path, image_size=16).images, splits.test.images)
@@ -374,7 +383,7 @@ def test_everything_but_images_inside_the_folder_is_reported_and_skipped(tmp_pat
     (root / "dog" / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     splits = dataset.load("folder", root, image_size=16, val_images=2, num_workers=0)
     assert splits.train.classes == ("\ufffd[2Jred", "cat", "dog")
-    assert sum(split.labels.bincount() for split in splits).tolist() == [10, 10, 11]
+    assert sum(split.labels.bincount(minlength=3) for split in splits).tolist() == [10, 10, 11]
     printed = capsys.readouterr().err
     links = ("secret", "passwords.png", "dangling.png", "loop", "whole", "unmounted")
     for name in (*links, "pipe.png", "notes.txt", "program.eps"):
@@ -509,8 +518,127 @@ def test_a_large_folder_needs_no_more_open_files_than_a_small_one(tmp_path):
         splits = dataset.load("folder", tmp_path, image_size=16, val_images=0, num_workers=2)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert (len(splits.train), len(splits.test)) == (480, 120)
+    tested = sum(content_tests(tmp_path))
+    assert (len(splits.train), len(splits.test)) == (600 - tested, tested)
     assert (splits.train.images[:, 0, 8, 8] == 60 + 90 * splits.train.labels).all()
+
+
+SMALL_CNN = "--model cnn --width 8 --image_size 16 --epochs 1 --val_images 2 --device cpu --precision fp32"
+
+
+def train_on(folder, data, flags=""):
+    """Run train.py on a folder of images; the run is `folder`/model/run."""
+    places = [f"--{name}_path={folder / name}" for name in ("model", "output")]
+    train.main(["--dataset=folder", f"--data_path={data}", "--run_name=run", *places, *f"{SMALL_CNN} {flags}".split()])
+
+
+def run_test_on(folder, data):
+    """Run test.py with the run of `train_on` on a folder of images. Returns the number of images that were tested."""
+    flags = [f"--model_path={folder / 'model' / 'run'}", f"--output_path={folder / 'output'}", f"--data_path={data}"]
+    test_command.main([*flags, "--device=cpu"])
+    return json.loads((folder / "output" / "run" / "test_results.json").read_text())["images"]
+
+
+def test_no_image_moves_to_another_split_when_others_come(tmp_path, capsys):
+    save_class_folders(tmp_path / "data", count=40)
+    train_on(tmp_path, tmp_path / "data")
+    tested = content_tests(tmp_path / "data")
+    for name in ("Thumbs.db", "desktop.ini", "._000.png"):
+        (tmp_path / "data" / "cat" / name).write_bytes(b"of the system")
+    (tmp_path / "data" / "__MACOSX" / "cat").mkdir(parents=True)
+    capsys.readouterr()
+    assert run_test_on(tmp_path, tmp_path / "data") == sum(tested)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "data" / "cat" / "039.png").rename(tmp_path / "data" / "cat" / "a.png")
+    train.main([f"--resume={tmp_path / 'model' / 'run'}", "--epochs=2", f"--output_path={tmp_path / 'output'}"])
+    for number in range(20):
+        Image.new("RGB", (20, 20), (60, 10, 100 + number)).save(tmp_path / "data" / "cat" / f"00{number}new.png")
+    now = content_tests_png(tmp_path / "data")
+    assert now > sum(tested)
+    assert run_test_on(tmp_path, tmp_path / "data") == now
+    assert "others than those of the training of run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main([f"--resume={tmp_path / 'model' / 'run'}", "--epochs=3", f"--output_path={tmp_path / 'output'}"])
+
+
+def content_tests_png(folder):
+    return sum(
+        int(hashlib.sha256(file.read_bytes()).hexdigest()[:16], 16) < 2**64 // 5
+        for file in folder.glob("*/*.png")
+        if not file.name.startswith(".")
+    )
+
+
+def test_a_new_folder_is_tested_whole_and_images_of_the_training_never(tmp_path, capsys):
+    save_class_folders(tmp_path / "data" / "Train", count=40)
+    save_class_folders(tmp_path / "data" / "Test", count=12)
+    train_on(tmp_path, tmp_path / "data")
+    save_class_folders(tmp_path / "new", count=9, blue=9)
+    assert run_test_on(tmp_path, tmp_path / "new") == 18
+    save_class_folders(tmp_path / "only" / "test", count=7, blue=8)
+    assert run_test_on(tmp_path, tmp_path / "only") == 14
+    assert "12 of the 24 test images" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_test_on(tmp_path, tmp_path / "data" / "Train")
+    assert re.search(r"the network was trained on \d+ of the \d+ images to test", capsys.readouterr().err)
+
+
+def test_a_run_of_before_tests_only_images_that_were_chosen_for_tests(tmp_path, capsys):
+    save_class_folders(tmp_path / "data", count=40)
+    train_on(tmp_path, tmp_path / "data")
+    for name in ("best.pt", "last.pt"):
+        saved = torch.load(tmp_path / "model" / "run" / name, weights_only=True)
+        del saved["images"]
+        if "training" in saved:
+            saved["training"]["data"] = "0" * 64
+        torch.save(saved, tmp_path / "model" / "run" / name)
+    with pytest.raises(SystemExit):
+        run_test_on(tmp_path, tmp_path / "data")
+    assert "is from an earlier version, which did not record its training images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train.main([f"--resume={tmp_path / 'model' / 'run'}", "--epochs=2", f"--output_path={tmp_path / 'output'}"])
+    assert "a run of an earlier version divides some folders in another way" in capsys.readouterr().err
+    save_class_folders(tmp_path / "new" / "test", count=7, blue=8)
+    assert run_test_on(tmp_path, tmp_path / "new") == 14
+
+
+@pytest.mark.parametrize(
+    ("folders", "sizes"),
+    [
+        ("Training Testing", (18, 2, 20)),
+        ("Train Test", (18, 2, 20)),
+        ("seg_train/seg_train seg_test/seg_test", (18, 2, 20)),
+        ("train validation", (18, 2, 20)),
+        ("TRAIN valid", (18, 2, 20)),
+        ("train val test", (20, 2, 20)),
+    ],
+)
+def test_the_usual_names_of_splits_are_known_and_printed(folders, sizes, tmp_path, capsys):
+    for number, name in enumerate(folders.split()):
+        save_class_folders(tmp_path / "data" / name, blue=number)
+    train_on(tmp_path, tmp_path / "data")
+    first, *others = capsys.readouterr().out.splitlines()[0].split("; ")
+    assert first.endswith(": 2 classes (cat, dog)")
+    printed = re.findall(r"(\d+) (\w+) images (?:from|held out)(?: ([\w/]+)|)", others[0])
+    assert tuple(int(count) for count, _, _ in printed) == sizes
+    given = [name for name in folders.split() if f"images from {name}" in others[0]]
+    assert given == folders.split()
+    assert checkpoint.load(tmp_path / "model" / "run")["classes"] == ["cat", "dog"]
+
+
+def test_unlabelled_and_other_folders_are_left_out(tmp_path, capsys):
+    save_class_folders(tmp_path / "data" / "train", count=40)
+    save_class_folders(tmp_path / "data" / "test", classes=("images",))
+    (tmp_path / "data" / "annotations").mkdir()
+    splits = dataset.load("folder", tmp_path / "data", image_size=16)
+    assert splits.test.labels.bincount().tolist() == content_tests(tmp_path / "data" / "train")
+    printed = capsys.readouterr().err
+    assert "test has no class folders, so its images are left out" in printed
+    assert "annotations is none of the splits (train), so its images are left out" in printed
+    save_class_folders(tmp_path / "top", count=40)
+    (tmp_path / "data" / "test" / "images").rename(tmp_path / "top" / "test")
+    assert dataset.load("folder", tmp_path / "top", image_size=16).train.classes == ("cat", "dog")
+    assert "test has no class folders" in capsys.readouterr().err
 
 
 def test_a_folder_may_choose_its_test_images(tmp_path):
@@ -572,7 +700,7 @@ def save_different_classes(root):
         (save_one_image_per_class, "class a in .*images has no image left to train on"),
         (lambda root: save_class_folders(root, count=2), "only 4 images"),
         (lambda root: save_class_folders(root, classes=("a\x07", "a\x1b")), r"'a\\x07' and 'a\\x1b' .* look the same"),
-        (save_different_classes, "same class folders"),
+        (save_different_classes, "same class folders: .*train lacks cow; .*test lacks dog; rename them"),
         (lambda root: root.rmdir(), "no folder"),
     ],
 )
@@ -585,8 +713,9 @@ def test_folders_that_are_not_a_data_set_are_refused(prepare, reason, tmp_path):
 
 
 def test_a_subset_without_images_of_a_class_is_refused(tmp_path):
-    save_class_folders(tmp_path)
-    with pytest.raises(UserError, match=r"class cat .* has no image left to train on.*raise --num_train_images"):
+    for split in ("train", "test"):
+        save_class_folders(tmp_path / split)
+    with pytest.raises(UserError, match=r"class dog .* has no image left to train on.*raise --num_train_images"):
         dataset.load("folder", tmp_path, num_train_images=1)
 
 

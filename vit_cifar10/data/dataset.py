@@ -9,21 +9,17 @@ A split is one uint8 tensor of images, on any device. After loading, no code han
 """
 
 import dataclasses
+import hashlib
 import pkgutil
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from vit_cifar10.data.image_files import files_and_labels, list_images, report_skipped
-from vit_cifar10.data.images import decode_images
 from vit_cifar10.data.shapes import SHAPES, draw_shapes
 from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils.device import physical_memory
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.text import one_line, printable
 
 # Never change these seeds. They decide which images are held out, selected or drawn, independently of a run's --seed.
 VALIDATION_SEED = 20_210_322
@@ -40,6 +36,7 @@ class Split:
         labels: int64 (N,).
         classes: the names of the classes, indexed by label.
         mean, std: float (3,), of the data set's training images scaled to [0, 1].
+        hashes: int64 (N,), what identifies the files of a user's own images, whatever their names; None for others.
     """
 
     images: torch.Tensor
@@ -47,9 +44,17 @@ class Split:
     classes: tuple
     mean: torch.Tensor
     std: torch.Tensor
+    hashes: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.labels)
+
+    @property
+    def files_hash(self):
+        """SHA-256 of the set of files of a user's own images, in any order; None for other images."""
+        if self.hashes is None:
+            return None
+        return hashlib.sha256(self.hashes.cpu().sort().values.numpy()).hexdigest()
 
     def to(self, device):
         """The same split with its tensors on `device`."""
@@ -59,7 +64,9 @@ class Split:
     def subset(self, indices):
         """The images at `indices` (int64, on the CPU), in that order."""
         indices = torch.as_tensor(indices, device=self.labels.device)
-        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+        own = {name: getattr(self, name) for name in ("images", "labels", "hashes")}
+        chosen = {name: value[indices] for name, value in own.items() if value is not None}
+        return dataclasses.replace(self, **chosen)
 
 
 class Splits(NamedTuple):
@@ -71,7 +78,7 @@ class Splits(NamedTuple):
 
     def with_normalization(self, mean, std):
         """The same splits with another mean and std, three numbers each."""
-        mean, std = torch.tensor(mean), torch.tensor(std)
+        mean, std = torch.as_tensor(mean), torch.as_tensor(std)
         return Splits(*(split and dataclasses.replace(split, mean=mean, std=std) for split in self))
 
 
@@ -92,7 +99,8 @@ def load(
         data_path: folder of the data set. CIFAR is downloaded to it if it is missing.
         image_size: side of the images in pixels. Images of another size are resized.
         val_images: number of training images to hold out for validation, stratified by class and the same on every
-            machine. None holds out a tenth of the training images, which is 5,000 for CIFAR-10. 0 holds out none.
+            machine. None holds out a tenth of the training images, which is 5,000 for CIFAR-10. 0 holds out none. A
+            `folder` may have validation images of its own, of which None takes all.
         num_train_images, num_test_images: use a subset of this many images, chosen in the same way; None uses all. A
             smaller subset is part of a larger one.
         num_workers: largest number of processes that decode a `folder` data set.
@@ -101,17 +109,11 @@ def load(
         UserError: the data set is missing, cannot be read, has fewer images than requested or no training image of a
             class, or needs more memory than this machine has.
     """
-    train, test = _load_train_and_test(name, data_path, image_size, num_workers)
-    if val_images is None:
-        val_images = len(train) // 10
-    if val_images >= len(train):
-        raise UserError(f"--val_images {val_images} leaves nothing to train on of {len(train)} images; lower it")
-    val = None
-    if val_images:
-        held_out = stratified_sample(train.labels, val_images, VALIDATION_SEED)
-        is_train = torch.ones(len(train), dtype=torch.bool)
-        is_train[held_out] = False
-        train, val = train.subset(is_train.nonzero().flatten()), train.subset(held_out)
+    train, val, test = _load_whole_splits(name, data_path, image_size, num_workers)
+    if val is not None:
+        val = _stratified_subset(val, val_images, "--val_images") if val_images != 0 else None
+    else:
+        train, val = _hold_out(train, val_images)
     train = _stratified_subset(train, num_train_images, "--num_train_images")
     if DATASETS[name].is_own:
         _check_classes(train, data_path)
@@ -119,11 +121,19 @@ def load(
     return Splits(*_resize([train, val, test], image_size))
 
 
-def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2):
+def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2, seen=None):
     """Load only the test split. It equals the one from `load`, except that a mean and std that `load` would measure on
     training images are 0 and 1.
+
+    `seen` is for a user's own images: the hashes (see `Split`) of the images that a network has learned from. A folder
+    that contains none of them and no test images of its own is then tested whole.
     """
-    test = _load_split(name, data_path, False, image_size, num_workers)
+    entry = DATASETS[name]
+    if seen is None or not entry.test_reader:
+        test = _load_split(name, data_path, False, image_size, num_workers)
+    else:
+        read = pkgutil.resolve_name(entry.test_reader)
+        test = _new_split(entry, *read(data_path, image_size, num_workers, seen))
     test = _stratified_subset(test, num_images, "--num_images")
     return _resize([test], image_size)[0]
 
@@ -188,7 +198,7 @@ def _check_classes(train, data_path):
         )
 
 
-def _check_memory(count, image_size):
+def check_memory(count, image_size):
     """Raise `UserError` if uint8 images (count, 3, image_size, image_size) are larger than this machine's memory."""
     needed, available = count * 3 * image_size**2, physical_memory()
     if needed > available:
@@ -204,7 +214,7 @@ def _resize(splits, image_size):
     Raises:
         UserError: the images do not fit in this machine's memory.
     """
-    _check_memory(sum(len(split) for split in splits if split), image_size)
+    check_memory(sum(len(split) for split in splits if split), image_size)
     return [split and dataclasses.replace(split, images=_resize_images(split.images, image_size)) for split in splits]
 
 
@@ -221,22 +231,38 @@ def _resize_images(images, image_size):
     return resized
 
 
-def _load_train_and_test(name, data_path, image_size, num_workers):
-    """The training and test splits, before any images are held out, with the mean and std of the training images."""
+def _hold_out(train, count):
+    """Split the training images into those to train on and a stratified sample of `count`, or a tenth, or None."""
+    count = len(train) // 10 if count is None else count
+    if count >= len(train):
+        raise UserError(f"--val_images {count} leaves nothing to train on of {len(train)} images; lower it")
+    if not count:
+        return train, None
+    held_out = stratified_sample(train.labels, count, VALIDATION_SEED)
+    is_train = torch.ones(len(train), dtype=torch.bool)
+    is_train[held_out] = False
+    return train.subset(is_train.nonzero().flatten()), train.subset(held_out)
+
+
+def _load_whole_splits(name, data_path, image_size, num_workers):
+    """The given splits, before any images are held out, with the mean and std of the training images."""
+    entry = DATASETS[name]
     train, test = (_load_split(name, data_path, is_train, image_size, num_workers) for is_train in (True, False))
-    if DATASETS[name].mean is None:
-        mean, std = _mean_and_std(train.images)
-        train, test = (dataclasses.replace(split, mean=mean, std=std) for split in (train, test))
-    return train, test
+    given = entry.val_reader and pkgutil.resolve_name(entry.val_reader)(data_path, image_size, num_workers)
+    splits = Splits(train, _new_split(entry, *given) if given else None, test)
+    return splits if entry.mean else splits.with_normalization(*_mean_and_std(train.images))
 
 
 def _load_split(name, data_path, is_train, image_size, num_workers):
     """The training or test split, before any images are held out or resized. An unknown mean is 0, a std 1."""
     entry = DATASETS[name]
-    read = pkgutil.resolve_name(entry.reader)
-    images, labels, classes = read(data_path, is_train, image_size, num_workers)
+    return _new_split(entry, *pkgutil.resolve_name(entry.reader)(data_path, is_train, image_size, num_workers))
+
+
+def _new_split(entry, images, labels, classes, hashes=None):
+    """A split with the mean and std in the table of data sets."""
     mean, std = torch.tensor(entry.mean or (0.0,) * 3), torch.tensor(entry.std or (1.0,) * 3)
-    return Split(images, labels, tuple(classes), mean, std)
+    return Split(images, labels, tuple(classes), mean, std, hashes)
 
 
 def read_shapes(data_path, is_train, image_size, num_workers):
@@ -246,69 +272,8 @@ def read_shapes(data_path, is_train, image_size, num_workers):
         UserError: the images do not fit in this machine's memory.
     """
     count = 5_000 if is_train else 1_000
-    _check_memory(count, image_size)
+    check_memory(count, image_size)
     return *draw_shapes(count, image_size, SHAPES_SEED + is_train), SHAPES
-
-
-def read_folder(data_path, is_train, image_size, num_workers):
-    """The images, uint8 (N, 3, image_size, image_size), labels and classes of one split of a folder of images.
-
-    Files that cannot be read as images, and classes without readable test images, are reported on standard error.
-
-    Raises:
-        UserError: the folder is not a data set, no file of the split can be read as an image, or the images do not fit
-            in this machine's memory.
-    """
-    root = Path(data_path)
-    files, labels, classes = _list_split(root, is_train)
-    _check_memory(len(files), image_size)
-    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
-    labels_read = []
-    for image, label in zip(decode_images(files, image_size, num_workers), labels, strict=True):
-        if isinstance(image, str):  # an error message
-            report_skipped(image)
-        else:
-            images[len(labels_read)] = torch.from_numpy(image)
-            labels_read.append(label)
-    if not labels_read:
-        purpose = "training" if is_train else "testing"
-        raise UserError(f"none of the {len(files)} files for {purpose} in {root} can be read as an image; add images")
-    present = set(labels_read)
-    missing = [name for label, name in enumerate(classes) if label not in present]
-    if missing and not is_train:
-        warning = f"{len(missing)} of {len(classes)} classes in {root} have no test image that can be read"
-        print(one_line(f"warning: {warning}, for example {missing[0]}"), file=sys.stderr)
-    return images[: len(labels_read)], torch.tensor(labels_read), classes
-
-
-def _list_split(root, is_train):
-    """The files of one split of a folder of images, their labels, and the printable names of the classes.
-
-    The splits are `train/CLASS/` and `test/CLASS/` (or `val/CLASS/`). If there is no test folder, or if the class
-    folders are at the top, a fifth of the images, stratified by class, is the test split.
-
-    Raises:
-        UserError: the folder is missing or has too few images, the splits have different classes, or a class has no
-            files to train on.
-    """
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    train_folder = root / "train" if (root / "train").is_dir() else root
-    by_class = list_images(train_folder, root)
-    empty = next((name for name, files in by_class.items() if not files), None)
-    if is_train and empty is not None:
-        raise UserError(f"the class folder {train_folder / empty} has no files; add images to it or remove it")
-    classes = tuple(map(printable, by_class))
-    if train_folder != root and test_folder:
-        test_by_class = list_images(test_folder, root)
-        if by_class.keys() != test_by_class.keys():
-            raise UserError(f"{train_folder} and {test_folder} do not have the same class folders; rename them")
-        return *files_and_labels(by_class if is_train else test_by_class), classes
-    files, labels = files_and_labels(by_class)
-    if len(files) < 5:
-        raise UserError(f"{root} has only {len(files)} images, too few to hold out a fifth for testing; add images")
-    test = set(stratified_sample(labels, len(labels) // 5, SUBSET_SEED).tolist())
-    chosen = [i for i in range(len(files)) if (i in test) != is_train]
-    return [files[i] for i in chosen], [labels[i] for i in chosen], classes
 
 
 def _mean_and_std(images):

@@ -1,7 +1,7 @@
 """Read image files as uint8 tensors.
 
     image = open_image("cat.jpg", 32)                           # uint8 (3, 32, 32)
-    for image in decode_images(files, 32, num_workers=2):       # uint8 (3, 32, 32), or an error message
+    for image, text in decode_images(files, 32, num_workers=2): # uint8 (3, 32, 32) and a note, or None and an error
         ...
 
 Untrusted files are safe to read: only image formats are decoded, and images of too many pixels are refused.
@@ -12,6 +12,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -24,12 +25,14 @@ from PIL import Image, ImageOps
 
 from vit_cifar10.data.image_files import check_image_file
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.text import one_line
 
 FORMATS = (  # common image formats only: Pillow also reads many rare formats, and PostScript, which can run programs
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 MAX_PIXELS = 100_000_000  # about 400 MB when decoded: more than a camera's image, less than a decompression bomb
+BYTE, DEPTHS = 255, (8, 10, 12, 14, 16, 32)  # bits of a gray value
 MAX_PROCESSES = 61  # Windows allows no more
 FILES_PER_PROCESS = 100  # a process that decodes fewer files takes longer to start than it saves
 
@@ -48,7 +51,16 @@ def open_image(path, image_size):
     Raises:
         UserError: there is no such file, or it cannot be read as an image.
     """
-    return torch.from_numpy(np.array(fit_square(read_image(path), image_size))).permute(2, 0, 1).contiguous()
+    pixels, note = _open(path, image_size)
+    if note:
+        print(one_line(f"note: {path}: {note}"), file=sys.stderr)
+    return torch.from_numpy(pixels)
+
+
+def _open(path, image_size):
+    """An image as from `open_image`, as a NumPy array, and the note from `_to_8_bits`."""
+    image, note = _read(path)
+    return np.ascontiguousarray(np.array(fit_square(image, image_size)).transpose(2, 0, 1)), note
 
 
 def fit_square(image, image_size):
@@ -72,7 +84,7 @@ def _to_square(image, image_size):
     """A PIL image as `open_image` reads it from a file: a PIL image."""
     image = image.copy()
     _rotate_in_place(image)
-    return fit_square(_to_rgb(image), image_size)
+    return fit_square(_to_rgb(_to_8_bits(image)[0]), image_size)
 
 
 def read_image(path):
@@ -84,6 +96,11 @@ def read_image(path):
     Raises:
         UserError: there is no such file, or it cannot be read as an image.
     """
+    return _read(path)[0]
+
+
+def _read(path):
+    """An image as from `read_image`, and the note from `_to_8_bits`."""
     path = Path(path)
     check_image_file(path)
     Image.init()
@@ -91,11 +108,18 @@ def read_image(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the warnings are about unusual metadata; real problems raise an error
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+                if image.width * image.height > MAX_PIXELS:  # only JPEG can be decoded to a smaller size
+                    image.draft(None, (image.width // 2, image.height // 2))
                 if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+                    raise Image.DecompressionBombError(f"it has {image.width} x {image.height} pixels")
                 image.load()
                 _rotate_in_place(image)
-                return _to_rgb(image)
+                in_8_bits, note = _to_8_bits(image)
+                return _to_rgb(in_8_bits), note
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{path} cannot be read as an image ({error}); save it with fewer than {MAX_PIXELS:,} pixels"
+        ) from error
     except Exception as error:  # for a damaged file, Pillow's decoders raise errors of many types
         reason = str(error) or type(error).__name__
         raise UserError(f"{path} cannot be read as an image ({reason}); try saving it again as PNG or JPEG") from error
@@ -111,14 +135,38 @@ def _rotate_in_place(image):
         ImageOps.exif_transpose(image, in_place=True)
 
 
+def _to_8_bits(image):
+    """Scale an image of more than 8 bits or of floats, which is gray, to 8 bits; leave others as they are.
+
+    Whole numbers of at most 10, 12, 14 ... bits are scaled by the range of so many bits. Floats in [0, 1] or [0, 255]
+    are scaled by this range. Anything else, such as negative numbers, is scaled by the image's own range.
+
+    Returns:
+        The image, and a note on what was done; None if it was what the format says.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image, None
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and (tags.get(258), tags.get(339, (1,))) == ((32,), (1,)):  # TIFF: 32 bits, without a sign
+        values = values.view(np.uint32)
+    is_float = image.mode == "F"
+    finite = values[np.isfinite(values)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    if low >= 0 and is_float and high <= BYTE:
+        low, high, note = 0.0, 1.0 if high <= 1 else BYTE, None
+    elif low >= 0 and not is_float:
+        bits = next(bits for bits in DEPTHS if high < 2**bits)
+        low, high, note = 0.0, 2**bits - 1, None if bits == 16 else f"gray values of {bits} bits are scaled to 8 bits"
+    else:
+        note = f"gray values from {low:g} to {high:g}, their own range, are scaled to 8 bits"
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (values - low) * (BYTE / (high - low if high > low else 1))
+    return Image.fromarray(scaled.clip(0, BYTE).round().astype(np.uint8)), note
+
+
 def _to_rgb(image):
-    """Convert a PIL image of any mode to 8-bit RGB, blending transparent parts with white."""
-    if image.mode.startswith("I"):  # 16-bit gray
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    elif image.mode == "F":  # floating-point gray, in [0, 1] or [0, 255]
-        values = np.nan_to_num(np.asarray(image))
-        scale = 255 if values.max() <= 1 else 1
-        image = Image.fromarray((values * scale).clip(0, 255).round().astype(np.uint8))
+    """Convert an 8-bit PIL image of any mode to RGB, blending transparent parts with white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -130,7 +178,9 @@ def _to_rgb(image):
 
 
 def decode_images(files, image_size, num_workers):
-    """Yield each file's image in order: a NumPy array, uint8 (3, image_size, image_size), or an error message.
+    """Yield each file's image in order: a NumPy array, uint8 (3, image_size, image_size), and a note on it or None.
+
+    For a file that cannot be read as an image, these are None and an error message.
 
     Up to `num_workers` processes decode them: at most one per processor, and one per `FILES_PER_PROCESS` files.
 
@@ -156,9 +206,9 @@ def decode_images(files, image_size, num_workers):
 
 def _decode_or_explain(file, image_size):
     try:
-        return open_image(file, image_size).numpy()
+        return _open(file, image_size)
     except UserError as error:
-        return str(error)
+        return None, str(error)
 
 
 def _prepare_process():

@@ -13,11 +13,16 @@ class DataSet:
 
     Attributes:
         reader: the function that reads one split, with the arguments `data_path`, `is_train`, `image_size` and
-            `num_workers`. It returns uint8 images (N, 3, H, W) of any size, labels (N,), and the names of the classes.
+            `num_workers`. It returns uint8 images (N, 3, H, W) of any size, labels (N,), and the names of the classes,
+            and for the user's own files also their hashes (N,).
         help: what it is, for --help.
         mean, std: of the training images scaled to [0, 1], channel by channel. None: measured on the images.
         is_own: whether the images are the user's own files in --data_path, which no output may replace. The path then
             identifies the data set, and classes may turn out to have no image.
+        val_reader: the function that reads validation images that the data set itself provides, with the arguments
+            `data_path`, `image_size` and `num_workers`. It returns None if there are none.
+        test_reader: the function that reads the images to test a network on, with the same arguments and `seen`, the
+            hashes of those that the network has learned from.
     """
 
     reader: str
@@ -25,6 +30,8 @@ class DataSet:
     mean: tuple | None = None
     std: tuple | None = None
     is_own: bool = False
+    val_reader: str | None = None
+    test_reader: str | None = None
 
 
 DATASETS = {
@@ -41,7 +48,11 @@ DATASETS = {
         std=(0.2673, 0.2564, 0.2762),
     ),
     "folder": DataSet(
-        "vit_cifar10.data.dataset:read_folder", "one sub-folder of images per class in --data_path", is_own=True
+        "vit_cifar10.data.folder:read_folder",
+        "one sub-folder of images per class in --data_path",
+        is_own=True,
+        val_reader="vit_cifar10.data.folder:read_validation",
+        test_reader="vit_cifar10.data.folder:read_test",
     ),
     "shapes": DataSet(
         "vit_cifar10.data.dataset:read_shapes", "drawn shapes, no download", mean=(0.5,) * 3, std=(0.25,) * 3

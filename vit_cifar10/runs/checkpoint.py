@@ -14,6 +14,8 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
     recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
                     converted_from, with dataset "folder", epoch 0 and no metrics
     init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
+    images          of a user's own images: `seen`, the hashes of those that it was trained or validated on, and `test`,
+                    a hash of all test images or None; see `Split` in data/dataset.py
     teacher         name, SHA-256 and operations per image of the network that taught it; only in distilled runs
 
 `model/<run>/last.pt` holds the same entries as of the last save, which may be in the middle of an epoch. Its entry
@@ -32,6 +34,8 @@ import torch
 
 from model import build_without_memory
 from vit_cifar10.data import dataset
+from vit_cifar10.data.folder import has_test_folder
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS, is_evaluated
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid, check
 from vit_cifar10.runs.untrusted import load_untrusted
@@ -195,15 +199,35 @@ class Network:
     def load_test_images(self, data_path, num_images=None, num_workers=2):
         """The test split of the data set that the network was trained on, at its image size.
 
-        `num_images` is the size of a stratified subset; None takes all images.
+        `num_images` is the size of a stratified subset; None takes all images. Of a user's own images, none that the
+        network was trained on is tested. One line reports if they are others than in its training.
+
+        Raises:
+            UserError: there are none, or it is not known which ones the network was trained on.
         """
-        return dataset.load_test(
+        is_own, record = DATASETS[self.saved["dataset"]].is_own, self.saved.get("images")
+        if is_own and not record and "converted_from" not in self.saved["recipe"] and not has_test_folder(data_path):
+            raise UserError(
+                f"{self.name} is from an earlier version, which did not record its training images; move the images to"
+                f" test it on to {Path(data_path) / 'test'}/CLASS/, or train it again"
+            )
+        test = dataset.load_test(
             self.saved["dataset"],
             data_path,
             image_size=self.image_size,
             num_images=num_images,
             num_workers=num_workers,
+            seen=self.seen if is_own else None,
         )
+        if record and record["test"] and not num_images and test.files_hash != record["test"]:
+            text = f"the {len(test)} test images in {data_path} are others than those of the training of {self.name}"
+            print(one_line(f"note: {text}"), file=sys.stderr)
+        return test
+
+    @property
+    def seen(self):
+        """The hashes of the user's own images that the network was trained or validated on, as far as recorded."""
+        return set(self.saved["images"]["seen"].long().flatten().tolist()) if "images" in self.saved else set()
 
     def normalized_for(self, split):
         """The split on the network's device, with the mean and std of the network's training images.

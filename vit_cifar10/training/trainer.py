@@ -81,6 +81,7 @@ class Trainer:
     def set_data(self, splits):
         """Move the images to the device, and divide them into batches."""
         self.data = fingerprint(splits)
+        self.images = record_of_images(splits, is_whole=self.args.num_test_images is None)
         self.train_split, self.val_split, self.test_split = (
             None if split is None else split.to(self.device) for split in splits
         )
@@ -433,6 +434,7 @@ class Trainer:
             "metrics": metrics,
             "recipe": vars(self.args),
             **self.sources(),
+            **({"images": self.images} if self.images else {}),
         }
 
     def training_state(self):
@@ -467,8 +469,10 @@ class Trainer:
         """
         state, path = saved["training"], self.args.resume
         if state["data"] != self.data:
+            is_unrecorded = self.images and "images" not in saved
+            advice = "; a run of an earlier version divides some folders in another way" if is_unrecorded else ""
             raise UserError(
-                f"{self.args.data_path} does not hold the images that this run started with; check --data_path"
+                f"{self.args.data_path} does not hold the images that this run started with; check --data_path{advice}"
             )
         try:
             self.model.load_state_dict(saved["weights"] if state["model"] is None else state["model"])
@@ -495,6 +499,17 @@ class Trainer:
 def sample_of(split, count):
     """About `count` normalized images of a split, evenly spaced: those of a folder are sorted by class."""
     return normalize(split.images[:: max(1, len(split) // count)], split.mean, split.std)
+
+
+def record_of_images(splits, is_whole):
+    """The entry `images` of a checkpoint: which of a user's own images are for what. None for other data sets.
+
+    `is_whole` says whether `splits` hold all test images.
+    """
+    if splits.train.hashes is None:
+        return None
+    seen = [split.hashes for split in (splits.train, splits.val) if split is not None]
+    return {"seen": torch.cat(seen).unique(), "test": splits.test.files_hash if is_whole else None}
 
 
 def fingerprint(splits):

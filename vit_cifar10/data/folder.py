@@ -1,0 +1,210 @@
+"""A user's own images: which files of a folder belong to which split, and reading them.
+
+    FOLDER/train/CLASS/  FOLDER/val/CLASS/  FOLDER/test/CLASS/      the user's splits, under any of their usual names
+    FOLDER/CLASS/                                                   a fifth of the files, by their content, is for tests
+
+Without splits of the user's, the bytes of a file alone decide about its split. So no image moves to another split when
+others come or go, or when it is renamed, and copies of an image are in the same split.
+"""
+
+import collections
+import functools
+import hashlib
+import os
+import stat
+import sys
+from pathlib import Path
+
+import torch
+
+from vit_cifar10.data.dataset import check_memory
+from vit_cifar10.data.image_files import files_and_labels, find_splits, list_images, reporting
+from vit_cifar10.data.images import decode_images
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.text import one_line, printable
+
+TEST_HASHES = range(2**64 // 5)  # the lowest fifth of all unsigned ones
+FEWEST_FILES = 5  # of which a fifth can be held out
+
+
+def read_folder(data_path, is_train, image_size, num_workers):
+    """One split: images, uint8 (N, 3, image_size, image_size), labels (N,), classes, and hashes of the files (N,).
+
+    Files that cannot be read as images, and classes without readable test images, are reported on standard error.
+
+    Raises:
+        UserError: the folder is not a data set, no file of the split can be read as an image, or the images do not fit
+            in this machine's memory.
+    """
+    root, purpose = Path(data_path), "training" if is_train else "testing"
+    with reporting() as skipped:
+        splits = find_splits(root, skipped)
+        train_folder = splits.get("train", root)
+        by_class = list_images(train_folder, root, skipped)
+        empty = next((name for name, files in by_class.items() if not files), None)
+        if is_train and empty is not None:
+            raise UserError(f"the class folder {train_folder / empty} has no files; add images to it or remove it")
+        test_folder = splits.get("test") or splits.get("val")
+        if splits and "train" not in splits:
+            raise UserError(f"{root} has {printable(test_folder.name)}, but no training folder; add {root / 'train'}")
+        if test_folder and is_train:
+            listed = by_class
+        elif test_folder:
+            listed = list_like(by_class, train_folder, test_folder, root, skipped)
+        else:
+            listed = fifth(by_class, root, is_train)
+        return read_files(listed, root, purpose, image_size, num_workers, skipped)
+
+
+def read_validation(data_path, image_size, num_workers):
+    """The images of a validation folder, as from `read_folder`; None if there is none, or it is what is tested."""
+    root = Path(data_path)
+    with reporting() as skipped:
+        splits = find_splits(root, skipped)
+        if splits.keys() < {"train", "val", "test"}:
+            return None
+        by_class = list_images(splits["train"], root, skipped)
+        listed = list_like(by_class, splits["train"], splits["val"], root, skipped)
+        return read_files(listed, root, "validation", image_size, num_workers, skipped)
+
+
+def read_test(data_path, image_size, num_workers, seen):
+    """The images to test a network on, as from `read_folder`, given the hashes of those that it has learned from.
+
+    They are those of the test folder. Without one, they are all images if the network has seen none of them; otherwise
+    they are the fifth that was held out for tests.
+
+    Raises:
+        UserError: `read_folder` fails, or the network has seen images that would be tested.
+    """
+    root = Path(data_path)
+    with reporting() as skipped:
+        splits = find_splits(root, skipped)
+        chosen, train_folder = splits.get("test") or splits.get("val"), splits.get("train", root)
+        by_class = list_images(train_folder if "train" in splits else chosen or root, root, skipped)
+        if chosen:
+            by_class = list_like(by_class, train_folder, chosen, root, skipped)
+            read = read_files(by_class, root, "testing", image_size, num_workers, skipped)
+            warn_of_copies(read[-1].tolist(), seen, root)
+            return read
+        files, _ = files_and_labels(by_class)
+        if not seen.isdisjoint(map(hash_file, files)):
+            by_class = fifth(by_class, root, is_train=False)
+        tested = [hash_file(file) for file in files_and_labels(by_class)[0]]
+        known = len(seen.intersection(tested))
+        if known:
+            raise UserError(
+                f"the network was trained on {known} of the {len(tested)} images to test in {root}; give other images"
+            )
+        return read_files(by_class, root, "testing", image_size, num_workers, skipped)
+
+
+def warn_of_copies(tested, seen, root):
+    """Report test images that the network was also trained on, given the hashes of both."""
+    known = sum(image in seen for image in tested)
+    if known:
+        warning = f"{known} of the {len(tested)} test images in {root} are also training images"
+        print(one_line(f"warning: {warning}"), file=sys.stderr)
+
+
+def has_test_folder(data_path):
+    """Whether the user has chosen the test images of a folder."""
+    splits = find_splits(Path(data_path), {})
+    return bool(splits.keys() & {"test", "val"})
+
+
+def list_like(by_class, train_folder, folder, root, skipped):
+    """The files of the test or validation folder by the classes of the training folder, {class: files}.
+
+    Raises:
+        UserError: it has other classes.
+    """
+    found = list_images(folder, root, skipped, at_least=1)
+    other = [name for name in found if name not in by_class]
+    if other:
+        lacking = [name for name in by_class if name not in found]
+        without = f"; {folder} lacks {name_some(lacking)}" if lacking else ""
+        raise UserError(
+            f"{train_folder} and {folder} do not have the same class folders: {train_folder} lacks {name_some(other)}"
+            f"{without}; rename them"
+        )
+    return {name: found.get(name, []) for name in by_class}
+
+
+def name_some(names, most=8):
+    """The first names of a list, as text that can be printed."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
+
+
+def fifth(by_class, root, is_train):
+    """The files by class that are for tests by their content, or the others for training.
+
+    Raises:
+        UserError: there are too few files.
+    """
+    count = sum(map(len, by_class.values()))
+    if count < FEWEST_FILES:
+        raise UserError(f"{root} has only {count} images, too few to hold out a fifth for testing; add images")
+    return {
+        name: [file for file in files if (hash_file(file) % 2**64 in TEST_HASHES) != is_train]
+        for name, files in by_class.items()
+    }
+
+
+def hash_file(path):
+    """The first 64 bits of a file's SHA-256 as a signed number; -1, which is not tested, if it cannot be read."""
+    try:
+        state = os.stat(path)
+        return _hash_file(path, state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else -1
+    except OSError:
+        return -1
+
+
+@functools.cache  # a file is read once, although it is asked for by several splits
+def _hash_file(path, size, modified):
+    return int.from_bytes(hashlib.sha256(Path(path).read_bytes()).digest()[:8], "big", signed=True)
+
+
+def read_files(by_class, root, purpose, image_size, num_workers, skipped):
+    """The images of listed files, their labels, the printable names of the classes, and the files' hashes."""
+    files, labels = files_and_labels(by_class)
+    classes = tuple(map(printable, by_class))
+    check_memory(len(files), image_size)
+    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
+    read, notes = [], collections.Counter()
+    for place, (image, text) in enumerate(decode_images(files, image_size, num_workers)):
+        if image is None:
+            skipped.setdefault("files that cannot be read as an image", []).append(text)
+            continue
+        images[len(read)] = torch.from_numpy(image)
+        read.append(place)
+        notes[text] += text is not None
+    for note in +notes:
+        print(one_line(f"note: {notes[note]} images for {purpose} in {root}: {note}"), file=sys.stderr)
+    if not read:
+        raise UserError(f"none of the {len(files)} files for {purpose} in {root} can be read as an image; add images")
+    labels = torch.tensor([labels[place] for place in read])
+    hashes = torch.tensor([hash_file(files[place]) for place in read])
+    missing = [name for label, name in enumerate(classes) if not (labels == label).any()]
+    if missing and purpose != "training":
+        warning = f"{len(missing)} of {len(classes)} classes in {root} have no image for {purpose} that can be read"
+        print(one_line(f"warning: {warning}: {name_some(missing)}"), file=sys.stderr)
+    return images[: len(read)], labels, classes, hashes
+
+
+def print_splits(data_path, splits):
+    """Print the classes of a folder of images and where each split, a `Splits`, is from. Report copies between them."""
+    root, (train, val, test) = Path(data_path), splits
+    folders = {split: str(folder.relative_to(root)) for split, folder in find_splits(root, {}).items()}
+    source = folders.get("train", "the class folders")
+    texts = [f"{len(train)} training images from {source}"]
+    if val is not None:
+        is_given = folders.keys() >= {"val", "test"}
+        texts.append(f"{len(val)} validation images " + (f"from {folders['val']}" if is_given else "held out of them"))
+    chosen = folders.get("test") or folders.get("val")
+    texts.append(f"{len(test)} test images {f'from {chosen}' if chosen else 'chosen by the content of the files'}")
+    classes = f"{len(train.classes)} classes ({name_some(train.classes, 20)})"
+    print(printable(f"{root}: {classes}; {', '.join(texts)}"), flush=True)
+    seen = {image for split in (train, val) if split is not None for image in split.hashes.tolist()}
+    warn_of_copies(test.hashes.tolist(), seen, root)
