@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import SMALL_VIT, folder_flags
+from helpers import SMALL_VIT, exits_with, folder_flags
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -274,6 +274,66 @@ def test_every_kind_of_image_file_can_be_read(save, tmp_path):
     torch.testing.assert_close(image[:, 16, 16], torch.tensor(color, dtype=torch.uint8), atol=3, rtol=0)
 
 
+DEEP = np.linspace(40, 200, 40 * 60).reshape(40, 60)  # gray values of an 8-bit image
+
+
+@pytest.mark.parametrize(
+    ("pixels", "suffix", "is_own_range", "note"),
+    [
+        ((DEEP * 16).astype(np.uint16), "png", False, "gray values of 12 bits are scaled to 8 bits"),
+        ((DEEP * 4).astype(np.uint16), "tif", False, "gray values of 10 bits are scaled to 8 bits"),
+        ((DEEP * 257).astype(np.uint16), "png", False, None),
+        ((DEEP * 2**24).astype(np.uint32), "tif", False, "gray values of 32 bits are scaled to 8 bits"),
+        ((DEEP * 8 - 1024).astype(np.int16), "tif", True, "gray values from -704 to 576, their own range, are scaled"),
+        ((DEEP * 16).astype(np.float32), "tif", True, "gray values from 640 to 3200, their own range, are scaled"),
+        ((DEEP / 128 - 1).astype(np.float32), "tif", True, "gray values from -0.6875 to 0.5625, their own range"),
+        ((DEEP / 255).astype(np.float32), "tif", False, None),
+    ],
+)
+def test_gray_values_of_any_depth_are_scaled_and_said(pixels, suffix, is_own_range, note, tmp_path, capsys):
+    save_gray_values(pixels, tmp_path / f"deep.{suffix}")
+    expected = DEEP[:, 10:50]
+    if is_own_range:
+        expected = 255 * (expected - 40) / 160
+    image = open_image(tmp_path / f"deep.{suffix}", 40)
+    assert np.abs(image[0].numpy() - expected).max() < 2
+    printed = capsys.readouterr().err
+    assert note in printed if note else printed == ""
+
+
+def save_gray_values(pixels, path):
+    """Save a gray image of any type of numbers. Pillow cannot write signed 16-bit and unsigned 32-bit TIFF."""
+    if pixels.dtype not in (np.int16, np.uint32):
+        Image.fromarray(pixels).save(path)
+        return
+    sample_format = 2 if pixels.dtype == np.int16 else 1
+    bits = 8 * pixels.itemsize
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: pixels.nbytes}
+    tags[339] = sample_format
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + pixels.nbytes) + pixels.tobytes() + directory)
+
+
+def test_deep_images_of_a_folder_are_counted_in_a_line(tmp_path, capsys):
+    save_class_folders(tmp_path / "train")
+    save_class_folders(tmp_path / "test", count=3)
+    for place in range(3):
+        Image.fromarray((DEEP * 16).astype(np.uint16)).save(tmp_path / "train" / "cat" / f"deep{place}.png")
+    dataset.load("folder", tmp_path, image_size=16)
+    line = f"note: 3 images for training in {tmp_path}: gray values of 12 bits are scaled to 8 bits"
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_a_large_photo_is_read_and_a_larger_one_gets_advice(tmp_path):
+    Image.new("RGB", (12_000, 9_000), (90, 120, 60)).save(tmp_path / "phone.jpg", quality=30)
+    assert (open_image(tmp_path / "phone.jpg", 16).float().mean((1, 2)) - torch.tensor([90, 120, 60])).abs().max() < 5
+    Image.new("1", (12_000, 9_000)).save(tmp_path / "scan.png")
+    with pytest.raises(UserError, match=r"it has 12000 x 9000 pixels.*; save it with fewer than 100,000,000 pixels"):
+        open_image(tmp_path / "scan.png", 16)
+
+
 def test_exif_rotation_is_applied(tmp_path):
     pixels = np.zeros((40, 40, 3), dtype=np.uint8)
     pixels[:20] = 255  # the upper half is white; the EXIF data asks viewers to rotate it clockwise by 90 degrees
@@ -390,6 +450,34 @@ def test_everything_but_images_inside_the_folder_is_reported_and_skipped(tmp_pat
         assert len(re.findall(rf"skipped: .*{name}", printed)) == 1, name
     assert len(printed.splitlines()) == 9
     assert "\x1b" not in printed
+
+
+def test_many_links_are_reported_in_one_line(tmp_path, capsys):
+    save_class_folders(tmp_path / "cache", count=100)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for file in (tmp_path / "cache" / name).iterdir():
+            (tmp_path / "data" / name / file.name).symlink_to(file)
+    with exits_with(2):
+        train_on(tmp_path, tmp_path / "data")
+    skipped, error = capsys.readouterr().err.splitlines()
+    assert skipped.startswith("skipped: 200 links that lead out of the folder of images, for example: ")
+    assert skipped.endswith("replace it with a copy of its target")
+    assert error.endswith("cat has no files; add images to it or remove it")
+
+
+def test_a_class_may_be_missing_in_the_test_folder(tmp_path, capsys):
+    save_class_folders(tmp_path / "data" / "train", classes=("cat", "cow", "dog"))
+    save_class_folders(tmp_path / "data" / "test", classes=("cat", "dog"), blue=3)
+    train_on(tmp_path, tmp_path / "data")
+    assert "warning: 1 of 3 classes in" in capsys.readouterr().err
+    assert run_test_on(tmp_path, tmp_path / "data") == 20
+    output = capsys.readouterr()
+    assert "have no image for testing that can be read: cow" in output.err
+    results = json.loads((tmp_path / "output" / "run" / "test_results.json").read_text())
+    recalls = [results["by_class"]["recall"][label] for label in (0, 2)]
+    assert results["macro"]["recall"] == pytest.approx(sum(recalls) / 2)
+    assert "the macro mean leaves out 1 class without test images" in output.out
 
 
 def test_cifar10_with_a_flipped_bit_is_reported_as_damaged(cifar10_root, tmp_path):
@@ -569,18 +657,17 @@ def content_tests_png(folder):
     )
 
 
-def test_a_new_folder_is_tested_whole_and_images_of_the_training_never(tmp_path, capsys):
+def test_a_new_folder_is_tested_whole_and_images_of_the_training_are_counted(tmp_path, capsys):
     save_class_folders(tmp_path / "data" / "Train", count=40)
-    save_class_folders(tmp_path / "data" / "Test", count=12)
+    save_class_folders(tmp_path / "data" / "Test", count=12, blue=7)
     train_on(tmp_path, tmp_path / "data")
     save_class_folders(tmp_path / "new", count=9, blue=9)
     assert run_test_on(tmp_path, tmp_path / "new") == 18
     save_class_folders(tmp_path / "only" / "test", count=7, blue=8)
     assert run_test_on(tmp_path, tmp_path / "only") == 14
-    assert "12 of the 24 test images" not in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run_test_on(tmp_path, tmp_path / "data" / "Train")
-    assert re.search(r"the network was trained on \d+ of the \d+ images to test", capsys.readouterr().err)
+    assert "warning" not in capsys.readouterr().err
+    assert run_test_on(tmp_path, tmp_path / "data" / "Train") == 80
+    assert "warning: 80 of the 80 test images in" in capsys.readouterr().err
 
 
 def test_a_run_of_before_tests_only_images_that_were_chosen_for_tests(tmp_path, capsys):

@@ -93,6 +93,9 @@ def print_class_scores(results):
     print(f"\n{'class':<{width}}  precision   recall       F1  images")
     for name, precision, recall, f1, images in rows:
         print(f"{name:<{width}}   {100 * precision:6.2f} % {100 * recall:6.2f} % {100 * f1:6.2f} %  {images:>6}")
+    untested = by_class["support"].count(0)
+    if untested:
+        print(f"the macro mean leaves out {untested} class{'es' * (untested > 1)} without test images")
 
 
 def print_confusion_matrix(results):

@@ -110,9 +110,12 @@ def class_scores(matrix):
 
 
 def mean_scores(by_class):
-    """Average `class_scores` over the classes, with equal weights ("macro") or weighted by support ("weighted")."""
+    """Average `class_scores` over the classes, with equal weights ("macro") or weighted by support ("weighted").
+
+    Classes without images are left out of both.
+    """
     support = by_class["support"].double()
-    weights = {"macro": torch.ones_like(support), "weighted": support}
+    weights = {"macro": (support > 0).double(), "weighted": support}
     return {
         kind: {name: ((by_class[name] * weight).sum() / weight.sum()).item() for name in ("precision", "recall", "f1")}
         for kind, weight in weights.items()
