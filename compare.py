@@ -141,12 +141,12 @@ def test_all(runs, args):
 
     If the images are missing, the results of earlier tests are used.
     """
-    splits = {}
+    splits, seen = {}, set().union(*(run.network.seen for run in runs))
     for run in runs:
         key = images_key(run)
         if key not in splits:
             try:
-                splits[key] = run.network.load_test_images(args.data_path, num_workers=args.num_workers)
+                splits[key] = run.network.load_test_images(args.data_path, num_workers=args.num_workers, seen=seen)
             except UserError as error:
                 splits[key] = None
                 warn(str(error))

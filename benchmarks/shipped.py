@@ -39,7 +39,7 @@ def shipped_runs():
 
 def read_records():
     """Return the records of the shipped runs, {run: {part: record}}, without those of other weights."""
-    saved = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+    saved = json.loads(RECORDS.read_text("utf-8")) if RECORDS.exists() else {}
     records = {}
     for run in shipped_runs():
         sha256 = checkpoint.hash_file(ROOT / "model" / run / "best.pt")

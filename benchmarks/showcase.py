@@ -77,7 +77,7 @@ def runs_to_measure(part, args):
 def measure_scores(args):
     for run in runs_to_measure("scores", args):
         run_script("test.py", ["--mode", "cifar", "--tta", "--model_path", run], args)
-        results = json.loads((OUTPUT / run / "test_results.json").read_text())
+        results = json.loads((OUTPUT / run / "test_results.json").read_text("utf-8"))
         record(run, "scores", describe_scores(results, classify_noise(run)))
         if run == MAIN_VIT:
             for name in ("confusion_matrix.png", "reliability.png"):
@@ -155,7 +155,7 @@ def measure_faithfulness(args):
 
 def read_csv(path):
     """The rows of a CSV file, with numbers as numbers, and None for empty cells."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [{key: parse_cell(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
 
 

@@ -6,7 +6,10 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 import zlib
@@ -17,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import SMALL_VIT, exits_with, folder_flags
+from helpers import PYTHON_ENVIRONMENT, ROOT, SMALL_VIT, exits_with, folder_flags
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -491,6 +494,49 @@ def test_cifar10_with_a_flipped_bit_is_reported_as_damaged(cifar10_root, tmp_pat
     target.parent.joinpath("test_batch").write_bytes(data)
     with pytest.raises(UserError, match="cifar10 is damaged in"):
         dataset.load("cifar10", tmp_path)
+
+
+def test_the_folder_of_cifar10_itself_and_a_home_are_found(cifar10_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "download", lambda *_: pytest.fail("it is downloaded again"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").symlink_to(Path(cifar10_root).resolve())
+    for typed in ("~/mine", "~/mine/cifar-10-batches-py", "~/mine/cifar-10-batches-py/"):
+        args = train.parse([f"--data_path={typed}", "--num_train_images=100"])
+        assert len(train.load_splits(args).test) == 10_000
+    assert test_command.parse(["--output_path=~/results"]).output_path == f"{tmp_path}/results"
+
+
+def make_locale(folder, name):
+    """The environment of a locale in ISO-8859-1, which stands for Windows' code page, or of plain C."""
+    environment = {**PYTHON_ENVIRONMENT, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": name}
+    if name != "C":
+        command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(folder / name)]
+        if not shutil.which("localedef") or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("this system cannot make a locale")
+        environment["LOCPATH"] = str(folder)
+    return environment
+
+
+@pytest.mark.parametrize("name", ["C", "en_US.ISO-8859-1"])
+def test_files_are_in_utf8_in_every_locale(name, tmp_path):
+    environment = make_locale(tmp_path, name)
+    save_class_folders(tmp_path / "Fotos" / "train", classes=("B\u00e4r", "L\u00f6we"))
+    save_class_folders(tmp_path / "Fotos" / "test", classes=("B\u00e4r", "L\u00f6we"), blue=5)
+    recipe = f"# f\u00fcr L\u00f6wen\n--dataset folder --data_path Fotos --run_name run {SMALL_CNN}\n"
+    (tmp_path / "recipe.txt").write_text(recipe, "utf-8")
+    for command in (["train.py", "@recipe.txt"], ["test.py", "--data_path=Fotos", "--device=cpu"]):
+        script = [sys.executable, str(ROOT / command[0]), *command[1:]]
+        done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert checkpoint.load(tmp_path / "model" / "run")["classes"] == ["B\u00e4r", "L\u00f6we"]
+    results = json.loads((tmp_path / "output" / "run" / "test_results.json").read_text("utf-8"))
+    assert results["classes"] == ["B\u00e4r", "L\u00f6we"]
+
+
+def test_a_recipe_from_a_windows_shell_is_read(tmp_path):
+    for encoding in ("utf-16", "utf-8-sig"):
+        (tmp_path / "recipe.txt").write_text("--epochs 7  # L\u00f6we", encoding)
+        assert train.parse([f"@{tmp_path / 'recipe.txt'}"]).epochs == 7
 
 
 class Attack:

@@ -83,12 +83,15 @@ def read_cifar100(data_path, is_train, image_size, num_workers):
 def read_cifar(name, data_path, is_train):
     """The training or test images, uint8 (N, 3, 32, 32), their labels, and the names of the classes.
 
-    If files are missing or damaged, the data set is downloaded.
+    `data_path` is the folder that contains the data set's folder, or this folder itself. If files are missing or
+    damaged, the data set is downloaded.
 
     Raises:
         UserError: it could not be downloaded.
     """
     source = SOURCES[name]
+    if os.path.basename(os.path.abspath(data_path)) == source.folder:  # the folder of the files itself
+        data_path = os.path.dirname(os.path.abspath(data_path))
     existed = Path(data_path).exists()
     try:
         try:

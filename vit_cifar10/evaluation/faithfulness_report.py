@@ -97,7 +97,7 @@ def write_faithfulness(tested, network, folder):
     areas = faithfulness.area_rows(tested.tensors, tested.methods)
     by_method = faithfulness.method_rows(tested.tensors, tested.methods)
     for name, rows in (("faithfulness.csv", areas), ("faithfulness_methods.csv", by_method)):
-        with atomic_write(folder / name) as partial, open(partial, "w", newline="") as file:
+        with atomic_write(folder / name) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

@@ -113,7 +113,7 @@ def print_confusion_matrix(results):
 def write_full_test(tested, network, test, folder):
     """Write all `TEST_FILES` to a folder."""
     with atomic_write(folder / "test_results.json") as partial:
-        partial.write_text(json.dumps(tested.results, indent=2) + "\n")
+        partial.write_text(json.dumps(tested.results, indent=2) + "\n", encoding="utf-8")
     hashes = {key: tested.results[key] for key in ("checkpoint_sha256", "test_sha256")}
     save_tensors(folder / "test_logits.pt", {"logits": tested.logits, "labels": tested.labels, **hashes})
     draw_full_test(tested, network, test, folder)

@@ -134,7 +134,7 @@ def write_tables(folder, rows, **others):
         writer.writeheader()
         writer.writerows(rows)
     with atomic_write(folder / "comparison.json") as partial:
-        partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n")
+        partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n", encoding="utf-8")
 
 
 def write_report(folder, text, pictures):

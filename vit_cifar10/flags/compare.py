@@ -1,7 +1,7 @@
 """The flags of compare.py."""
 
 from vit_cifar10.utils import choices
-from vit_cifar10.utils.cli import POSITIVE_INT, WORKERS, ArgumentParser, not_empty
+from vit_cifar10.utils.cli import POSITIVE_INT, WORKERS, ArgumentParser, path
 
 
 def parse(argv=None):
@@ -13,10 +13,10 @@ def build_parser():
     parser = ArgumentParser(prog="compare.py", description="Compare trained runs.")
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run's folder, a checkpoint, or a run's name")
-    add("--model_path", type=not_empty, default="./model", help="folder of the checkpoints of all runs")
-    add("--output_path", type=not_empty, default="./output", help="folder of the metrics and test results of all runs")
-    add("--compare_path", type=not_empty, default="./output/comparison", help="folder for tables and pictures")
-    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--model_path", type=path, default="./model", help="folder of the checkpoints of all runs")
+    add("--output_path", type=path, default="./output", help="folder of the metrics and test results of all runs")
+    add("--compare_path", type=path, default="./output/comparison", help="folder for tables and pictures")
+    add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     add("--batch_size", type=POSITIVE_INT, help="test images per batch (default 1000, on a CPU 100)")
     add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")

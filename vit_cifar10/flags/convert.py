@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vit_cifar10.utils.cli import ArgumentParser, not_empty
+from vit_cifar10.utils.cli import ArgumentParser, not_empty, path
 from vit_cifar10.utils.errors import UserError
 
 LIBRARIES = ("timm", "hf")  # prefixes of networks from elsewhere
@@ -22,7 +22,7 @@ def build_parser():
         "what to write: for a network from elsewhere, the folder of the new run, such as model/my-vit; for a run, a "
         "file that ends in .onnx or .safetensors, or else a folder for timm"
     )
-    add("target", type=not_empty, metavar="TARGET", help=target)
+    add("target", type=path, metavar="TARGET", help=target)
     add("--attention", action="store_true", help=".onnx: also output the attention weights of every layer")
     return parser
 

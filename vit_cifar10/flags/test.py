@@ -11,8 +11,8 @@ from vit_cifar10.utils.cli import (
     POSITIVE_INT,
     WORKERS,
     ArgumentParser,
-    not_empty,
     number,
+    path,
 )
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_SAMPLES
@@ -34,18 +34,18 @@ def build_parser():
     add("--mode", choices=MODES, default="cifar", help=modes)
     index = "cifar-single: numbers of the test images to classify; the first is 0 (default: 1)"
     add("--index", type=NON_NEGATIVE_INT, nargs="+", help=index)
-    add("--image_path", type=not_empty, help="custom: the image file")
+    add("--image_path", type=path, help="custom: the image file")
     model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
-    add("--model_path", type=not_empty, help=model)
-    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--model_path", type=path, help=model)
+    add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add(
         "--output_path",
-        type=not_empty,
+        type=path,
         default="./output",
         help="cifar, faithfulness: folder for results, one sub-folder per run",
     )
     gif = "file for the GIF; the still is the .png next to it; default: in attention_map_gif/, named after the image"
-    add("--gif_path", type=not_empty, help=gif)
+    add("--gif_path", type=path, help=gif)
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
     shown = ", ".join(f"{' and '.join(SHOWN[kind])} for a {title}" for kind, title in (("vit", "ViT"), ("cnn", "CNN")))
     slow = " and ".join(flag for flag, method in METHODS.items() if method.is_slow)
@@ -57,7 +57,7 @@ def build_parser():
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
     page = "cifar-single, custom, or with --live: write an HTML page to this file, for exploring the prediction"
-    add("--html", help=page)
+    add("--html", type=path, help=page)
     live = (
         "put the network into the page of --html, where you change the image or the network and see the answer change"
     )

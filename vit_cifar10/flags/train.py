@@ -20,6 +20,7 @@ from vit_cifar10.utils.cli import (
     ArgumentParser,
     not_empty,
     number,
+    path,
 )
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import check_outputs, is_same_path
@@ -54,7 +55,7 @@ def build_parser():
 def add_data_flags(parser):
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=DATASETS, default="cifar10", help=help_of(DATASETS))
-    add("--data_path", type=not_empty, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     add("--n_classes", type=SIZE, help="number of classes; default: taken from the data set")
     validation = "training images held out to choose the best epoch; default: a tenth; 0 keeps the last epoch instead"
     add("--val_images", type=NON_NEGATIVE_INT, help=validation)
@@ -85,7 +86,7 @@ def size_help(sizes):
 def add_fine_tuning_flags(parser):
     add = parser.add_argument_group("fine-tuning").add_argument
     init = "start from the weights of a run, given by its name, folder or checkpoint; the network keeps its shape"
-    add("--init", type=not_empty, metavar="RUN", help=init)
+    add("--init", type=path, metavar="RUN", help=init)
     freeze = "with --init: do not train the embedding and the first N blocks (CNN: N convolutions); 0 trains everything"
     add("--freeze_blocks", type=NON_NEGATIVE_INT, metavar="N", default=0, help=freeze)
 
@@ -93,7 +94,7 @@ def add_fine_tuning_flags(parser):
 def add_teacher_flags(parser):
     add = parser.add_argument_group("distillation").add_argument
     teacher = "also learn from the predictions of a run with the same classes: its name, folder or checkpoint"
-    add("--teacher", type=not_empty, metavar="RUN", help=teacher)
+    add("--teacher", type=path, metavar="RUN", help=teacher)
     weight = "fraction of the loss that compares the predictions with the teacher's; default: 0.7"
     add("--teacher_weight", type=PROBABILITY, help=weight)
     temperature = "what both networks' logits are divided by before they are compared; default: 1"
@@ -176,15 +177,15 @@ def add_run_flags(parser):
     add("--run_name", type=not_empty, help="name of the run's folders; default: network, image size, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
     resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may change"
-    add("--resume", type=not_empty, metavar="RUN", help=resume)
+    add("--resume", type=path, metavar="RUN", help=resume)
     saves = "write last.pt after every N epochs; default: often enough to take about 1 %% of the training time"
     add("--save_every", type=POSITIVE_INT, metavar="N", help=saves)
     minutes = "longest time between saves in minutes, even within an epoch"
     add("--save_minutes", type=POSITIVE, default=5.0, help=minutes)
     log = "also send metrics, flags, curves and test pictures to TensorBoard (in --output_path) or Weights & Biases"
     add("--log", choices=choices.TRACKERS, default="none", help=log)
-    add("--model_path", type=not_empty, default="./model", help="folder for the checkpoints of all runs")
-    add("--output_path", type=not_empty, default="./output", help="folder for the metrics and pictures of all runs")
+    add("--model_path", type=path, default="./model", help="folder for the checkpoints of all runs")
+    add("--output_path", type=path, default="./output", help="folder for the metrics and pictures of all runs")
 
 
 def parse(argv=None, epochs=None):

@@ -196,16 +196,18 @@ class Network:
         if not logits.isfinite().all():
             raise UserError(f"the logits of {self.name} are not finite; its weights are damaged, so train it again")
 
-    def load_test_images(self, data_path, num_images=None, num_workers=2):
+    def load_test_images(self, data_path, num_images=None, num_workers=2, seen=None):
         """The test split of the data set that the network was trained on, at its image size.
 
-        `num_images` is the size of a stratified subset; None takes all images. Of a user's own images, none that the
-        network was trained on is tested. One line reports if they are others than in its training.
+        `num_images` is the size of a stratified subset; None takes all images. `seen` are the hashes of the user's own
+        images that were used in trainings, by default in this network's. They decide what is tested; see `read_test` in
+        data/folder.py. One line reports if the images are others than those that the network's training tested.
 
         Raises:
             UserError: there are none, or it is not known which ones the network was trained on.
         """
-        is_own, record = DATASETS[self.saved["dataset"]].is_own, self.saved.get("images")
+        is_own = DATASETS[self.saved["dataset"]].test_reader is not None
+        record = self.saved.get("images") if is_own else None
         if is_own and not record and "converted_from" not in self.saved["recipe"] and not has_test_folder(data_path):
             raise UserError(
                 f"{self.name} is from an earlier version, which did not record its training images; move the images to"
@@ -217,7 +219,7 @@ class Network:
             image_size=self.image_size,
             num_images=num_images,
             num_workers=num_workers,
-            seen=self.seen if is_own else None,
+            seen=(self.seen if seen is None else seen) if is_own else None,
         )
         if record and record["test"] and not num_images and test.files_hash != record["test"]:
             text = f"the {len(test)} test images in {data_path} are others than those of the training of {self.name}"

@@ -239,7 +239,7 @@ CHECKPOINT = {
     "metrics": lambda metrics: METRICS if metrics else {},  # before the first epoch, there are none
     "recipe": FLAGS,
     "init?": {"name": TEXT, "sha256": HASH, TEXT: PLAIN},
-    "images?": {"seen": tensor(), "test": (HASH, None)},
+    "images?": {"seen": tensor(), "test": (HASH, None), TEXT: PLAIN},
     "teacher?": {"name": TEXT, "sha256": HASH, "flops": NON_NEGATIVE, TEXT: PLAIN},
     "training?": TRAINING,
     TEXT: ANYTHING,

@@ -191,7 +191,7 @@ class RunWriter(Run):
 
     def _save_config(self):
         with atomic_write(self.config_path) as partial:
-            partial.write_text(json.dumps(self.config, indent=2) + "\n")
+            partial.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
 
     def restore(self, resumed, is_complete=False):
         """Take over the history of a resumed run, up to the epoch that it resumes from.

@@ -1,6 +1,7 @@
 """Command lines: flags, recipes, and one-line error messages."""
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import errno
@@ -143,7 +144,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
 
     def convert_arg_line_to_args(self, line):
-        line = line.removeprefix("\ufeff").replace("\t", " ")  # Windows editors start a file with a byte-order mark
+        line = line.replace("\t", " ")
         if not line.isprintable():
             raise UserError(f"a recipe is a text file of flags, but this one contains {line[:20]!r}; check the name")
         lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True)
@@ -154,11 +155,21 @@ class ArgumentParser(argparse.ArgumentParser):
         return arguments
 
     def parse_args(self, args=None, namespace=None):
+        typed = []
         for argument in sys.argv[1:] if args is None else args:
-            if self.fromfile_prefix_chars and argument.startswith("@") and not Path(argument[1:]).is_file():
-                raise UserError(f"there is no recipe {argument[1:]}; give a text file of flags after the @")
+            is_recipe = self.fromfile_prefix_chars and argument.startswith("@")
+            typed += self.read_recipe(argument[1:]) if is_recipe else [argument]
+        return super().parse_args(typed, namespace)
+
+    def read_recipe(self, name):
+        """The flags in a recipe, which is in UTF-8 whatever the locale says, or in UTF-16 from a Windows shell."""
+        if not Path(name).is_file():
+            raise UserError(f"there is no recipe {name}; give a text file of flags after the @")
+        content = Path(name).read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            return super().parse_args(args, namespace)
+            lines = content.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()
+            return [argument for line in lines for argument in self.convert_arg_line_to_args(line)]
         except ValueError as error:
             raise UserError(f"the recipe cannot be read as flags ({error})") from error
 
@@ -226,6 +237,11 @@ def not_empty(text):
     if not text:
         raise argparse.ArgumentTypeError("its value is empty; give one, or leave out the flag")
     return text
+
+
+def path(text):
+    """An argparse type: a path, or the name of a run. `~` is the user's home, even if the shell has left it."""
+    return os.path.expanduser(not_empty(text))
 
 
 POSITIVE_INT = number(int, at_least=1, at_most=limits.LARGEST_COUNT)

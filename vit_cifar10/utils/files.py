@@ -174,7 +174,7 @@ def read_text(path, longest):
     """
     if path.exists() and not (path.is_file() and path.stat().st_size <= longest):
         raise OSError(errno.EINVAL, "not a regular file, or too long", str(path))
-    return path.read_text()
+    return path.read_text("utf-8-sig")  # Windows editors start a file with a byte-order mark
 
 
 def make_folder(path, new=False):
