@@ -16,7 +16,8 @@ def small_network(config):
     model = build_model(sizes)
     torch.nn.init.normal_(model.head.weight)
     saved = {"model_config": {**sizes, "img_size": 32}, "dataset": "folder", "recipe": {}}
-    return checkpoint.Network("net", model.eval(), torch.device("cpu"), classes, torch.zeros(3), torch.ones(3), saved)
+    values = (classes, torch.zeros(3), torch.ones(3), saved)
+    return checkpoint.Network("net", model.eval(), torch.device("cpu"), *values, sha256="")
 
 
 def evaluate(page, expression):
