@@ -222,6 +222,7 @@ def load_file(path):
     return torch.load(path, weights_only=True)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_forged_properties_of_measured_tensors_end_where_they_are_read(stopped, tmp_path, capsys):
     """A faithfulness test that continues, and a comparison that uses the logits of an earlier test."""
     for part in ("model", "output"):
@@ -250,7 +251,7 @@ def shared(count):
     return dict.fromkeys(range(count), inner)
 
 
-@pytest.mark.parametrize("count", [1_000, 20_000])
+@pytest.mark.parametrize("count", [1_000, 10_000])
 def test_an_optimizer_state_that_expands_is_refused_before_it_is_expanded(count, stopped, tmp_path, capsys):
     contents = load(stopped, "cnn", "last")
     contents["training"]["optimizer"]["state"] = shared(count)
@@ -300,13 +301,13 @@ PICKLES = {
     "a key of many tuples in a list": inserts(b"X\1\0\0\0y", LONG_LIST + (ORDERED + memo(b"j", 0) + b"\x85R" * 1) * 50),
     "a legacy file with a bytearray of 3 GB": write_legacy_file,
     "a tensor that is resized": inserts(b"X\1\0\0\0y", TENSOR + RESIZE),
-    "values nested 500,000 deep": inserts(b"X\1\0\0\0y", b"]" * 500_000 + b"a" * 499_999),
+    "values nested 200,000 deep": inserts(b"X\1\0\0\0y", b"]" * 200_000 + b"a" * 199_999),
 }
 
 
-@pytest.mark.parametrize("edit", PICKLES.values(), ids=PICKLES)
-@pytest.mark.parametrize("file", ["best", "last"])
-def test_a_pickle_that_crashes_or_exhausts_its_reader_is_refused(file, edit, stopped, tmp_path, capsys):
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_pickle_that_crashes_or_exhausts_its_reader_is_refused(kind, stopped, tmp_path, capsys):
+    edit, file = PICKLES[kind], "last" if "tuples" in kind else "best"
     start = time.process_time()
     with memory_within(MEMORY_BOUND):
         assert run_with(load(stopped, "cnn", file), "cnn", file, stopped, tmp_path, edit) == 2
@@ -411,6 +412,7 @@ def test_a_run_whose_config_is_damaged_is_recognized_by_its_history(stopped, tmp
 # What was loaded is what is recorded
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_results_are_recorded_for_the_weights_that_were_tested(stopped, tmp_path, monkeypatch):
     """A training may replace best.pt after a test has loaded it."""
     for part in ("model", "output"):

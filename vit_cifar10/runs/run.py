@@ -160,7 +160,8 @@ def check_record(folder, recipe):
 def check_may_train(folder, recipe):
     """Raise `UserError` if training the run with this recipe would overwrite what is not its own in a folder."""
     check_record(folder, recipe)
-    found = [name for name in (*TRAINING_FILES, *TRACKING_FOLDERS) if (folder / name).exists()]
+    records = [name for name in (*TRAINING_FILES, *TRACKING_FOLDERS) if name not in checkpoint.NAMES]
+    found = [name for name in records if (folder / name).exists()]
     if found and not has_record(folder, recipe):
         raise UserError(
             f"{folder} contains {found[0]}, but no readable config.json that shows that it belongs to this run; move it"
