@@ -27,8 +27,12 @@ if __name__ == "__main__":
 
     check_flags_first(parse)  # before PyTorch is imported, which takes seconds
 
+import hashlib
+import itertools
 import sys
 from pathlib import Path
+
+from PIL import Image
 
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.data.images import open_image
@@ -111,7 +115,7 @@ def output_files(run, network, args):
         return [args.html]
     if args.mode in ("cifar", "faithfulness"):
         return [run.output_folder / name for name in (TEST_FILES if args.mode == "cifar" else FAITHFULNESS_FILES)]
-    names = [Path(args.image_path).stem] if args.mode == "custom" else [index_name(network, i) for i in args.index]
+    names = [custom_name(args)] if args.mode == "custom" else [index_name(network, i) for i in args.index]
     gifs = [] if args.no_gif else [gif_path(name, args) for name in names]
     return [*gifs, *(path.with_suffix(".png") for path in gifs), *filter(None, [args.html])]
 
@@ -119,6 +123,30 @@ def output_files(run, network, args):
 def gif_path(name, args):
     """The file for the GIF of an image; the still is next to it. `name` is its default, without suffix."""
     return Path(args.gif_path or f"attention_map_gif/{name}.gif")
+
+
+def custom_name(args):
+    """The default name, without suffix, of the GIF of an image file. The GIF of another file of this name is kept."""
+    stem, hashed = Path(args.image_path).stem, image_comment(args.image_path)
+    if args.gif_path:
+        return stem
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if gif_comment(gif_path(name, args)) in (None, hashed))
+
+
+def image_comment(path):
+    """What the GIF of an image file says about its source."""
+    return f"image {hashlib.sha256(Path(path).read_bytes()).hexdigest()}".encode()
+
+
+def gif_comment(path):
+    """What a GIF says about its source; None if there is no GIF, or if it says nothing."""
+    try:
+        with Image.open(path, formats=["GIF"]) as gif:
+            comment = gif.info.get("comment", b"")
+    except (OSError, ValueError):
+        return None
+    return comment if comment.startswith(b"image ") else None
 
 
 def index_name(network, index):
@@ -171,7 +199,7 @@ def custom_test(run, network, args):
     image = open_image(args.image_path, network.image_size)
     path = Path(args.image_path)
     name = printable(path.name)
-    explanation = classify(network, image, path.stem, f"image: {shorten(name)}", args)
+    explanation = classify(network, image, custom_name(args), f"image: {shorten(name)}", args)
     write_explorer(network, [(explanation, name, "")], args)
 
 
@@ -218,7 +246,7 @@ def classify(network, image, name, label, args):
     frames, save_still = draw_maps(explanation, pick_methods(args, network.model), caption)
     if not args.no_gif:
         path = gif_path(name, args)
-        gif.save_gif(frames, path)
+        gif.save_gif(frames, path, comment=image_comment(args.image_path) if args.mode == "custom" else b"")
         save_still(path.with_suffix(".png"))
         print(printable(f"wrote {path} and {path.with_suffix('.png')}"))
     if not args.no_image:

@@ -469,6 +469,22 @@ def test_many_links_are_reported_in_one_line(tmp_path, capsys):
     assert error.endswith("cat has no files; add images to it or remove it")
 
 
+def test_two_images_of_one_name_have_two_gifs(tmp_path, monkeypatch, capsys):
+    save_class_folders(tmp_path / "data", count=40)
+    train_on(tmp_path, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("cat", "dog", "cat"):
+        image = f"--image_path=data/{folder}/000.png"
+        test_command.main(["--model_path=run", "--mode=custom", image, "--device=cpu", "--no_image"])
+    wrote = re.findall(r"wrote attention_map_gif/(\S+) and attention_map_gif/(\S+)", capsys.readouterr().out)
+    first, second = ("000.gif", "000.png"), ("000-2.gif", "000-2.png")
+    assert wrote == [first, second, first]
+    assert sorted(os.listdir("attention_map_gif")) == sorted([*first, *second])
+    for folder in ("cat", "dog"):  # the user's own choice is followed
+        flags = [f"--image_path=data/{folder}/000.png", "--gif_path=mine.gif", "--device=cpu", "--no_image"]
+        test_command.main(["--model_path=run", "--mode=custom", *flags])
+
+
 def test_a_class_may_be_missing_in_the_test_folder(tmp_path, capsys):
     save_class_folders(tmp_path / "data" / "train", classes=("cat", "cow", "dog"))
     save_class_folders(tmp_path / "data" / "test", classes=("cat", "dog"), blue=3)

@@ -10,13 +10,16 @@ from PIL import Image
 from vit_cifar10.utils.files import atomic_write
 
 
-def save_gif(frames, path, seconds=0.5, last_seconds=2.5):
-    """Write frames, uint8 (N, H, W, 3), to a GIF that repeats forever and holds its last frame."""
+def save_gif(frames, path, seconds=0.5, last_seconds=2.5, comment=b""):
+    """Write frames, uint8 (N, H, W, 3), to a GIF that repeats forever and holds its last frame.
+
+    `comment`, bytes, is text that the file carries.
+    """
     indices, palette = common_palette(frames)
     milliseconds = [1000 * seconds] * (len(frames) - 1) + [1000 * last_seconds]
     if len(frames) == 1:
         milliseconds = milliseconds[0]  # Pillow accepts no list for a single frame
-    options = {"is_batch": True, "palette": palette, "duration": milliseconds, "loop": 0}
+    options = {"is_batch": True, "palette": palette, "duration": milliseconds, "loop": 0, "comment": comment}
     gif = iio.imwrite("<bytes>", indices, plugin="pillow", extension=".gif", **options)
     with atomic_write(path) as partial:
         partial.write_bytes(gif)
