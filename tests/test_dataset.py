@@ -849,6 +849,13 @@ def save_different_classes(root):
         (save_one_image_per_class, "class a in .*images has no image left to train on"),
         (lambda root: save_class_folders(root, count=2), "only 4 images"),
         (lambda root: save_class_folders(root, classes=("a\x07", "a\x1b")), r"'a\\x07' and 'a\\x1b' .* look the same"),
+        (
+            lambda root: save_class_folders(root, classes=("train", "test")),
+            "test and train in .* need a sub-folder per",
+        ),
+        (lambda root: save_class_folders(root / "Test"), "images has Test, but no folder to train on; add .*train"),
+        (lambda root: save_class_folders(root / "archive"), "1 class folders.*; set --data_path to .*images.archive"),
+        (lambda root: [save_class_folders(root / name) for name in ("Train", "train")], "both hold train images"),
         (save_different_classes, "same class folders: .*train lacks cow; .*test lacks dog; rename them"),
         (lambda root: root.rmdir(), "no folder"),
     ],

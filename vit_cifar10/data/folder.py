@@ -39,14 +39,14 @@ def read_folder(data_path, is_train, image_size, num_workers):
     root, purpose = Path(data_path), "training" if is_train else "testing"
     with reporting() as skipped:
         splits = find_splits(root, skipped)
+        test_folder = splits.get("test") or splits.get("val")
+        if test_folder and "train" not in splits:
+            raise UserError(f"{root} has {test_folder.name}, but no folder to train on; add {root / 'train'}")
         train_folder = splits.get("train", root)
         by_class = list_images(train_folder, root, skipped)
         empty = next((name for name, files in by_class.items() if not files), None)
         if is_train and empty is not None:
             raise UserError(f"the class folder {train_folder / empty} has no files; add images to it or remove it")
-        test_folder = splits.get("test") or splits.get("val")
-        if splits and "train" not in splits:
-            raise UserError(f"{root} has {printable(test_folder.name)}, but no training folder; add {root / 'train'}")
         if test_folder and is_train:
             listed = by_class
         elif test_folder:

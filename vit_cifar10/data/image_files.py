@@ -98,6 +98,9 @@ def list_images(folder, root, skipped, at_least=2):
         folders = [entry for entry in folders if entry not in unlabelled]
         for entry in unlabelled:
             _skip(skipped, "unlabelled folders", f"{entry} has no class folders, so its images are left out")
+    if folder == root and folders and all(_split_named(entry.name) for entry in folders):
+        names = " and ".join(entry.name for entry in folders)
+        raise UserError(f"{names} in {folder} need a sub-folder per class; sort the images into class folders")
     if len(folders) < at_least:
         inner = [entry for entry in folders if len(_folders_in(entry, root, {})) > 1]
         advice = f"set --data_path to {inner[0]}" if inner else "add a sub-folder per class"
@@ -147,7 +150,8 @@ def _skip(skipped, kind, text):
 
 
 def _split_named(name):
-    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
+    plain = name.lower().replace(" ", "_").replace("-", "_")
+    return next((split for split, names in SPLITS.items() if plain in names), None)
 
 
 def _inner_split(folder):
