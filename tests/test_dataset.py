@@ -834,6 +834,15 @@ def save_one_image_per_class(root):
         save_class_folders(root / split, classes="abcdefghij", count=1)
 
 
+def save_no_tested_image(root):
+    """Six images, none of which is in the fifth for tests."""
+    save_class_folders(root, count=40)
+    for name in ("cat", "dog"):
+        files = sorted((root / name).iterdir(), key=lambda file: hashlib.sha256(file.read_bytes()).digest())
+        for file in files[:-3]:
+            file.unlink()
+
+
 def save_different_classes(root):
     save_class_folders(root / "train")
     save_class_folders(root / "test", classes=("cat", "cow"))
@@ -856,6 +865,7 @@ def save_different_classes(root):
         (lambda root: save_class_folders(root / "Test"), "images has Test, but no folder to train on; add .*train"),
         (lambda root: save_class_folders(root / "archive"), "1 class folders.*; set --data_path to .*images.archive"),
         (lambda root: [save_class_folders(root / name) for name in ("Train", "train")], "both hold train images"),
+        (save_no_tested_image, "contents of the 6 images in .* choose none of them for testing; add images, or sort"),
         (save_different_classes, "same class folders: .*train lacks cow; .*test lacks dog; rename them"),
         (lambda root: root.rmdir(), "no folder"),
     ],

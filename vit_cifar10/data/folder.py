@@ -143,10 +143,17 @@ def fifth(by_class, root, is_train):
     count = sum(map(len, by_class.values()))
     if count < FEWEST_FILES:
         raise UserError(f"{root} has only {count} images, too few to hold out a fifth for testing; add images")
-    return {
+    chosen = {
         name: [file for file in files if (hash_file(file) % 2**64 in TEST_HASHES) != is_train]
         for name, files in by_class.items()
     }
+    if not any(chosen.values()):
+        purpose = "training" if is_train else "testing"
+        raise UserError(
+            f"the contents of the {count} images in {root} choose none of them for {purpose}; add images, or sort them"
+            " into train/CLASS/ and test/CLASS/"
+        )
+    return chosen
 
 
 def hash_file(path):
