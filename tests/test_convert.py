@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -246,6 +247,17 @@ def test_torch_hub_loads_the_shipped_networks(tmp_path):
         assert model.classes == network.classes
         untrained = torch.hub.load(str(ROOT), name, source="local", pretrained=False)
         assert not torch.allclose(untrained.eval()(batch), model(batch))
+
+
+def test_torch_hub_leaves_the_model_py_of_another_project_alone(tmp_path):
+    """Before and after its own import. The network can be pickled, as for worker processes."""
+    (tmp_path / "model.py").write_text("class Net: pass")
+    load = f"m = torch.hub.load({str(ROOT)!r}, 'vit_layer6_cifar10', source='local'); pickle.loads(pickle.dumps(m))"
+    for first, second in (("import model", load), (load, "import model")):
+        code = f"import pickle, torch\n{first}\n{second}\nprint(model.Net, len(m.classes))"
+        command = [sys.executable, "-c", code]
+        printed = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+        assert printed.stdout == "<class 'model.Net'> 10\n", printed.stderr
 
 
 # Explanations of networks with other tokens
