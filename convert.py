@@ -55,7 +55,7 @@ def main(argv=None):
 
 def convert_to_run(args):
     """Write a network of another library as a run, and print what it is and how to use it."""
-    saved = write_run(READERS[args.library](args.source), args.target)
+    saved = write_run(READERS[args.library](args.source), args.target, args.dataset)
     config, classes = saved["model_config"], saved["classes"]
     sizes = f"{config['depth']} x {config['embed_dim']}, {config['num_heads']} heads, patch {config['patch_size']}"
     images = f"images of {config['img_size']} x {config['img_size']} pixels, {len(classes):,} classes"

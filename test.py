@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
     check_flags_first(parse)  # before PyTorch is imported, which takes seconds
 
+import dataclasses
 import hashlib
 import itertools
 import sys
@@ -34,13 +35,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from vit_cifar10.data.classes import read_class_names
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.methods import find, methods_for, shown_methods
 from vit_cifar10.flags.test import MODES, has_rollout_flags, parse, shows_example
 from vit_cifar10.runs.checkpoint import load_network
-from vit_cifar10.runs.run import FAITHFULNESS_FILES, SHIPPED_VIT, TEST_FILES, check_record, find_run, last_trained_run
+from vit_cifar10.runs.run import (
+    FAITHFULNESS_FILES,
+    SHIPPED_VIT,
+    TEST_FILES,
+    Run,
+    check_record,
+    find_run,
+    last_trained_run,
+)
 from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import pick_device
@@ -59,8 +69,9 @@ def main(argv=None):
     advice = "lower --batch_size, or use --device cpu" if args.mode == "cifar" else "use --device cpu"
     with out_of_memory_advice(advice):
         network = load_network(run.checkpoint_path, device)
-        inputs = [path for path in (run.checkpoint_path, args.image_path) if path]
-        folders = image_folders(network.saved["dataset"], args.data_path)
+        run, network = adapt(run, network, args)
+        inputs = [path for path in (run.checkpoint_path, args.image_path, args.class_names) if path]
+        folders = image_folders(network.dataset, args.data_path)
         check_outputs(output_files(run, network, args), inputs, folders)
         if args.mode in ("cifar", "faithfulness") and not shows_example(args):
             check_record(run.output_folder, network.saved["recipe"])
@@ -109,6 +120,20 @@ def pick_run(args):
     return run, " (comes with the project; --model_path chooses another)"
 
 
+def adapt(run, network, args):
+    """The run and the network with the class names and the data set that the flags ask for.
+
+    Results on another data set do not replace those on the run's own: they go to output/RUN-on-DATASET/.
+    """
+    if args.class_names:
+        network = dataclasses.replace(network, classes=read_class_names(args.class_names, len(network.classes)))
+    if args.dataset and args.dataset != network.saved["dataset"]:
+        network = dataclasses.replace(network, tested_on=args.dataset)
+        output = run.output_folder.with_name(f"{run.output_folder.name}-on-{args.dataset}")
+        run = Run(run.model_folder, output, run.named_checkpoint)
+    return run, network
+
+
 def output_files(run, network, args):
     """The paths of all files that the command may write."""
     if shows_example(args):
@@ -151,8 +176,7 @@ def gif_comment(path):
 
 def index_name(network, index):
     """The default name, without suffix, of the GIF of a test image."""
-    trained_on = network.saved["dataset"]
-    return f"{'cifar' if trained_on == 'cifar10' else trained_on}-index-{index}"
+    return f"{'cifar' if network.dataset == 'cifar10' else network.dataset}-index-{index}"
 
 
 def network_summary(network):

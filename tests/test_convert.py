@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,8 @@ import compare
 import convert
 import test as test_command
 from model import SimpleCNN, build_model
+from vit_cifar10.data import cifar
+from vit_cifar10.data.classes import CLASSES
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer, live
 from vit_cifar10.explain.explanation import Explanation
@@ -32,6 +36,8 @@ from vit_cifar10.explain.maps import attention_maps, attention_rollout, attentio
 from vit_cifar10.formats import foreign, from_timm
 from vit_cifar10.runs import checkpoint
 
+CIFAR10 = CLASSES["cifar10"]
+IMAGES = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
 SIZE = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 TIMM = {
@@ -370,6 +376,131 @@ def test_a_converted_network_is_tested_and_explained_like_any_other(tmp_path, mo
     printed = capsys.readouterr()
     assert "compare.py: my-vit was converted from timm:timm, so it has no curves" in printed.err
     assert "ViT 2 x 48, patch 8" in printed.out
+
+
+# Classes
+
+DOZEN = [str(number) for number in range(12)]  # sorted as text, 10 comes before 2
+MATCHES = {  # the network's classes in the order of the logits, the class folders, more flags, and what is printed
+    "another order": (["dog", "cat", "owl"], ["cat", "dog", "owl"], "", "by name"),
+    "another case": (["Dog", "cat", "snow leopard"], ["Cat", "dog", "snow_leopard"], "", "by name"),
+    "numbers sorted as text": (DOZEN, DOZEN, "", "by name"),
+    "labels by number": ([f"LABEL_{number}" for number in DOZEN], DOZEN, "", "by name"),
+    "names by number": ([f"age {number}" for number in DOZEN], DOZEN, "", "by number: 0 is age 0, 1 is age 1, 10 is"),
+    "several names": (["tench, Tinca tinca", "cock", "goldfish, carp"], ["cock", "goldfish", "tench"], "", "by name"),
+    "some classes": (["dog", "cat", "owl"], ["cat", "owl"], "", "1 classes of the network have no images"),
+    "synonyms": (["truck", "automobile", "airplane"], ["car", "plane", "truck"], "", "car is automobile"),
+    "a file": (["LABEL_0", "LABEL_1", "LABEL_2"], ["ape", "bee", "cow"], "--class_names names.txt", "by name"),
+}
+
+
+def save_images(folder, classes, count=3):
+    """Save images of 48 x 48 pixels in folder/train/CLASS/ and folder/test/CLASS/, and return the test files."""
+    numbers = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 256, (48, 48, 3), dtype=torch.uint8, generator=numbers).numpy()
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return sorted(folder.glob("test/*/*.png"))
+
+
+@pytest.mark.parametrize(("classes", "folders", "flags", "printed"), MATCHES.values(), ids=MATCHES)
+def test_the_classes_of_images_are_matched_to_those_of_a_network(
+    classes, folders, flags, printed, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    save_timm(tmp_path / "timm", config={"label_names": classes}, num_classes=len(classes))
+    network = convert_in("timm:timm", tmp_path / "model" / "vit")
+    files = save_images(tmp_path / "images", folders)
+    (tmp_path / "names.txt").write_text("cow\nape\nbee\n")
+    capsys.readouterr()
+    test_command.main(["--model_path", "vit", "--data_path", "images", "--device", "cpu", *flags.split()])
+    assert printed in capsys.readouterr().err
+    expected = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    normal = {"car": "automobile", "plane": "airplane"}
+    names = ["cow", "ape", "bee"] if flags else [name.lower().split(",")[0] for name in classes]
+    for file in files:
+        name = normal.get(file.parent.name, file.parent.name).lower().replace("_", " ")
+        label = int(name) if name.isdecimal() else names.index(name)
+        expected[label, network.logits(open_image(file, 48)[None]).argmax()] += 1
+    results = json.loads((tmp_path / "output" / "vit" / "test_results.json").read_text())
+    assert results["confusion_matrix"] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("classes", "folders", "reason"),
+    [
+        (
+            ["cat", "dog", "owl"],
+            ["cat", "cow", "pig"],
+            "2 of their 3 classes (cow, pig); only the network has dog, owl",
+        ),
+        (["LABEL_0", "LABEL_1"], ["cat", "dog"], "--class_names FILE"),
+        (["automobile", "truck"], ["automobile", "car"], "are both automobile"),
+        (["cat", "dog"], ["1", "2"], "(1, 2); only the network has cat, dog"),
+    ],
+)
+def test_classes_that_differ_are_listed(classes, folders, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_timm(tmp_path / "timm", config={"label_names": classes}, num_classes=len(classes))
+    convert.main(["timm:timm", "model/vit"])
+    save_images(tmp_path / "images", folders)
+    capsys.readouterr()
+    with exits_with(2):
+        test_command.main(["--model_path", "vit", "--data_path", "images", "--device", "cpu"])
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_a_converted_network_takes_the_place_of_one_trained_on_a_data_set(tmp_path, monkeypatch, capsys):
+    """With --dataset at its conversion, or only for a test, whose results get a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    classes = ["truck", "Car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "plane"]
+    save_timm(tmp_path / "timm", config={"label_names": classes}, num_classes=10, img_size=32)
+    monkeypatch.setattr(cifar, "load_files", lambda *_: (IMAGES, torch.arange(30) % 10, list(CIFAR10)))
+    convert.main(["timm:timm", "model/converted"])
+    convert.main(["timm:timm", "model/adopted", "--dataset", "cifar10"])
+    assert "automobile is Car" in capsys.readouterr().out
+    networks = [checkpoint.load_network(tmp_path / "model" / name, CPU) for name in ("converted", "adopted")]
+    order = [9, 1, 2, 3, 4, 5, 6, 7, 8, 0]
+    assert networks[1].classes == list(CIFAR10)
+    assert_close(networks[1].logits(IMAGES), networks[0].logits(IMAGES)[:, order])
+    test_command.main(["--model_path", "adopted", "--device", "cpu"])
+    test_command.main(["--model_path", "converted", "--device", "cpu", "--dataset", "cifar10"])
+    both = [tmp_path / "output" / name / "test_results.json" for name in ("adopted", "converted-on-cifar10")]
+    one, other = (json.loads(path.read_text()) for path in both)
+    assert one["dataset"] == other["dataset"] == "cifar10"
+    assert one["accuracy"] == other["accuracy"] > 0
+    assert not (tmp_path / "output" / "converted").exists()
+    shutil.copytree(ROOT / "model" / "cnn-32-cifar10", tmp_path / "model" / "cnn-32-cifar10")
+    compare.main(["adopted", "cnn-32-cifar10", "--device", "cpu"])
+    assert "different data sets" not in capsys.readouterr().err
+
+
+def test_the_steps_of_the_documentation_work(tmp_path, monkeypatch, capsys):
+    """With networks on the disk instead of the one that is downloaded."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    names = ["tench, Tinca tinca", "goldfish", "hammerhead", "cock", "ant"]  # as ImageNet's, not in alphabetical order
+    for name in ("vit", "other"):
+        save_timm(tmp_path / name, config={"label_names": names})
+    convert.main(["timm:other", "model/my-other-vit"])
+    save_images(tmp_path / "imagenet_val", ["tench", "goldfish", "hammerhead", "cock", "ant"], count=10)
+    text = (ROOT / "docs" / "your-own.md").read_text()
+    block = next(block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "pip install timm" in block)
+    steps = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("python")]
+    assert len(steps) == 5
+    smaller = {"timm:vit_small_patch16_224.augreg_in21k_ft_in1k": "timm:vit", "50": "10"}  # and fewer images
+    for _, script, *words in steps:
+        command = {"convert.py": convert, "test.py": test_command, "compare.py": compare}[script]
+        command.main([smaller.get(word, word) for word in words])
+    printed = capsys.readouterr()
+    assert "the 5 classes of these images are matched to the network's by name" in printed.err
+    assert "my-other-vit" in printed.out
+    assert (tmp_path / "output" / "my-vit" / "faithfulness.csv").exists()
 
 
 # What is refused

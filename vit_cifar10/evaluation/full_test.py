@@ -58,7 +58,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
         "checkpoint": str(checkpoint_path),
         "checkpoint_sha256": network.sha256,
         "test_sha256": hash_images(test),
-        "dataset": network.saved["dataset"],
+        "dataset": network.dataset,
         "epoch": network.saved["epoch"],
         "classes": network.classes,
         **report(logits, test.labels),

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from vit_cifar10.data.classes import CLASSES
 from vit_cifar10.utils.cli import ArgumentParser, not_empty, path
 from vit_cifar10.utils.errors import UserError
 
@@ -23,6 +24,8 @@ def build_parser():
         "file that ends in .onnx or .safetensors, or else a folder for timm"
     )
     add("target", type=path, metavar="TARGET", help=target)
+    dataset = "from elsewhere: the network's classes are those of this data set, on which test.py then tests it"
+    add("--dataset", choices=CLASSES, help=dataset)
     add("--attention", action="store_true", help=".onnx: also output the attention weights of every layer")
     return parser
 
@@ -50,6 +53,8 @@ def parse(argv=None):
         raise UserError(
             f"{args.target} cannot be written; choose a name that ends in .onnx or .safetensors, or in / for a folder"
         )
+    if args.dataset and not args.library:
+        raise UserError("--dataset is about networks from elsewhere; a run knows its data set")
     if args.attention and suffix != ".onnx":
         raise UserError("--attention needs a TARGET that ends in .onnx")
     return args

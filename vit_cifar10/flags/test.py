@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vit_cifar10.data.image_files import check_image_file
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils import choices
 from vit_cifar10.utils.cli import (
     FRACTION,
@@ -38,6 +39,10 @@ def build_parser():
     model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
     add("--model_path", type=path, help=model)
     add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    datasets = "the data set to test on, if it is not the network's own; the results get a folder of their own"
+    add("--dataset", choices=DATASETS, help=datasets)
+    names = "text file with a name per line for each class of the network, in the order of its logits"
+    add("--class_names", type=path, metavar="FILE", help=names)
     add(
         "--output_path",
         type=path,
@@ -97,6 +102,8 @@ def check_modes(args):
 
 def check_flags(args):
     """Raise `UserError` for flags that do not fit each other, or an image that does not exist."""
+    if args.dataset and (args.mode == "custom" or shows_example(args)):
+        raise UserError("--dataset chooses test images; use it with --mode cifar, cifar-single or faithfulness")
     if args.gif_path and Path(args.gif_path).suffix.lower() != ".gif":
         raise UserError(f"--gif_path {args.gif_path} is not a GIF file; its name must end in .gif")
     if args.gif_path and args.mode == "cifar-single" and len(args.index) > 1:

@@ -9,10 +9,10 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
     weights         the network's state dict on the CPU: float32, or float16 in the networks that ship
     classes         class names, in the order of the logits
     mean, std       normalization of the images, three numbers each
-    dataset         name of the data set that the network was trained on
+    dataset         name of the data set that the network was trained on, or whose images a converted one takes
     epoch, metrics  number of complete epochs, and the last one's row of metrics.csv, with any columns
     recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
-                    converted_from, with dataset "folder", epoch 0 and no metrics
+                    converted_from, with epoch 0 and no metrics
     init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
     images          of a user's own images: `seen`, the hashes of those that it was trained or validated on, and `test`,
                     a hash of all test images or None; see `Split` in data/dataset.py
@@ -34,6 +34,7 @@ import torch
 
 from model import build_without_memory
 from vit_cifar10.data import dataset
+from vit_cifar10.data.classes import describe_match, match_classes
 from vit_cifar10.data.folder import has_test_folder
 from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS, is_evaluated
@@ -154,7 +155,7 @@ class Network:
 
     `name` is the name of the run's folder; characters that cannot be printed are replaced.
     `mean` and `std`, float (3,), are on its device. `saved` is the checkpoint without its weights, and `sha256` the
-    hash of its file when it was read.
+    hash of its file when it was read. `tested_on` is the data set of its test images, if it is not its own.
     """
 
     name: str
@@ -165,6 +166,12 @@ class Network:
     std: torch.Tensor
     saved: dict
     sha256: str
+    tested_on: str | None = None
+
+    @property
+    def dataset(self):
+        """The name of the data set of its test images."""
+        return self.tested_on or self.saved["dataset"]
 
     @property
     def origin(self):
@@ -197,7 +204,7 @@ class Network:
             raise UserError(f"the logits of {self.name} are not finite; its weights are damaged, so train it again")
 
     def load_test_images(self, data_path, num_images=None, num_workers=2, seen=None):
-        """The test split of the data set that the network was trained on, at its image size.
+        """The test split of the network's data set, at its image size.
 
         `num_images` is the size of a stratified subset; None takes all images. `seen` are the hashes of the user's own
         images that were used in trainings, by default in this network's. They decide what is tested; see `read_test` in
@@ -206,15 +213,16 @@ class Network:
         Raises:
             UserError: there are none, or it is not known which ones the network was trained on.
         """
-        is_own = DATASETS[self.saved["dataset"]].test_reader is not None
-        record = self.saved.get("images") if is_own else None
-        if is_own and not record and "converted_from" not in self.saved["recipe"] and not has_test_folder(data_path):
+        is_own = DATASETS[self.dataset].test_reader is not None
+        record = self.saved.get("images") if is_own and not self.tested_on else None
+        was_trained_on = is_own and not self.tested_on and "converted_from" not in self.saved["recipe"]
+        if was_trained_on and not record and not has_test_folder(data_path):
             raise UserError(
                 f"{self.name} is from an earlier version, which did not record its training images; move the images to"
                 f" test it on to {Path(data_path) / 'test'}/CLASS/, or train it again"
             )
         test = dataset.load_test(
-            self.saved["dataset"],
+            self.dataset,
             data_path,
             image_size=self.image_size,
             num_images=num_images,
@@ -232,13 +240,19 @@ class Network:
         return set(self.saved["images"]["seen"].long().flatten().tolist()) if "images" in self.saved else set()
 
     def normalized_for(self, split):
-        """The split on the network's device, with the mean and std of the network's training images.
+        """The split on the network's device, with the network's classes and the mean and std of its training images.
+
+        A match of classes that are not equal is reported on standard error.
 
         Raises:
-            UserError: its classes are not the same as the network's.
+            UserError: its classes do not fit the network's.
         """
-        if list(split.classes) != self.classes:
-            raise UserError("these images do not have the classes that the network was trained on; check --data_path")
+        in_order = not DATASETS[self.dataset].is_own
+        places, how = match_classes(split.classes, self.classes, in_order)
+        if how:
+            print(one_line(describe_match(split.classes, self.classes, places, how)), file=sys.stderr)
+        labels = torch.tensor(places)[split.labels.cpu()]
+        split = dataclasses.replace(split, labels=labels, classes=tuple(self.classes))
         return dataclasses.replace(split.to(self.device), mean=self.mean, std=self.std)
 
 

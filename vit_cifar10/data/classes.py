@@ -1,0 +1,156 @@
+"""Match the classes of a data set to those of a network, whatever their order and however they are written.
+
+    places, how = match_classes(["Dog", "cat"], ["cat", "dog", "owl"])      # [1, 0], "by name"
+
+This file does not import PyTorch.
+"""
+
+import re
+from pathlib import Path
+
+from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import read_text
+from vit_cifar10.utils.text import printable, shorten
+
+LARGEST_NAMES = 5_000_000  # bytes of a file of class names
+CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm"""
+CLASSES = {  # of the data sets that are not the user's own; their order is part of the data set
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar100": tuple(CIFAR100.split()),
+}
+SYNONYMS = {"car": "automobile", "auto": "automobile", "plane": "airplane", "aeroplane": "airplane"}
+NUMBERED = re.compile(r"(?:(?:label|class)[ _-]?)?0*([0-9]{1,6})")  # "7", "007", "LABEL_7", "class 7"
+SYNSET = re.compile(r"n[0-9]{8}")  # the names of ImageNet's folders; their order is that of the usual networks
+
+
+def match_classes(names, known, in_order=False):
+    """For each class of a data set, the place of the network's class that is the same.
+
+    Args:
+        names: the classes of the data set.
+        known: the classes of the network. A name may be several, separated by commas, as ImageNet's are.
+        in_order: whether the order of `names` is part of the data set, as for CIFAR-10, or only the alphabet's.
+
+    Returns:
+        The places, a list of different numbers, and how they were found, a text that is empty if `names` and `known`
+        are equal.
+
+    Raises:
+        UserError: the classes do not fit; the message lists what differs.
+    """
+    names, known = list(names), list(known)
+    if names == known:
+        return list(range(len(names))), ""
+    numbers = list(map(number_of, names))
+    is_numbered = [number_of(name) for name in known] == list(range(len(known)))
+    if in_order and is_numbered and len(names) == len(known):
+        return list(range(len(names))), "by number"
+    if len(names) == len(known) and all(map(SYNSET.fullmatch, names)) and not any(map(SYNSET.fullmatch, known)):
+        return list(range(len(names))), "in the order of the synsets' numbers"
+    places = places_by_name(names, known)
+    if None not in places:
+        check_different(names, known, places)
+        return places, "by name"
+    if None not in numbers and max(numbers) < len(known):
+        check_different(names, known, numbers)
+        return numbers, "by number"
+    raise UserError(describe_difference(names, known, places, is_numbered))
+
+
+def number_of(name):
+    """The number that a name such as "LABEL_7" consists of, or None."""
+    match = NUMBERED.fullmatch(name.strip().lower())
+    return int(match[1]) if match else None
+
+
+def key_of(name):
+    """What names of one class have in common: without case, and with one kind of gap between words."""
+    if number_of(name) is not None:
+        return number_of(name)
+    key = " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
+    return SYNONYMS.get(key, key)
+
+
+def places_by_name(names, known):
+    """For each name, its place in `known`, or None. A part of a name between commas counts if no other class has it."""
+    exact = {name: place for place, name in enumerate(known)}
+    found = {}
+    for of_name in (lambda name: [name], lambda name: name.split(",")):
+        places = {}
+        for place, name in enumerate(known):
+            for key in map(key_of, of_name(name)):
+                places.setdefault(key, set()).add(place)
+        found |= {key: min(several) for key, several in places.items() if len(several) == 1 and key not in found}
+    return [exact.get(name, found.get(key_of(name), found.get(key_of(name.split(",")[0])))) for name in names]
+
+
+def check_different(names, known, places):
+    """Raise `UserError` if two classes of a data set are the same class of the network."""
+    first = {}
+    for name, place in zip(names, places, strict=True):
+        if first.setdefault(place, name) != name:
+            raise UserError(
+                f"the classes {first[place]} and {name} of these images are both {shorten(known[place])} for the"
+                " network; merge their folders, or give --class_names"
+            )
+
+
+def describe_difference(names, known, places, is_numbered):
+    """The message for classes that do not fit: what each side lacks, and what to do."""
+    if is_numbered and not set(map(number_of, names)) & set(range(len(known))):
+        return (
+            f"the network only numbers its {len(known)} classes, and the images have names ({listed(names)}); give"
+            " --class_names FILE with a name per line, in the order of the network's logits"
+        )
+    missing = [name for name, place in zip(names, places, strict=True) if place is None]
+    others = [name for place, name in enumerate(known) if place not in places]
+    only = f"; only the network has {listed(others)}" if others else ""
+    return (
+        f"only the images have {len(missing)} of their {len(names)} classes ({listed(missing)}){only}; check"
+        " --data_path, or give --class_names FILE with the images' name of each class of the network, one per line"
+    )
+
+
+def listed(names, most=5):
+    """Some names as text: "a, b, c and 17 more"."""
+    shown = ", ".join(shorten(name, 40) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def describe_match(names, known, places, how):
+    """A line about a match that `match_classes` has found."""
+    pairs = [
+        f"{name} is {shorten(known[place], 40)}"
+        for name, place in zip(names, places, strict=True)
+        if key_of(name) != number_of(known[place]) and name.casefold() != known[place].casefold()
+    ]
+    text = f"the {len(names):,} classes of these images are matched to the network's {how}"
+    text += f": {listed(pairs)}" if pairs else ""
+    untested = len(known) - len(names)
+    return text + (f"; {untested:,} classes of the network have no images" if untested else "")
+
+
+def read_class_names(path, count):
+    """The names of a network's `count` classes in a text file, one per line.
+
+    Raises:
+        UserError: it cannot be read, or has another number of names, or one twice.
+    """
+    try:
+        lines = read_text(Path(path), longest=LARGEST_NAMES).splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--class_names {path} cannot be read as text ({reason}); give a file of names") from error
+    names = [printable(line.strip()) for line in lines if line.strip()]
+    if len(names) != count:
+        raise UserError(f"--class_names {path} has {len(names):,} names, but the network has {count:,} classes")
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise UserError(f"--class_names {path} has the name {twice} twice; give each class a name of its own")
+    return names
