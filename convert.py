@@ -4,6 +4,8 @@
     python convert.py timm:FOLDER model/my-vit                   # ... or has saved: config.json, model.safetensors
     python convert.py timm:FOLDER/weights.pth model/my-vit       # ... a file of weights next to its config.json
     python convert.py hf:FOLDER model/my-vit                     # a ViT or DeiT of Hugging Face's transformers
+    python convert.py hf:google/vit-base-patch16-224 model/my-vit    # ... or its name on the Hub
+    python convert.py torchvision:FILE.pth model/my-vit          # the weights of torchvision's vit_b_16 and its kin
     python convert.py model/RUN out.onnx --attention             # ONNX, with the attention of every layer
     python convert.py model/RUN out/                             # a folder for timm.create_model("local-dir:out")
     python convert.py model/RUN out.safetensors                  # only the weights
@@ -28,6 +30,7 @@ from pathlib import Path
 from vit_cifar10.flags.convert import parse
 from vit_cifar10.formats.from_huggingface import read_huggingface
 from vit_cifar10.formats.from_timm import read_timm
+from vit_cifar10.formats.from_torchvision import read_torchvision
 from vit_cifar10.formats.new_run import write_run
 from vit_cifar10.formats.to_onnx import save_onnx
 from vit_cifar10.formats.to_safetensors import save_safetensors
@@ -40,7 +43,7 @@ from vit_cifar10.utils.errors import out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs
 from vit_cifar10.utils.text import printable
 
-READERS = {"timm": read_timm, "hf": read_huggingface}
+READERS = {"timm": read_timm, "hf": read_huggingface, "torchvision": read_torchvision}
 
 
 @command

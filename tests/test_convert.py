@@ -1,18 +1,24 @@
 """Tests that converted networks compute the same as timm's, transformers' and onnxruntime's; all else is refused."""
 
+import argparse
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import huggingface_hub
+import numpy as np
 import onnxruntime
 import pytest
 import timm
 import torch
+import torchvision
 import transformers
 from browser import wait_until_drawn
 from helpers import ROOT, exits_with
@@ -176,6 +182,233 @@ def test_a_name_is_loaded_by_timm(tmp_path, monkeypatch):
     network = convert_in("timm:vit_tiny_patch16_224", tmp_path / "run")
     assert (len(network.classes), network.image_size) == (1000, 32)
     assert network.classes[1] == "goldfish, Carassius auratus"
+
+
+# Checkpoints of other programs
+
+
+def legacy(value, path):
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+CHECKPOINTS = {  # the contents of a file, from a state dict, and what is reported
+    "DataParallel": (lambda weights: {f"module.{name}": value for name, value in weights.items()}, "stripped module."),
+    "torch.compile": (lambda weights: {f"_orig_mod.{name}": value for name, value in weights.items()}, "_orig_mod."),
+    "Lightning": (
+        lambda weights: {
+            "pytorch-lightning_version": "2.5.0",
+            "hyper_parameters": {"lr": 1e-3, "path": Path("/x"), "loss": torch.nn.CrossEntropyLoss()},
+            "state_dict": {f"model.{name}": value for name, value in weights.items()} | {"loss.weight": torch.ones(5)},
+        },
+        "left out 1 others, such as loss.weight",
+    ),
+    "DeiT": (lambda weights: {"model": weights, "args": argparse.Namespace(lr=1e-3), "epoch": 3}, "its entry model"),
+    "timm": (lambda weights: {"state_dict": weights, "state_dict_ema": {}, "args": argparse.Namespace()}, "state_dict"),
+    "only an average": (lambda weights: {"state_dict_ema": weights}, "its entry state_dict_ema"),
+    "a number of NumPy": (lambda weights: {"net": weights, "acc": np.float64(91), "best": np.arange(3)}, "entry net"),
+    "nested": (lambda weights: {"model": {"state_dict": weights}}, "its entry model.state_dict"),
+    "parameters": (lambda weights: {name: torch.nn.Parameter(value) for name, value in weights.items()}, ""),
+    "views": (
+        lambda weights: {
+            name: torch.stack([value, value])[1] if value.ndim == 1 else value.mT.contiguous().mT
+            for name, value in weights.items()
+        },
+        "",
+    ),
+    "an optimizer": (lambda weights: {"model": weights, "optimizer": optimizer_state(weights)}, "its entry model"),
+}
+
+
+def optimizer_state(weights):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(value) for value in weights.values()])
+    sum(value.sum() for value in optimizer.param_groups[0]["params"]).backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy])
+@pytest.mark.parametrize(("contents", "printed"), CHECKPOINTS.values(), ids=CHECKPOINTS)
+def test_weights_are_found_in_the_checkpoints_of_other_programs(contents, printed, save, tmp_path, capsys):
+    theirs = save_timm(tmp_path)
+    save(contents(theirs.state_dict()), tmp_path / "last.ckpt")
+    network = convert_in(f"timm:{tmp_path}/last.ckpt", tmp_path / "run")
+    assert printed in capsys.readouterr().err
+    images = torch.randn(1, 3, 48, 48)
+    with torch.inference_mode():
+        assert_close(network.model(images), theirs(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_tiny_patch16_224", {"embed_dim": 192}),
+        *(TIMM[key] for key in ("distilled", "registers", "only registers")),
+    ],
+)
+def test_a_file_without_config_json_is_answered_with_one_that_fits(name, arguments, tmp_path, capsys):
+    """Whatever the weights tell is in it. What they do not, the number of heads of an unusual width, is named."""
+    patch = {"patch_size": 16} if "distilled" in name else {}
+    theirs = randomize(timm.create_model(name, **{**SIZE, **patch, **arguments}))
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    line = refused(f"timm:{tmp_path}/weights.pth", tmp_path / "run", capsys)
+    assert "the mean and std of the training" in line
+    assert ("the number of HEADS" in line) == (arguments.get("embed_dim") != 192)
+    config = line[line.index("{") :].replace('"HEADS"', "3")
+    (tmp_path / "config.json").write_text(config)
+    network = convert_in(f"timm:{tmp_path}/weights.pth", tmp_path / "run")
+    images = torch.randn(1, 3, 48, 48)
+    with torch.inference_mode():
+        assert_close(network.model(images), theirs(images))
+
+
+class Program:
+    def __reduce__(self):
+        return os.mkdir, ("hacked",)
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy])
+def test_objects_beside_the_weights_are_never_built(save, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = save_timm(tmp_path)
+    save({"model": theirs.state_dict(), "args": Program()}, "weights.pth")
+    convert.main(["timm:weights.pth", "run"])
+    assert not Path("hacked").exists()
+    torch.load("weights.pth", weights_only=False)  # what would have happened
+    assert Path("hacked").exists()
+
+
+def forged(change):
+    """A function that saves a state dict whose pickle or archive is changed."""
+
+    def save(weights, path):
+        torch.save(weights, path)
+        with zipfile.ZipFile(path) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+        change(entries)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+
+    return save
+
+
+def expand(weights, path):
+    torch.save({name: torch.ones(1).expand(value.shape) for name, value in weights.items()}, path)
+
+
+def repeat(weights, path):
+    big = torch.ones(3000, 48)
+    torch.save({**weights, **{f"blocks.{number}.mlp.fc1.weight": big for number in range(9)}}, path)
+
+
+def change_pickle(entries):
+    entries["archive/data.pkl" if "archive/data.pkl" in entries else next(iter(entries))] = b"\x80\x02(((\x8b."
+
+
+FORGED = {
+    "expanded tensors": expand,
+    "one tensor under many names": repeat,
+    "a pickle of marks": forged(change_pickle),
+    "no storages": forged(lambda entries: [entries.pop(name) for name in [*entries] if "/data/" in name]),
+    "short storages": forged(lambda entries: entries.update({name: b"" for name in entries if "/data/" in name})),
+    "a cut file": lambda weights, path: (torch.save(weights, path), path.open("r+b").truncate(5000)),
+    "a cut legacy file": lambda weights, path: (legacy(weights, path), path.open("r+b").truncate(20000)),
+    "nested tuples": lambda weights, path: path.write_bytes(b"\x80\x02)" + b"\x85" * 1_000_000 + b"."),
+    "text": lambda weights, path: path.write_text("version https://git-lfs.github.com/spec/v1"),
+    "nothing": lambda weights, path: path.touch(),
+}
+
+
+@pytest.mark.parametrize("save", FORGED.values(), ids=FORGED)
+def test_forged_files_of_weights_are_refused_in_one_line(save, tmp_path, capsys):
+    save(save_timm(tmp_path).state_dict(), tmp_path / "weights.pth")
+    refused(f"timm:{tmp_path}/weights.pth", tmp_path / "run", capsys)
+
+
+@pytest.mark.parametrize("kind", ["shards", "bin", "shards of bin", "no processor", "the Hub"])
+def test_folders_of_transformers_in_other_ways(kind, tmp_path, monkeypatch, capsys):
+    folder, source = tmp_path / "hf", f"hf:{tmp_path}/hf"
+    theirs = save_transformers(folder, "ViTForImageClassification")
+    weights = load_file(folder / "model.safetensors")
+    if "shards" in kind:
+        (folder / "model.safetensors").unlink()
+        name = "pytorch_model-{}.bin" if "bin" in kind else "model-{}.safetensors"
+        places = {key: name.format(number % 2) for number, key in enumerate(weights)}
+        for file in set(places.values()):
+            part = {key: value for key, value in weights.items() if places[key] == file}
+            torch.save(part, folder / file) if "bin" in kind else save_file(part, folder / file)
+        index = "pytorch_model.bin.index.json" if "bin" in kind else "model.safetensors.index.json"
+        (folder / index).write_text(json.dumps({"weight_map": places}))
+    elif kind == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+    elif kind == "no processor":
+        (folder / "preprocessor_config.json").unlink()
+    else:
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: f"{tmp_path}/{name[5:]}")
+        source = "hf:some/hf"
+    network = convert_in(source, tmp_path / "run")
+    images = torch.randn(1, 3, 48, 48)
+    with torch.inference_mode():
+        assert_close(network.model(images), theirs(images).logits)
+    if kind == "no processor":
+        assert network.saved["mean"] == network.saved["std"] == [0.5] * 3
+        assert "mean 0.5 and std 0.5" in capsys.readouterr().err
+
+
+def test_shards_stay_in_their_folder_and_are_complete(tmp_path, capsys):
+    save_transformers(tmp_path / "hf", "ViTForImageClassification")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "part.safetensors")
+    for places, reason in (
+        ({"a": "../hf/part.safetensors"}, "next to it"),
+        ({"a": "part.safetensors"}, "in none of its files"),
+        ({"a": "other.safetensors"}, "there is no file"),
+        ({"a": 1}, "not an index"),
+        ([], "not an index"),
+    ):
+        (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        assert reason in refused(f"hf:{tmp_path}/hf", tmp_path / "run", capsys)
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny.augreg", "hf-hub:timm/vit_tiny.augreg", "hf_hub:timm/vit_tiny.augreg"])
+def test_timm_networks_are_fetched_by_their_names_on_the_hub(name, tmp_path, monkeypatch, capsys):
+    save_timm(tmp_path / "timm" / "vit_tiny.augreg")
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path / name))
+        network = convert_in(f"timm:{name}", tmp_path / "run")
+    assert network.saved["recipe"]["converted_from"] == "timm:vit_tiny.augreg"
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    remedy = "(no network); run hf download timm/vit_tiny.augreg --local-dir FOLDER, then convert timm:FOLDER"
+    assert remedy in refused(f"timm:{name}", tmp_path / "other", capsys)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    line = refused(f"timm:{name}", tmp_path / "other", capsys)
+    assert "hf download timm/vit_tiny.augreg" in line
+    assert "pip install huggingface_hub" in line
+
+
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_networks_of_torchvision_keep_their_logits_and_attention(classes, tmp_path, capsys):
+    theirs = torchvision.models.VisionTransformer(48, 8, 2, 12, 768, 100, num_classes=classes)
+    randomize(theirs)
+    torch.save({"model": theirs.state_dict(), "args": argparse.Namespace()}, tmp_path / "vit.pth")
+    network = convert_in(f"torchvision:{tmp_path}/vit.pth", tmp_path / "run")
+    images = torch.randn(2, 3, 48, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.model(images), theirs(images), rtol=1e-4, atol=1e-3)
+    assert network.classes[:2] == (["tench", "goldfish"] if classes == 1000 else ["class 0", "class 1"])
+    assert network.saved["mean"] == [0.485, 0.456, 0.406]
+    for weights, reason in (
+        ({"fc.weight": torch.ones(2, 2)}, "as torchvision's ViTs have"),
+        ({"bn1.num_batches_tracked": torch.tensor(3)}, "plain ViTs have floating-point numbers only"),  # a ResNet
+        (theirs.state_dict() | {"conv_proj.weight": torch.ones(64, 3, 8, 8)}, "tokens of width 64"),
+        (theirs.state_dict() | {"encoder.pos_embedding": torch.ones(1, 9, 768)}, "which do not fit 16 x 16 pixels"),
+    ):
+        torch.save(weights, tmp_path / "other.pth")
+        assert reason in refused(f"torchvision:{tmp_path}/other.pth", tmp_path / "other", capsys)
 
 
 # What is written
@@ -637,6 +870,9 @@ DAMAGE = {
         lambda weights: weights.update(reg_token=torch.ones(1, 100_000, 48), pos_embed=torch.ones(1, 100_037, 48))
     ),
     "a head of one axis": change_weights(lambda weights: weights.update({"head.weight": torch.ones(48)})),
+    "a patch projection of no axes": change_weights(
+        lambda weights: weights.update({"patch_embed.proj.weight": torch.ones(())})
+    ),
     "positions of one axis": change_weights(lambda weights: weights.update({"pos_embed": torch.ones(48)})),
 }
 
@@ -660,9 +896,9 @@ def test_damaged_folders_of_transformers_are_refused_in_one_line(tmp_path, capsy
         (change_config(lambda config: config.update(num_attention_heads=10**12)), "num_attention_heads"),
         (change_config(lambda config: config.update(image_size=[48, 64])), "square"),
         (change_config(lambda config: config.update(id2label={"0": "a"})), "classes"),
+        (write("preprocessor_config.json", b'{"rescale_factor": 1' + b"0" * 400 + b"}"), "rescale_factor"),
         (write("preprocessor_config.json", b'{"rescale_factor": 1, "image_mean": [0, 0, 0]}'), "rescale_factor"),
         (write("preprocessor_config.json", b'{"image_mean": [0, 0], "image_std": [1, 1, 1]}'), "image_mean"),
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (change_weights(lambda weights: weights.pop("vit.encoder.layer.0.attention.attention.key.weight")), "queries"),
         (change_weights(lambda weights: weights.update(pooler=torch.ones(1))), "pooler"),
         (change_weights(lambda weights: [weights.pop(name) for name in [*weights] if "query.bias" in name]), "queries"),

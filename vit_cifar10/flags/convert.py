@@ -7,7 +7,7 @@ from vit_cifar10.data.classes import CLASSES
 from vit_cifar10.utils.cli import ArgumentParser, not_empty, path
 from vit_cifar10.utils.errors import UserError
 
-LIBRARIES = ("timm", "hf")  # prefixes of networks from elsewhere
+LIBRARIES = ("timm", "hf", "torchvision")  # prefixes of networks from elsewhere
 SUFFIXES = (".onnx", ".safetensors")  # of the files that can be written
 
 
@@ -15,8 +15,8 @@ def build_parser():
     parser = ArgumentParser(prog="convert.py", description="Convert networks from and to other libraries.")
     add = parser.add_argument
     source = (
-        "what to convert: timm:NAME, timm:FOLDER or timm:FILE (a plain ViT of timm), hf:FOLDER (of Hugging Face's "
-        "transformers), or a run's name, folder or checkpoint"
+        "what to convert: timm:NAME, timm:FOLDER or timm:FILE (a plain ViT of timm), hf:FOLDER or hf:NAME (of Hugging "
+        "Face's transformers), torchvision:FILE, or a run's name, folder or checkpoint"
     )
     add("source", type=not_empty, metavar="SOURCE", help=source)
     target = (

@@ -1,6 +1,7 @@
-"""Read ViTs of Hugging Face's transformers: a folder with config.json, model.safetensors and preprocessor_config.json.
+"""Read ViTs of Hugging Face's transformers: a folder as save_pretrained writes it.
 
-    foreign = read_huggingface("folder")
+    foreign = read_huggingface("folder")      # config.json, model.safetensors, preprocessor_config.json
+    foreign = read_huggingface("google/vit-base-patch16-224")       # downloaded from the Hugging Face Hub
 
 transformers need not be installed: config.json tells everything that the weights do not. Entries that are missing have
 the defaults of `ViTConfig`, as in transformers.
@@ -13,7 +14,16 @@ from pathlib import Path
 
 import torch
 
-from vit_cifar10.formats.foreign import class_names, read_colors, read_json, read_size, read_weights
+from vit_cifar10.formats.foreign import (
+    HUB_NAME,
+    class_names,
+    fetch,
+    note,
+    read_colors,
+    read_folder,
+    read_json,
+    read_size,
+)
 from vit_cifar10.formats.plain import CLASS_TOKEN, DISTILLATION, QKV_BIAS, REFUSED, TWO_HEADS, ForeignViT
 from vit_cifar10.runs.schema import SIZE, Invalid, check, number, one_of
 from vit_cifar10.utils.errors import UserError
@@ -50,6 +60,9 @@ def read_huggingface(folder):
     Raises:
         UserError: it cannot be read, or is not a plain ViT or DeiT with a classifier.
     """
+    source = folder
+    if not Path(folder).is_dir() and HUB_NAME.fullmatch(folder):
+        folder = fetch(folder, "hf")
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give one that save_pretrained has written")
@@ -73,8 +86,8 @@ def read_huggingface(folder):
     is_on = {CLASS_TOKEN: True, DISTILLATION: is_deit, TWO_HEADS: has_two_heads, QKV_BIAS: config.get("qkv_bias", True)}
     features = frozenset(feature for feature, value in is_on.items() if value)
     return ForeignViT(
-        source=f"hf:{folder.resolve().name}",
-        weights=rename(read_weights(folder / "model.safetensors"), folder),
+        source=f"hf:{Path(source).resolve().name}",
+        weights=rename(read_folder(folder), folder),
         num_heads=config.get("num_attention_heads", 12),
         act_layer=GELUS[config.get("hidden_act", "gelu")],
         norm_eps=float(config.get("layer_norm_eps", 1e-12)),
@@ -88,10 +101,13 @@ def read_huggingface(folder):
 
 def read_processor(path):
     """The mean and std of images scaled to [0, 1], from preprocessor_config.json."""
+    if not path.exists():
+        note(f"there is no {path}, so images are normalized with mean 0.5 and std 0.5, the default of transformers")
+        return [0.5] * 3, [0.5] * 3
     processor = read_json(path)
     factor = processor.get("rescale_factor", 1 / 255)
     is_usual = processor.get("do_rescale", True) is True and isinstance(factor, int | float)
-    if not is_usual or not math.isclose(factor, 1 / 255, rel_tol=SAME_SCALE):
+    if not is_usual or not 0 < factor < 1 or not math.isclose(factor, 1 / 255, rel_tol=SAME_SCALE):
         raise UserError(f"{path} does not scale images to values from 0 to 1; only rescale_factor 1/255 is supported")
     if processor.get("do_normalize", True) is False:
         return [0.0] * 3, [1.0] * 3

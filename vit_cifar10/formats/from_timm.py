@@ -3,6 +3,7 @@
     foreign = read_timm("folder")                   # config.json and model.safetensors
     foreign = read_timm("folder/weights.pth")       # with config.json in the same folder
     foreign = read_timm("vit_base_patch16_224")     # timm downloads the weights
+    foreign = read_timm("timm/vit_base_patch16_224.augreg_in21k_ft_in1k")       # downloaded from the Hugging Face Hub
 
 The weights do not tell the number of heads, the epsilon of the norms, the kind of GELU and the pooling. timm derives
 them from the name of the architecture and from `model_args`. For the names in `NAMES`, this file does the same; for all
@@ -10,15 +11,20 @@ others, timm must be installed.
 """
 
 import functools
+import json
+import math
 import re
 from pathlib import Path
 
 import torch
 
 from vit_cifar10.formats.foreign import (
+    HUB_NAME,
     WEIGHT_FILES,
     class_names,
+    fetch,
     read_colors,
+    read_folder,
     read_json,
     read_size,
     read_weights,
@@ -42,7 +48,6 @@ from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_RATIO, LARGEST_REGISTERS
 from vit_cifar10.utils.text import one_line, shorten
 
-FILES = ("model.safetensors", "pytorch_model.bin", "model.pth")  # of weights, in timm's order
 WIDTHS = {  # the sizes of ViTs: width and number of heads
     **{"tiny": (192, 3), "small": (384, 6), "medium": (512, 8), "betwixt": (640, 10)},
     **{"base": (768, 12), "large": (1024, 16), "huge": (1280, 16)},
@@ -107,20 +112,23 @@ def read_timm(source):
         UserError: it cannot be read, is not a plain ViT, or its architecture cannot be known.
     """
     path = Path(source)
+    if not path.exists() and path.suffix not in WEIGHT_FILES and HUB_NAME.fullmatch(source):
+        return read_saved(fetch(source, "timm"), path.name)
     if path.is_dir():
-        weights = next((path / name for name in FILES if (path / name).is_file()), None)
-        if weights is None:
-            raise UserError(f"{path} has no {FILES[0]}; give a folder as timm saves it, or a file of weights")
-        return read_saved(path / "config.json", weights, path.resolve().name)
+        return read_saved(path, path.resolve().name)
     if path.suffix in WEIGHT_FILES or len(path.parts) > 1:
         if not path.is_file():
             raise UserError(f"there is no folder or file {path}; check the path")
-        return read_saved(path.with_name("config.json"), path, path.name)
+        return read_saved(path, path.name)
     return load_by_name(source)
 
 
-def read_saved(config_path, weights_path, name):
-    """The network in a file of weights, as config.json describes it."""
+def read_saved(path, name):
+    """The network in a folder or a file of weights, as the config.json there describes it."""
+    config_path = path / "config.json" if path.is_dir() else path.with_name("config.json")
+    if not config_path.exists():
+        weights = rename_old(read_folder(path) if path.is_dir() else read_weights(path))
+        raise UserError(f"there is no {config_path}, which tells what weights do not; {propose_config(weights, path)}")
     config = read_json(config_path)
     architecture = config.get("architecture")
     if not isinstance(architecture, str) or not re.fullmatch(r"[\w.]{1,100}", architecture):
@@ -134,19 +142,54 @@ def read_saved(config_path, weights_path, name):
         raise UserError(f"{config_path} is refused: {error}; {REFUSED}") from error
     if config.get("global_pool") is not None:  # older files have it only here
         arguments = {"global_pool": str(config["global_pool"]), **arguments}
-    weights = read_weights(weights_path)
+    weights = rename_old(read_folder(path) if path.is_dir() else read_weights(path))
     projection = weights.get("patch_embed.proj.weight")
-    width = projection.shape[0] if projection is not None else None
+    width = len(projection) if projection is not None and projection.ndim == 4 else None
     traits = resolve_by_table(architecture, arguments, width) or resolve_with_timm(architecture, arguments)
     names = config.get("label_names", pretrained.get("label_names"))
     return ForeignViT(
         source=f"timm:{name}",
-        weights=rename_old(weights),
+        weights=weights,
         **traits,
         img_size=read_size(declared_size(arguments, pretrained), "input_size", config_path),
         colors=functools.partial(read_colors, pretrained, ("mean", "std"), config_path),
         class_names=functools.partial(described_names, names, config.get("label_descriptions"), config_path),
     )
+
+
+def propose_config(weights, path):
+    """The remedy for a missing config.json: its content, as far as the weights tell it."""
+    projection, positions = weights.get("patch_embed.proj.weight"), weights.get("pos_embed")
+    head = weights.get("head.weight")
+    if any(value is None or value.ndim != axes for value, axes in ((projection, 4), (positions, 3), (head, 2))):
+        return f"and {path} has no plain ViT of timm, so it cannot be converted"
+    width, patch = len(projection), projection.shape[-1]
+    prefix = sum(name in weights for name in ("cls_token", "dist_token"))
+    prefix += weights["reg_token"].shape[1] if "reg_token" in weights else 0
+    count = positions.shape[1]
+    side = next((math.isqrt(n) for n in (count - prefix, count) if n > 0 and math.isqrt(n) ** 2 == n), 0) * patch
+    size = next((name for name, (known, _) in WIDTHS.items() if known == width), None)
+    kind = "deit" if "dist_token" in weights else "vit"
+    tag = "_distilled" if "dist_token" in weights else ""
+    differences = {
+        "embed_dim": None if size else width,
+        "num_heads": None if size else "HEADS",
+        "class_token": None if "cls_token" in weights else False,
+        "global_pool": "avg" if "fc_norm.weight" in weights or "cls_token" not in weights else None,
+        "reg_tokens": weights["reg_token"].shape[1] if "reg_token" in weights else None,
+        "init_values": 1e-5 if "blocks.0.ls1.gamma" in weights else None,
+        "pre_norm": True if "norm_pre.weight" in weights else None,
+        "qkv_bias": None if "blocks.0.attn.qkv.bias" in weights else False,
+        "fc_norm": False if "cls_token" not in weights and "norm.weight" in weights else None,
+    }
+    config = {
+        "architecture": f"{kind}_{size or 'base'}{tag}_patch{patch if kind == 'vit' else 16}_{side}",
+        "model_args": {"img_size": side, **{key: value for key, value in differences.items() if value is not None}},
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
+    heads = "" if size else "the number of HEADS and "
+    return f"write this file, with {heads}the mean and std of the training: {json.dumps(config)}"
 
 
 def declared_size(arguments, pretrained):
@@ -182,6 +225,8 @@ def resolve_by_table(architecture, arguments, width):
         if match:
             default_width, default_heads = WIDTHS[match[1]]
             used = {"embed_dim": default_width, "num_heads": default_heads, **DEFAULTS, **differences, **arguments}
+            if width is None:
+                raise UserError(f"{architecture} has patches, but the weights have no patch_embed.proj.weight for them")
             if width != used["embed_dim"]:
                 raise UserError(f"{architecture} has tokens of width {used['embed_dim']}, but the weights have {width}")
             check_pool(used["global_pool"], architecture)
