@@ -19,6 +19,7 @@ from PIL import Image
 import compare
 import test as test_command
 import train
+from vit_cifar10.data import dataset
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training.trainer import Trainer
 
@@ -27,11 +28,14 @@ EARLIER = Path(__file__).parent / "data" / "earlier_run"
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
-    """A folder with the earlier runs and their images. It is also the current folder."""
+    """A folder with the earlier runs and their images, divided as then. It is also the current folder."""
     shutil.copytree(EARLIER, tmp_path, dirs_exist_ok=True)
     draw = np.random.RandomState(0)
+    labels = torch.arange(2).repeat_interleave(12)  # of the files in the order of their paths
+    tested = dataset.stratified_sample(labels, 24 // 5, dataset.SUBSET_SEED).tolist()
     for i in range(24):
-        file = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png"
+        split = "test" if 12 * (i % 2) + i // 2 in tested else "train"
+        file = tmp_path / "images" / split / "ab"[i % 2] / f"{i:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.randint(0, 128 + 127 * (i % 2), (8, 8, 3), dtype=np.uint8)).save(file)
     monkeypatch.chdir(tmp_path)
@@ -65,6 +69,20 @@ def test_an_earlier_run_is_tested_and_compared(earlier, capsys):
         ("whole", "ViT 2 x 4, patch 8", None),
     ]
     assert_equal_weights(before, load_weights(earlier, "begun"))
+
+
+def test_an_earlier_run_is_not_tested_on_images_that_may_be_its_training_images(earlier, capsys):
+    """Without folders for the splits, an earlier version chose the test images in a way that new images changed."""
+    for file in list((earlier / "images").glob("*/*/*.png")):
+        flat = earlier / "images" / file.parent.name / file.name
+        flat.parent.mkdir(exist_ok=True)
+        file.rename(flat)
+    for split in ("train", "test"):
+        shutil.rmtree(earlier / "images" / split)
+    for command, flags in ((test_command, ["--model_path", "begun"]), (train, ["--resume", "begun"])):
+        with exits_with(2):
+            command.main([*flags, "--data_path", "images", "--num_workers", "0", "--device", "cpu"])
+        assert "earlier version" in capsys.readouterr().err
 
 
 # A column of metrics.csv that only one of two versions has
