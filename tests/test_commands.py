@@ -435,7 +435,7 @@ def test_without_any_run_the_shipped_vit_is_tested(tmp_path, monkeypatch, capsys
 
 def test_head_fusion_and_discard_ratio_change_the_rollout_and_are_in_the_caption(runs, tmp_path, monkeypatch):
     panels, drawn = {}, []
-    monkeypatch.setattr("vit_cifar10.plots.gif.save_gif", lambda frames, path: drawn.append(frames[0].astype(int)))
+    monkeypatch.setattr("vit_cifar10.plots.gif.save_gif", lambda frames, path, **_: drawn.append(frames[0].astype(int)))
     for flags in ("", "--head_fusion max", "--discard_ratio 0.5"):
         flags_of_run = f"--method attention rollout gradient-rollout --gif_path {tmp_path}/a.gif {flags}"
         run_test(runs, f"--model_path vit --mode cifar-single --index 5 {flags_of_run}", monkeypatch)
@@ -584,7 +584,7 @@ def test_mistakes_end_in_one_line_and_status_2(script, flags, reason, runs, tmp_
 def test_no_number_is_too_large_and_no_name_is_empty(script, capsys):
     runs = ["run"] if script == "compare" else []
     actions = [action for action in FLAGS[script].build_parser()._actions if action.option_strings and action.type]
-    is_name = {action.option_strings[0]: action.type is cli.not_empty for action in actions}
+    is_name = {action.option_strings[0]: action.type in (cli.not_empty, cli.path) for action in actions}
     assert set(is_name.values()) == {True, False}
     for flag, name in is_name.items():
         for value in [""] if name else ["1" + "0" * 400, "1e308"]:
