@@ -439,7 +439,7 @@ def test_networks_of_other_shapes_have_pages(config, visit, tmp_path):
     ("flags", "reason"),
     [
         ("--mode custom --image_path {cat} --html page.txt", "ends in .html"),
-        ("--mode custom --image_path {cat} --html=", "ends in .html"),
+        ("--mode custom --image_path {cat} --html=", "its value is empty"),
         ("--mode cifar --html page.html", "add --mode cifar-single"),
         ("--mode custom --image_path {cat} --html {cat}/page.html", "cannot write"),
         ("--mode cifar-single --index 1 2 --gif_path a.gif", "give one --index"),
