@@ -364,5 +364,6 @@ def git_commit():
 
 def git(*arguments):
     """What a git command prints about this code. Raises `OSError` or `CalledProcessError` if it fails."""
+    # A changed file may be in any encoding, and the locale may know only ASCII.
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout.strip()
