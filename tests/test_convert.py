@@ -33,8 +33,8 @@ import convert
 import test as test_command
 from model import SimpleCNN, build_model
 from vit_cifar10.data import cifar
-from vit_cifar10.data.classes import CLASSES
 from vit_cifar10.data.images import open_image
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.explain import explorer, live
 from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.lens import head_contributions, logit_lens
@@ -42,7 +42,7 @@ from vit_cifar10.explain.maps import attention_maps, attention_rollout, attentio
 from vit_cifar10.formats import foreign, from_timm
 from vit_cifar10.runs import checkpoint
 
-CIFAR10 = CLASSES["cifar10"]
+CIFAR10 = DATASETS["cifar10"].classes
 IMAGES = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 CPU = torch.device("cpu")
 SIZE = {"img_size": 48, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}

@@ -10,20 +10,9 @@ from pathlib import Path
 
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import read_text
-from vit_cifar10.utils.text import printable, shorten
+from vit_cifar10.utils.text import listed, printable, shorten
 
 LARGEST_NAMES = 5_000_000  # bytes of a file of class names
-CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
-castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
-porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
-streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm"""
-CLASSES = {  # of the data sets that are not the user's own; their order is part of the data set
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "cifar100": tuple(CIFAR100.split()),
-}
 SYNONYMS = {"car": "automobile", "auto": "automobile", "plane": "airplane", "aeroplane": "airplane"}
 NUMBERED = re.compile(r"(?:(?:label|class)[ _-]?)?0*([0-9]{1,6})")  # "7", "007", "LABEL_7", "class 7"
 SYNSET = re.compile(r"n[0-9]{8}")  # the names of ImageNet's folders; their order is that of the usual networks
@@ -104,23 +93,18 @@ def check_different(names, known, places):
 def describe_difference(names, known, places, is_numbered):
     """The message for classes that do not fit: what each side lacks, and what to do."""
     if is_numbered and not set(map(number_of, names)) & set(range(len(known))):
+        examples = listed(map(shorten, names))
         return (
-            f"the network only numbers its {len(known)} classes, and the images have names ({listed(names)}); give"
+            f"the network only numbers its {len(known)} classes, and the images have names ({examples}); give"
             " --class_names FILE with a name per line, in the order of the network's logits"
         )
-    missing = [name for name, place in zip(names, places, strict=True) if place is None]
+    missing = [shorten(name) for name, place in zip(names, places, strict=True) if place is None]
     others = [name for place, name in enumerate(known) if place not in places]
-    only = f"; only the network has {listed(others)}" if others else ""
+    only = f"; only the network has {listed(map(shorten, others))}" if others else ""
     return (
         f"only the images have {len(missing)} of their {len(names)} classes ({listed(missing)}){only}; check"
         " --data_path, or give --class_names FILE with the images' name of each class of the network, one per line"
     )
-
-
-def listed(names, most=5):
-    """Some names as text: "a, b, c and 17 more"."""
-    shown = ", ".join(shorten(name, 40) for name in names[:most])
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def describe_match(names, known, places, how):
@@ -131,7 +115,7 @@ def describe_match(names, known, places, how):
         if key_of(name) != number_of(known[place]) and name.casefold() != known[place].casefold()
     ]
     text = f"the {len(names):,} classes of these images are matched to the network's {how}"
-    text += f": {listed(pairs)}" if pairs else ""
+    text += f": {listed(map(shorten, pairs))}" if pairs else ""
     untested = len(known) - len(names)
     return text + (f"; {untested:,} classes of the network have no images" if untested else "")
 

@@ -169,6 +169,15 @@ def batches(split, batch_size, order=None):
         yield split.images[chosen], split.labels[chosen]
 
 
+def hash_images(*splits, start=""):
+    """SHA-256 of a text and of the labels and images of splits."""
+    digest = hashlib.sha256(start.encode())
+    for split in splits:
+        digest.update(split.labels.cpu().numpy())
+        digest.update(split.images.cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 def normalize(images, mean, std):
     """Scale uint8 (..., 3, H, W) to [0, 1] and normalize it with the data set's `mean` and `std`, (3,), to float32."""
     return (images.float() / 255 - mean[:, None, None]) / std[:, None, None]

@@ -21,7 +21,7 @@ from vit_cifar10.data.dataset import check_memory
 from vit_cifar10.data.image_files import files_and_labels, find_splits, list_images, reporting
 from vit_cifar10.data.images import decode_images
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.text import one_line, printable
+from vit_cifar10.utils.text import listed, one_line, printable
 
 TEST_HASHES = range(2**64 // 5)  # the lowest fifth of all unsigned ones
 FEWEST_FILES = 5  # of which a fifth can be held out
@@ -120,18 +120,12 @@ def list_like(by_class, train_folder, folder, root, skipped):
     other = [name for name in found if name not in by_class]
     if other:
         lacking = [name for name in by_class if name not in found]
-        without = f"; {folder} lacks {name_some(lacking)}" if lacking else ""
+        without = f"; {folder} lacks {listed(lacking, 8)}" if lacking else ""
         raise UserError(
-            f"{train_folder} and {folder} do not have the same class folders: {train_folder} lacks {name_some(other)}"
+            f"{train_folder} and {folder} do not have the same class folders: {train_folder} lacks {listed(other, 8)}"
             f"{without}; rename them"
         )
     return {name: found.get(name, []) for name in by_class}
-
-
-def name_some(names, most=8):
-    """The first names of a list, as text that can be printed."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(printable, names[:most])) + more
 
 
 def fifth(by_class, root, is_train):
@@ -193,7 +187,7 @@ def read_files(by_class, root, purpose, image_size, num_workers, skipped):
     missing = [name for label, name in enumerate(classes) if not (labels == label).any()]
     if missing and purpose != "training":
         warning = f"{len(missing)} of {len(classes)} classes in {root} have no image for {purpose} that can be read"
-        print(one_line(f"warning: {warning}: {name_some(missing)}"), file=sys.stderr)
+        print(one_line(f"warning: {warning}: {listed(missing, 8)}"), file=sys.stderr)
     return images[: len(read)], labels, classes, hashes
 
 
@@ -208,7 +202,7 @@ def print_splits(data_path, splits):
         texts.append(f"{len(val)} validation images " + (f"from {folders['val']}" if is_given else "held out of them"))
     chosen = folders.get("test") or folders.get("val")
     texts.append(f"{len(test)} test images {f'from {chosen}' if chosen else 'chosen by the content of the files'}")
-    classes = f"{len(train.classes)} classes ({name_some(train.classes, 20)})"
+    classes = f"{len(train.classes)} classes ({listed(train.classes, 20)})"
     print(printable(f"{root}: {classes}; {', '.join(texts)}"), flush=True)
     seen = {image for split in (train, val) if split is not None for image in split.hashes.tolist()}
     warn_of_copies(test.hashes.tolist(), seen, root)

@@ -19,6 +19,7 @@ class DataSet:
         mean, std: of the training images scaled to [0, 1], channel by channel. None: measured on the images.
         is_own: whether the images are the user's own files in --data_path, which no output may replace. The path then
             identifies the data set, and classes may turn out to have no image.
+        classes: their names, whose order is part of the data set; None: they depend on the images.
         val_reader: the function that reads validation images that the data set itself provides, with the arguments
             `data_path`, `image_size` and `num_workers`. It returns None if there are none.
         test_reader: the function that reads the images to test a network on, with the same arguments and `seen`, the
@@ -30,22 +31,32 @@ class DataSet:
     mean: tuple | None = None
     std: tuple | None = None
     is_own: bool = False
+    classes: tuple | None = None
     val_reader: str | None = None
     test_reader: str | None = None
 
 
+CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
+streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm"""
 DATASETS = {
     "cifar10": DataSet(
         "vit_cifar10.data.cifar:read_cifar10",
         "60,000 small photos of 10 classes",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": DataSet(
         "vit_cifar10.data.cifar:read_cifar100",
         "60,000 small photos of 100 classes",
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
+        classes=tuple(CIFAR100.split()),
     ),
     "folder": DataSet(
         "vit_cifar10.data.folder:read_folder",

@@ -14,8 +14,7 @@ import dataclasses
 import torch
 from tqdm import tqdm
 
-from vit_cifar10.data.dataset import normalize
-from vit_cifar10.evaluation.full_test import hash_images
+from vit_cifar10.data.dataset import hash_images, normalize
 from vit_cifar10.explain import faithfulness
 from vit_cifar10.plots.explanations import BASELINE_LABELS, save_faithfulness
 from vit_cifar10.runs.schema import FAITHFULNESS, check

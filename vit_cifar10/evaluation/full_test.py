@@ -10,12 +10,12 @@ The files in output/<run>/ are `TEST_FILES` in runs/run.py.
 """
 
 import dataclasses
-import hashlib
 import json
 
 import torch
 from tqdm import tqdm
 
+from vit_cifar10.data.dataset import hash_images
 from vit_cifar10.evaluation.metrics import NUM_VIEWS, predict, predict_views, report, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.runs.schema import LOGITS, check
@@ -164,10 +164,3 @@ def load_full_test(folder, network, checkpoint_path, test=None):
         return None
     same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
     return FullTest({**same, **report(logits, labels)}, logits, labels)
-
-
-def hash_images(split):
-    """SHA-256 of a split's labels and images."""
-    digest = hashlib.sha256(split.labels.cpu().numpy())
-    digest.update(split.images.cpu().contiguous().numpy())
-    return digest.hexdigest()

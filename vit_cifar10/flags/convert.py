@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vit_cifar10.data.classes import CLASSES
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils.cli import ArgumentParser, not_empty, path
 from vit_cifar10.utils.errors import UserError
 
@@ -25,7 +25,7 @@ def build_parser():
     )
     add("target", type=path, metavar="TARGET", help=target)
     dataset = "from elsewhere: the network's classes are those of this data set, on which test.py then tests it"
-    add("--dataset", choices=CLASSES, help=dataset)
+    add("--dataset", choices=[name for name, entry in DATASETS.items() if entry.classes], help=dataset)
     add("--attention", action="store_true", help=".onnx: also output the attention weights of every layer")
     return parser
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from vit_cifar10.data.classes import CLASSES, describe_match, match_classes
+from vit_cifar10.data.classes import describe_match, match_classes
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.formats.plain import to_plain
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.schema import CHECKPOINT, Invalid, check
@@ -14,7 +15,7 @@ from vit_cifar10.utils.text import printable
 def write_run(foreign, folder, dataset=None):
     """Write best.pt of a `ForeignViT` network to a folder without a run, and return what it contains.
 
-    With the name of a data set in `CLASSES`, the network gets its classes, in their order.
+    With the name of a data set whose classes are known, the network gets its classes, in their order.
 
     Raises:
         UserError: the network is not plain, it has other classes than the data set, the folder already holds a run, or
@@ -27,7 +28,7 @@ def write_run(foreign, folder, dataset=None):
     mean, std = foreign.colors()
     classes = foreign.class_names(config["num_classes"])
     if dataset:
-        classes, weights = adopt_classes(CLASSES[dataset], classes, weights, f"{foreign.source} and {dataset}")
+        classes, weights = adopt_classes(DATASETS[dataset].classes, classes, weights, f"{foreign.source} and {dataset}")
     contents = {
         "format": checkpoint.FORMAT,
         "model_config": config,

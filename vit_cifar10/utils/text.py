@@ -18,3 +18,9 @@ def shorten(text, longest=40):
     """
     text = printable(text)
     return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2) :]}"
+
+
+def listed(names, most=5):
+    """The first names of several, as text that is safe to print: "a, b, c and 17 more"."""
+    names = list(map(printable, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
