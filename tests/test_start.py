@@ -85,6 +85,19 @@ def test_without_a_gif_nothing_is_imported_that_draws(tmp_path):
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_pictures_are_drawn_with_a_backend_that_is_not_installed(tmp_path):
+    processes = []
+    for backend in ("none", "module://none.backend"):  # matplotlib rejects the first one at once, and the second later
+        environment = {**os.environ, "MPLBACKEND": backend, "DISPLAY": ":none"}
+        flags = [*CUSTOM.split(), f"--model_path={ROOT / 'model' / 'cnn-32-cifar10'}", f"--gif_path={backend[0]}.gif"]
+        options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([sys.executable, ROOT / "test.py", *flags], **options))
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert (process.returncode, error) == (0, "")
+    assert {"n.gif", "n.png", "m.gif", "m.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
 def test_cifar10_on_the_disk_is_read_without_torchvision(cifar10_root, tmp_path):
     data = f"--data_path={Path(cifar10_root).resolve()}"
     small = f"--run_name run --epochs 1 --num_train_images 100 --num_test_images 100 --val_images 0 {SMALL_VIT}"

@@ -17,7 +17,6 @@ import math
 import re
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 
@@ -27,6 +26,7 @@ from vit_cifar10.explain.lens import head_contributions, logit_lens
 from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
 from vit_cifar10.explain.methods import methods_for, shown_methods
 from vit_cifar10.explain.removal import remove_each_patch
+from vit_cifar10.plots.overlay import color_table
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
@@ -142,10 +142,7 @@ def page_facts(network, live):
         "hasClassToken": is_vit and model.cls_token is not None,
         "prefixTokens": model.num_prefix_tokens if is_vit else 0,
         "pool": model.global_pool if is_vit else None,
-        **{
-            name: encode((255 * matplotlib.colormaps[palette](np.arange(256))[:, :3]).round(), "u1")
-            for name, palette in palettes.items()
-        },
+        **{name: encode(color_table(palette), "u1") for name, palette in palettes.items()},
     }
 
 

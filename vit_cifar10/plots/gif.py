@@ -56,7 +56,10 @@ def show(frame, title):
         return False
     from matplotlib import pyplot  # imported only here because it searches for a window system
 
-    figure = pyplot.figure(title, figsize=(frame.shape[1] / 100, frame.shape[0] / 100))
+    try:
+        figure = pyplot.figure(title, figsize=(frame.shape[1] / 100, frame.shape[0] / 100))
+    except ImportError:  # the backend that MPLBACKEND names is not installed, or needs another display
+        return False
     if figure.canvas.required_interactive_framework is None:
         return False
     axis = figure.add_axes((0, 0, 1, 1))

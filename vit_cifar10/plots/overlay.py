@@ -17,6 +17,11 @@ def percent_of_maximum(values, is_signed=False):
     return 100 * values / max(np.abs(values).max(), np.finfo(np.float64).tiny)
 
 
+def color_table(name):
+    """The 256 colors of a color map of matplotlib, uint8 (256, 3)."""
+    return (255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).round().astype(np.uint8)
+
+
 def gray_image(image):
     """The image below a map: uint8 (H, W, 3) to gray uint8 (H, W, 3)."""
     return matplotlib.colormaps["gray"](image.mean(axis=2) / 255, bytes=True)[..., :3]
