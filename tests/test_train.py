@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from helpers import SMALL_VIT, checkpoint_contents, folder_flags, train_epoch
+from helpers import SMALL_VIT, checkpoint_contents, exits_with, folder_flags, train_epoch, training_flags
 from torch._dynamo.testing import CompileCounter
 
 import train
@@ -104,7 +104,8 @@ def test_flags_reach_the_parts_that_they_configure(splits):
 def test_every_number_of_patches_is_compiled(splits, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    flags = "--compile on --augment none --patch_size 4 --small_epochs 0.5 --keep_patches 0.1"
+    monkeypatch.setattr(trainer_module, "pick_compile", lambda *_: True)  # as where there is a compiler
+    flags = "--augment none --patch_size 4 --small_epochs 0.5 --keep_patches 0.1"
     trainer = trainer_for(splits, f"{flags} --n_layers 1 --batch_size 16 --epochs 2 --warmup_epochs 0")
     train_epoch(trainer, 1)
     train_epoch(trainer, 2)
@@ -118,13 +119,24 @@ def test_without_a_toolchain_auto_does_not_compile(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(device_module.importlib.util, "find_spec", lambda _: True)
     monkeypatch.setattr(device_module.sysconfig, "get_path", lambda *_: str(tmp_path))
-    monkeypatch.setenv("CC", "gcc")
+    monkeypatch.setattr(device_module.shutil, "which", lambda name: name)
     assert not pick_compile("auto", gpu)
     for choice in ("on", "graphs"):
         with pytest.raises(UserError, match=f"--compile {choice} needs Python's header files"):
             pick_compile(choice, gpu)
     (tmp_path / "Python.h").touch()
     assert all(pick_compile(choice, gpu) for choice in ("auto", "on", "graphs"))
+
+
+def test_without_a_compiler_a_cpu_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    flags = training_flags(tmp_path, f"--compile on --num_train_images 100 {SMALL_VIT}")
+    for command in (str(tmp_path / "g++"), "no-cache g++", ""):
+        monkeypatch.setenv("CXX", command)
+        with exits_with(2):
+            train.main(flags)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("train.py: error: --compile on needs a C++ compiler, such as g++; use --compile auto")
+    assert not any(tmp_path.glob("*/*"))
 
 
 @torch._dynamo.config.patch(recompile_limit=8)

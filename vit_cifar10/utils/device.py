@@ -5,7 +5,9 @@ import importlib.util
 import math
 import os
 import random
+import shlex
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -76,22 +78,34 @@ def pick_compile(name, device):
         raise UserError("--compile graphs needs a CUDA GPU; use --compile auto")
     if name == "off" or (name == "auto" and device.type != "cuda"):
         return False
-    missing = missing_for_triton(device) if device.type == "cuda" else None
+    missing = missing_for_compiler(device)
     if missing and name != "auto":
         raise UserError(f"--compile {name} needs {missing}; use --compile auto, which then does not compile")
     return missing is None
 
 
-def missing_for_triton(device):
-    """What the compiler for CUDA needs and does not find, in words; None if it finds everything."""
+def missing_for_compiler(device):
+    """What torch.compile needs for a device and does not find, in words; None if it finds everything."""
+    if device.type == "cuda":
+        needed = {
+            "a GPU of compute capability 7.0 or newer": torch.cuda.get_device_capability(device) >= (7, 0),
+            "Triton": importlib.util.find_spec("triton"),
+            "a C compiler": find_program(os.environ.get("CC")) or shutil.which("gcc") or shutil.which("clang"),
+        }
+    elif device.type == "cpu":
+        usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+        needed = {"a C++ compiler, such as g++": find_program(os.environ.get("CXX", usual))}
+    else:
+        return None
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton looks for the headers
-    found = {
-        "a GPU of compute capability 7.0 or newer": torch.cuda.get_device_capability(device) >= (7, 0),
-        "Triton": importlib.util.find_spec("triton"),
-        "a C compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
-        "Python's header files": Path(sysconfig.get_path("include", scheme), "Python.h").exists(),
-    }
-    return next((name for name, is_found in found.items() if not is_found), None)
+    needed["Python's header files"] = Path(sysconfig.get_path("include", scheme), "Python.h").exists()
+    return next((name for name, is_found in needed.items() if not is_found), None)
+
+
+def find_program(command):
+    """The path of the program of a command such as "ccache g++", or None."""
+    words = shlex.split(command or "", posix=os.name == "posix")
+    return shutil.which(words[0]) if words else None
 
 
 @contextlib.contextmanager
