@@ -10,9 +10,10 @@ import time
 import pytest
 import torch
 from background import end, new_process, start, start_job
-from helpers import ROOT, SMALL_VIT, has_saved, load_weights, read_metrics, training_flags, wait_for
+from helpers import ROOT, SMALL_VIT, exits_with, has_saved, load_weights, read_metrics, training_flags, wait_for
 from torch import nn
 
+import train
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.training import distributed, trainer
 
@@ -181,3 +182,24 @@ def test_a_mistake_is_reported_once(flags, reason, tmp_path):
     assert reason in line
     assert "train.py" not in (tmp_path / "1.log").read_text()
     assert not (tmp_path / "model").exists()
+
+
+LAUNCHERS = [{"RANK": "1", "WORLD_SIZE": "2"}, {"SLURM_STEP_NUM_TASKS": "2"}, {"OMPI_COMM_WORLD_SIZE": "2"}]
+
+
+@pytest.mark.parametrize("environment", LAUNCHERS, ids=str)
+def test_processes_of_other_launchers_are_told_of_torchrun(environment, tmp_path, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with exits_with(2):
+        train.main(training_flags(tmp_path, f"--num_train_images 64 --epochs 1 {SMALL_VIT}"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"train\.py: error: [A-Z_]+=2 says .*: torchrun --nproc_per_node=N train\.py", line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_older_launcher_of_pytorch_starts_a_job(tmp_path):
+    flags = f"--local-rank=0 --local_rank=0 --run_name run --epochs 1 --num_train_images 64 --val_images 0 {SMALL_VIT}"
+    job = start_job(training_flags(tmp_path, flags), tmp_path)
+    assert [end(process) for process in job] == [0, 0], (tmp_path / "0.log").read_text()
+    assert " in 2 processes" in (tmp_path / "0.log").read_text()

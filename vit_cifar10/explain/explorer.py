@@ -17,7 +17,6 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from vit_cifar10.explain.encoding import encode

@@ -18,6 +18,7 @@ from vit_cifar10.utils.cli import (
     SIZE,
     WORKERS,
     ArgumentParser,
+    check_launcher,
     not_empty,
     number,
     path,
@@ -194,9 +195,10 @@ def parse(argv=None, epochs=None):
     If a run is resumed or fine-tuned, they are incomplete, because the rest is in its checkpoint.
 
     Raises:
-        UserError: they do not fit each other.
+        UserError: they do not fit each other, or another program than torchrun has started several processes.
     """
     args = build_parser().parse_args(argv)
+    check_launcher()
     set_length(args, epochs)
     if args.resume is None:
         if args.init is None:

@@ -20,6 +20,8 @@ from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import LocalError, UserError
 from vit_cifar10.utils.text import one_line, shorten
 
+SIZES_OF_JOBS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set by PyTorch, Slurm's srun, mpirun
+
 
 def command(main):
     """Decorate a script's `main(argv)` so that it reports errors as a user expects.
@@ -133,6 +135,20 @@ def is_under_torchrun():
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def check_launcher():
+    """Raise `UserError` if this is one of several processes that another program than torchrun has started.
+
+    Otherwise each of them would train a network of its own.
+    """
+    sizes = {name: os.environ.get(name, "1") for name in SIZES_OF_JOBS}
+    name = next((name for name, size in sizes.items() if size != "1"), None)
+    if name and not is_under_torchrun():
+        raise UserError(
+            f"{name}={sizes[name]} says that this is one of several processes, but only torchrun starts processes that"
+            f" train one network: torchrun --nproc_per_node=N train.py ...; to train in each one alone, set {name}=1"
+        )
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with defaults in the help, one-line errors, and recipes: `@file` arguments with comments.
 
@@ -159,6 +175,10 @@ class ArgumentParser(argparse.ArgumentParser):
         for argument in sys.argv[1:] if args is None else args:
             is_recipe = self.fromfile_prefix_chars and argument.startswith("@")
             typed += self.read_recipe(argument[1:]) if is_recipe else [argument]
+        if (
+            is_under_torchrun()
+        ):  # as torch.distributed.launch starts it, too, with a flag for what the environment tells
+            typed = [argument for argument in typed if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
         return super().parse_args(typed, namespace)
 
     def read_recipe(self, name):
