@@ -114,9 +114,7 @@ def pick_run(args):
     run = last_trained_run(output_path=args.output_path)
     if run:
         return run, " (the run trained last; --model_path chooses another)"
-    shipped = Path("model") / SHIPPED_VIT
-    shipped = shipped if shipped.exists() else Path(__file__).parent / shipped
-    run = find_run(shipped, output_path=args.output_path)
+    run = find_run(SHIPPED_VIT, output_path=args.output_path)
     return run, " (comes with the project; --model_path chooses another)"
 
 

@@ -549,10 +549,12 @@ def test_files_are_in_utf8_in_every_locale(name, tmp_path):
     assert results["classes"] == ["B\u00e4r", "L\u00f6we"]
 
 
-def test_a_recipe_from_a_windows_shell_is_read(tmp_path):
+def test_a_recipe_from_a_windows_shell_is_read(tmp_path, monkeypatch):
     for encoding in ("utf-16", "utf-8-sig"):
         (tmp_path / "recipe.txt").write_text("--epochs 7  # L\u00f6we", encoding)
         assert train.parse([f"@{tmp_path / 'recipe.txt'}"]).epochs == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert train.parse(["@~/recipe.txt"]).epochs == 7
 
 
 class Attack:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import ship
 import shipped
 import tables
 import test as test_command
+import train
 from model import build_model
 from vit_cifar10.data import dataset
 from vit_cifar10.evaluation.metrics import predict, scores
@@ -78,3 +80,19 @@ def test_a_run_is_shipped_in_half_precision_without_paths(runs, tmp_path, monkey
     assert {path.name for path in files.iterdir()} == {"config.json", "metrics.csv", "curves.png"}
     assert not ABSOLUTE_PATH.search((files / "config.json").read_text())
     assert (files / "metrics.csv").read_bytes() == own.metrics_path.read_bytes()
+
+
+def test_networks_and_recipes_are_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert find_run("vit-layer12-32-cifar10").checkpoint_path == tables.ROOT / "model/vit-layer12-32-cifar10/best.pt"
+    assert find_run("cnn-32-cifar10").output_folder == Path("output/cnn-32-cifar10")
+    image = shutil.copy(tables.ROOT / "examples" / "cat.png", tmp_path)
+    flags = ["--mode", "custom", "--image_path", str(image), "--no_gif", "--no_image", "--device", "cpu"]
+    test_command.main(["--model_path", "cnn-32-cifar10", *flags])
+    for recipe in ("@recipes/finetune-folder.txt", f"@{tables.ROOT}/recipes/finetune-folder.txt"):
+        with pytest.raises(SystemExit):  # which the missing images stop
+            train.main([recipe, "--data_path", "none", "--device", "cpu"])
+        assert "there is no folder none" in capsys.readouterr().err
+    (tmp_path / "model" / "cnn-32-cifar10").mkdir(parents=True)
+    shutil.copy(tables.ROOT / "model" / "cnn-32-cifar10" / "best.pt", tmp_path / "model" / "cnn-32-cifar10")
+    assert find_run("cnn-32-cifar10").checkpoint_path == Path("model/cnn-32-cifar10/best.pt"), "one's own comes first"

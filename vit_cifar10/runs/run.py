@@ -21,7 +21,7 @@ from vit_cifar10.runs.schema import ANYTHING, CONFIG, METRICS, TEXT, Invalid, ch
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS
 from vit_cifar10.runs.untrusted import load_untrusted
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import read_text
+from vit_cifar10.utils.files import ROOT, read_text
 from vit_cifar10.utils.text import printable
 
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
@@ -108,7 +108,8 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
     """The run that a user means by its name, its folder under model/ or output/, or a checkpoint in it.
 
     Args:
-        typed: what the user typed. A name, or a folder in `output_path`, is also looked up in `model_path`.
+        typed: what the user typed. A name, or a folder in `output_path`, is also looked up in `model_path` and, for the
+            networks that ship, in the repository.
         names: the checkpoints of which the run's folder must hold at least one.
 
     Raises:
@@ -119,7 +120,7 @@ def find_run(typed, model_path="./model", output_path="./output", names=(checkpo
     path = Path(typed)
     is_record = path.is_dir() and os.path.realpath(path.parent) == os.path.realpath(output_path)
     is_name = len(path.parts) == 1 or is_record
-    for place in (path, Path(model_path) / path.name) if is_name else (path,):
+    for place in (path, Path(model_path) / path.name, ROOT / "model" / path.name) if is_name else (path,):
         if place.is_file():
             return _run_in(place.parent, output_path, place)
         if any((place / name).is_file() for name in names):

@@ -7,12 +7,12 @@ epochs = epochs_within(10, pace)
 import dataclasses
 import re
 import time
-from pathlib import Path
 
 from vit_cifar10.utils.device import synchronize
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import ROOT
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = ROOT / "recipes"
 STEP_SECONDS = 1.5  # to measure each kind of step
 EVALUATED_IMAGES = 1_000
 LONG_HOURS = 3  # runs that take longer are worth a word

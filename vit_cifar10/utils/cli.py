@@ -18,6 +18,7 @@ from pathlib import Path
 from vit_cifar10 import end_on_ctrl_c
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.errors import LocalError, UserError
+from vit_cifar10.utils.files import ROOT
 from vit_cifar10.utils.text import one_line, shorten
 
 SIZES_OF_JOBS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set by PyTorch, Slurm's srun, mpirun
@@ -182,10 +183,14 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args(typed, namespace)
 
     def read_recipe(self, name):
-        """The flags in a recipe, which is in UTF-8 whatever the locale says, or in UTF-16 from a Windows shell."""
-        if not Path(name).is_file():
+        """The flags in a recipe, a file here or in the repository.
+
+        It is in UTF-8, whatever the locale says, or in UTF-16 from a Windows shell.
+        """
+        path = next(filter(Path.is_file, (Path(os.path.expanduser(name)), ROOT / name)), None)
+        if path is None:
             raise UserError(f"there is no recipe {name}; give a text file of flags after the @")
-        content = Path(name).read_bytes()
+        content = path.read_bytes()
         is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
             lines = content.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()

@@ -17,6 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+ROOT = Path(__file__).parents[2]  # of the repository, with its recipes and trained networks
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # part of the names of temporary files, as are process numbers
 
 
