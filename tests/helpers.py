@@ -38,7 +38,8 @@ SMALL_VIT = "--embed_dim 32 --n_layers 3 --n_attention_heads 2 --patch_size 8"
 EVERY_METHOD = (  # of augmentation, regularization and averaging, in a short run
     "--augment randaugment --mixup 0.8 --cutmix 1 --mix_prob 0.8 --random_erasing 0.25 --label_smoothing 0.1"
     " --crop_padding 2 --crop_border reflect --small_epochs 1 --keep_patches 0.5"
-    " --drop_path 0.1 --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200 --epochs 4"
+    " --class_weights balanced --drop_path 0.1 --ema 0.9 --clip_grad 1 --batch_size 64 --num_train_images 200"
+    " --epochs 4"
 )
 
 

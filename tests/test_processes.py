@@ -28,7 +28,7 @@ LONG = (
 @pytest.mark.parametrize(
     "flags",
     [
-        f"{SMALL_VIT} --dropout 0 --learning_rate 2e-3",
+        f"{SMALL_VIT} --dropout 0 --learning_rate 2e-3 --class_weights balanced",
         f"{SMALL_VIT} --dropout 0 {AUGMENTED}",
         "--model cnn --width 8 --dropout 0 --learning_rate 1e-5",  # AdamW amplifies rounding errors to it
         "--model fast-cnn --width 4 --optimizer muon-sgd --learning_rate 1e-3 --muon_learning_rate 1e-4",

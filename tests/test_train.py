@@ -1,12 +1,15 @@
 """Tests that every flag of train.py has its effect, that the right weights are kept, and that runs stay separate."""
 
+import copy
 import functools
 import re
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 from helpers import SMALL_VIT, checkpoint_contents, exits_with, folder_flags, train_epoch, training_flags
+from sklearn.utils.class_weight import compute_class_weight
 from torch._dynamo.testing import CompileCounter
 
 import train
@@ -85,6 +88,35 @@ def test_every_flag_changes_the_first_updates(base, flag, splits):
     assert torch.equal(plain, again)
     assert changed.isfinite().all()
     assert not torch.equal(plain, changed)
+
+
+@pytest.mark.parametrize("flags", ["", "--label_smoothing 0.2", "--mixup 1 --label_smoothing 0.2", "--precision bf16"])
+def test_class_weights_are_those_of_scikit_learn_in_the_loss_of_torch(flags, splits):
+    chosen = [index for index, label in enumerate(splits.train.labels.tolist()) if label > 2 or index % 3 == 0]
+    split = splits.train.subset(chosen)
+    trainer = trainer_for(
+        splits._replace(train=split), f"--class_weights balanced --augment none --dropout 0 --drop_path 0 {flags}"
+    )
+    weights = compute_class_weight("balanced", classes=np.arange(10), y=split.labels.numpy())
+    assert trainer.summary()["class_weights"] == pytest.approx(weights)
+    batch = split.images[:64], split.labels[:64]
+    inputs, targets = trainer.augment(*batch, seed=0)
+    trainer.augment = lambda *_: (inputs, targets)
+    with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in flags):
+        logits = copy.deepcopy(trainer.model)(inputs)
+    smoothing = 0.2 if "smoothing" in flags else 0.0
+    weight = torch.tensor(weights, dtype=torch.float32)
+    expected = torch.nn.functional.cross_entropy(logits.float(), targets, weight, label_smoothing=smoothing)
+    trainer.model.train()
+    total, _ = trainer.train_step(*batch)
+    assert total.item() / 64 == pytest.approx(expected.item(), rel=1e-2 if "bf16" in flags else 1e-5)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    gradient = trainer.model.head.bias.grad  # which is the sum of the gradients of the logits
+    tolerance = 2e-3 if "bf16" in flags else 1e-6
+    torch.testing.assert_close(gradient, expected_gradient.float().sum(dim=0), atol=tolerance, rtol=1e-4)
+    plain = torch.nn.functional.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    (plain_gradient,) = torch.autograd.grad(plain, logits)
+    assert (plain_gradient.float().sum(dim=0) - gradient).abs().max() > 2e-2
 
 
 def test_flags_reach_the_parts_that_they_configure(splits):

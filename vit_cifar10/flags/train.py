@@ -141,6 +141,10 @@ def add_training_flags(parser):
     )
     add("--muon_weight_decay", type=NON_NEGATIVE, default=0.5, help="weight decay of Muon; muon-sgd has none")
     add("--label_smoothing", type=FRACTION, default=0.0, help="fraction of the target spread over all classes")
+    weights = (
+        "weights of the classes in the loss; balanced: a class with few training images counts as much as one with many"
+    )
+    add("--class_weights", choices=choices.CLASS_WEIGHTS, default="none", help=weights)
     add("--clip_grad", type=NON_NEGATIVE, default=0.0, help="clip the gradient to this norm; 0 turns clipping off")
     ema = "decay of a moving average of the weights, often 0.999; the average is evaluated and kept; 0 turns it off"
     add("--ema", type=FRACTION, default=0.0, help=ema)

@@ -86,6 +86,8 @@ class Trainer:
             None if split is None else split.to(self.device) for split in splits
         )
         self.num_classes = len(splits.train.classes)
+        is_balanced = self.args.class_weights == "balanced"
+        self.class_weights = balanced_weights(self.train_split.labels, self.num_classes) if is_balanced else None
         self.batch_size = min(self.args.batch_size, len(self.train_split))
         self.steps_per_epoch = len(self.train_split) // self.batch_size
         if self.batch_size % self.job.size:
@@ -221,6 +223,7 @@ class Trainer:
             "train_images": len(self.train_split),
             "val_images": len(self.val_split or ()),
             "test_images": len(self.test_split),
+            **({} if self.class_weights is None else {"class_weights": self.class_weights.tolist()}),
         }
 
     def sources(self):
@@ -290,6 +293,7 @@ class Trainer:
         seed = self.seed_of(self.step)
         seed_step(seed, self.device)
         inputs, targets = self.augment(images, labels, seed)
+        total_weight = self.total_weight(targets)
         if self.args.keep_patches < 1:
             self.model.patch_drop.keep = self.patches.keep(self.step)
         if self.job.size > 1:
@@ -303,7 +307,7 @@ class Trainer:
         if self.has_graphs:  # from here on, they may write over the loss and the gradients of the last step
             torch.compiler.cudagraph_mark_step_begin()
         with autocast(self.device, self.precision):
-            loss, sums = self.loss_and_sums(inputs, targets, lesson)
+            loss, sums = self.loss_and_sums(inputs, targets, lesson, total_weight)
         self.scaler.scale(loss).backward()
         if self.args.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -321,10 +325,26 @@ class Trainer:
         with autocast(self.device, self.precision):
             return self.teacher.lesson(inputs, self.train_split.mean, self.train_split.std)
 
-    def forward_step(self, inputs, targets, lesson=None):
-        """The forward pass: the mean loss of a shard, and its sums as `train_step` returns them."""
+    def total_weight(self, targets):
+        """The sum of the class weights of a batch, by which the loss of a shard is divided; None without weights.
+
+        Mixed images, whose targets are soft, all count the same, as in `torch.nn.functional.cross_entropy`.
+        """
+        if self.class_weights is None or targets.ndim > 1:
+            return None
+        return self.class_weights[targets].sum()
+
+    def forward_step(self, inputs, targets, lesson=None, total_weight=None):
+        """The forward pass: the mean loss of a shard, and its sums as `train_step` returns them.
+
+        `total_weight` is from `total_weight`, of the whole batch. The mean over all shards is then the batch's loss.
+        """
         logits = self.forward(inputs)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.args.label_smoothing)
+        options = {"weight": self.class_weights, "label_smoothing": self.args.label_smoothing}
+        if total_weight is None:
+            loss = F.cross_entropy(logits, targets, **options)
+        else:
+            loss = F.cross_entropy(logits, targets, **options, reduction="sum") * self.job.size / total_weight
         if lesson is not None:
             loss = self.teacher.combine(loss, logits, lesson)
         main_class = targets if targets.ndim == 1 else targets.argmax(dim=1)
@@ -494,6 +514,15 @@ class Trainer:
             )
         self.epoch_totals.copy_(state["sums"]).div_(self.job.size)
         self.epoch_time, self.step_time = (Stopwatch(seconds) for seconds in state["seconds"])
+
+
+def balanced_weights(labels, num_classes):
+    """The weight of each class in the loss, float (C,): inversely proportional to its number of images, on average 1.
+
+    As scikit-learn's `class_weight="balanced"`. The average is over the images; a class without images has no effect.
+    """
+    counts = labels.bincount(minlength=num_classes).clamp(min=1)
+    return len(labels) / (num_classes * counts.float())
 
 
 def sample_of(split, count):

@@ -5,6 +5,7 @@ The parsers and the code both import them, so that --help need not wait for PyTo
 
 OPTIMIZERS = ("adamw", "muon", "muon-sgd")
 BORDERS = ("black", "reflect")  # around an image before its random crop
+CLASS_WEIGHTS = ("none", "balanced")  # in the training loss
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard", "wandb")  # each one except "none" is also the name of the package that it needs
