@@ -163,8 +163,8 @@ def test_all(runs, args):
 
 
 def images_key(run):
-    """The test images that a run needs: the name of the data set, and the side of its images in pixels."""
-    return run.dataset, run.network.image_size
+    """The test images that a run needs: the data set, the side of its images in pixels, and how they become square."""
+    return run.dataset, run.network.image_size, run.network.resize
 
 
 def comparable(runs):

@@ -51,7 +51,8 @@ _networks, _images, _checkpoint = _import_ours("vit_cifar10.data.images", "vit_c
 def _load(folder, pretrained=True):
     network = _checkpoint.load_network(folder, torch.device("cpu"))
     model = network.model if pretrained else _networks.build_model(network.saved["model_config"])
-    model.transform = _images.image_transform(network.image_size, network.saved["mean"], network.saved["std"])
+    colors = network.saved["mean"], network.saved["std"]
+    model.transform = _images.image_transform(network.image_size, *colors, network.resize)
     model.classes = list(network.classes)
     return model
 

@@ -38,6 +38,7 @@ from PIL import Image
 from vit_cifar10.data.classes import read_class_names
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.data.images import open_image
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.methods import find, methods_for, shown_methods
 from vit_cifar10.flags.test import MODES, has_rollout_flags, parse, shows_example
@@ -119,17 +120,20 @@ def pick_run(args):
 
 
 def adapt(run, network, args):
-    """The run and the network with the class names and the data set that the flags ask for.
+    """The run and the network with the class names, the data set and the way of resizing that the flags ask for.
 
-    Results on another data set do not replace those on the run's own: they go to output/RUN-on-DATASET/.
+    Results on other images do not replace those on the run's own: they go to output/RUN-on-DATASET/, or RUN-squash/.
     """
+    output = run.output_folder.name
     if args.class_names:
         network = dataclasses.replace(network, classes=read_class_names(args.class_names, len(network.classes)))
     if args.dataset and args.dataset != network.saved["dataset"]:
-        network = dataclasses.replace(network, tested_on=args.dataset)
-        output = run.output_folder.with_name(f"{run.output_folder.name}-on-{args.dataset}")
-        run = Run(run.model_folder, output, run.named_checkpoint)
-    return run, network
+        network, output = dataclasses.replace(network, tested_on=args.dataset), f"{output}-on-{args.dataset}"
+    if args.resize and args.mode != "custom" and not DATASETS[network.dataset].is_own:
+        raise UserError(f"--resize is for images of your own; those of {network.dataset} are square")
+    if args.resize and args.resize != network.resize:
+        network, output = dataclasses.replace(network, resize=args.resize), f"{output}-{args.resize}"
+    return Run(run.model_folder, run.output_folder.with_name(output), run.named_checkpoint), network
 
 
 def output_files(run, network, args):
@@ -218,7 +222,7 @@ def single_test(run, network, args):
 
 def custom_test(run, network, args):
     """Classify an image file and show the network's attention."""
-    image = open_image(args.image_path, network.image_size)
+    image = open_image(args.image_path, network.image_size, network.resize)
     path = Path(args.image_path)
     name = printable(path.name)
     explanation = classify(network, image, custom_name(args), f"image: {shorten(name)}", args)

@@ -94,6 +94,7 @@ def load_splits(args, source=None):
         num_train_images=args.num_train_images,
         num_test_images=args.num_test_images,
         num_workers=args.num_workers,
+        resize=args.resize,
     )
     num_classes = len(splits.train.classes)
     if args.n_classes not in (None, num_classes):

@@ -482,6 +482,7 @@ MISTAKES = [
     ("train", "--model cnn --keep_patches 0.5", "need --model vit"),
     ("train", "--small_epochs 1 --patch_size 32", "even number of patches"),
     ("train", "--keep_patches 0.95", "would keep all patches"),
+    ("train", "--resize pad", "those of cifar10 are square"),
     ("train", "--crop_padding 32", "must be less than --image_size 32"),
     ("train", "--dataset shapes --val_images 5000", "leaves nothing"),
     ("train", "--dataset shapes --num_train_images 99999", "lower it"),

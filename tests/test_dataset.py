@@ -277,7 +277,7 @@ def test_every_kind_of_image_file_can_be_read(save, tmp_path):
     torch.testing.assert_close(image[:, 16, 16], torch.tensor(color, dtype=torch.uint8), atol=3, rtol=0)
 
 
-DEEP = np.linspace(40, 200, 40 * 60).reshape(40, 60)  # gray values of an 8-bit image
+DEEP = np.linspace(40, 200, 40 * 40).reshape(40, 40)  # gray values of an 8-bit image
 
 
 @pytest.mark.parametrize(
@@ -295,9 +295,7 @@ DEEP = np.linspace(40, 200, 40 * 60).reshape(40, 60)  # gray values of an 8-bit 
 )
 def test_gray_values_of_any_depth_are_scaled_and_said(pixels, suffix, is_own_range, note, tmp_path, capsys):
     save_gray_values(pixels, tmp_path / f"deep.{suffix}")
-    expected = DEEP[:, 10:50]
-    if is_own_range:
-        expected = 255 * (expected - 40) / 160
+    expected = 255 * (DEEP - 40) / 160 if is_own_range else DEEP
     image = open_image(tmp_path / f"deep.{suffix}", 40)
     assert np.abs(image[0].numpy() - expected).max() < 2
     printed = capsys.readouterr().err
@@ -389,6 +387,74 @@ def test_images_that_are_not_square_are_cropped_and_not_distorted(tmp_path):
     assert is_red.any(0).sum() == is_red.any(1).sum() == 15
 
 
+@pytest.mark.parametrize("size", [(4000, 3000), (90, 30), (30, 1)])
+def test_the_whole_of_a_long_image_may_be_kept(size, tmp_path, capsys):
+    """A photo of a phone is stored on its side, and turned by its EXIF data."""
+    width, height = size
+    pixels = np.linspace((0, 40, 250), (250, 90, 0), width)[None].repeat(height, axis=0).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 8  # turn it to the left to view it
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    with Image.open(tmp_path / "photo.jpg") as stored:
+        tall = Image.fromarray(np.rot90(stored).copy())
+    expected = {"crop": None, "squash": np.array(tall.resize((24, 24), Image.Resampling.BICUBIC))}
+    inner = max(1, round(24 * height / width))
+    expected["pad"] = np.zeros((24, 24, 3), dtype=np.uint8)
+    left = (24 - inner) // 2
+    expected["pad"][:, left : left + inner] = np.array(tall.resize((inner, 24), Image.Resampling.BICUBIC))
+    for resize, ours in expected.items():
+        got = open_image(tmp_path / "photo.jpg", 24, resize).permute(1, 2, 0).numpy()
+        assert ours is None or np.array_equal(got, ours)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "photo.jpg: cut to the square at the center; --resize squash or pad keeps the rest" in note
+
+
+def save_long_images(folder):
+    """Images of 90 x 30 pixels whose class is visible only at their ends. A tenth of them are square."""
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for index in range(40):
+            pixels = np.full((30, 90 if index % 10 else 30, 3), 120, dtype=np.uint8)
+            pixels[:, :20] = pixels[:, -20:] = (60 + 90 * label, index, 0)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+
+
+def test_a_run_keeps_how_its_images_become_square(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_long_images(tmp_path / "data" / "train")
+    save_long_images(tmp_path / "data" / "test")
+    train_on(tmp_path, "data", "--resize squash --class_weights balanced")
+    assert "cut to the square" not in capsys.readouterr().err
+    network = checkpoint.load_network(tmp_path / "model" / "run", torch.device("cpu"))
+    flags = ["--model_path=run", "--data_path=data", "--device=cpu"]
+    sizes = {"": "squash", "--resize=pad": "pad", "--resize=crop": "crop"}
+    for flag, resize in sizes.items():
+        test_command.main([*flags, *flag.split()])
+        folder = tmp_path / "output" / (f"run-{resize}" if flag else "run")
+        results = json.loads((folder / "test_results.json").read_text())
+        test = dataset.load_test("folder", tmp_path / "data", image_size=16, resize=resize)
+        assert results["test_sha256"] == dataset.hash_images(test)
+        assert test.files[:2] == ["test/cat/0.png", "test/cat/1.png"]
+        assert results["resize"] == resize
+    notes = [line for line in capsys.readouterr().err.splitlines() if "in data: cut" in line]
+    line = "note: 72 images for testing in data: cut to the square at the center; --resize squash or pad keeps the rest"
+    assert notes == [line]
+    file = "data/test/dog/1.png"
+    capsys.readouterr()
+    test_command.main([*flags, "--mode=custom", f"--image_path={file}", "--no_gif", "--no_image"])
+    percent = 100 * network.logits(open_image(file, 16, "squash")[None]).softmax(dim=1).max().item()
+    assert f"{percent:6.2f} %" in capsys.readouterr().out
+    train.main(["--resume=run", "--epochs=2"])
+    assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["recipe"]["resize"] == "squash"
+    with exits_with(2):
+        train.main(["--resume=run", "--epochs=3", "--resize=crop"])
+    capsys.readouterr()
+    with exits_with(2):
+        test_command.main(["--model_path", str(ROOT / "model" / "cnn-32-cifar10"), "--resize=pad"])
+    assert "those of cifar10 are square" in capsys.readouterr().err
+
+
 def test_resizing_averages_fine_detail(tmp_path):
     checkerboard = (np.indices((512, 512)).sum(0) % 2 * 255).astype(np.uint8)
     Image.fromarray(checkerboard).save(tmp_path / "checkerboard.png")
@@ -404,7 +470,7 @@ def save_class_folders(folder, classes=("cat", "dog"), count=10, blue=0):
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            image = Image.new("RGB", (20 + index % 10, 30), (90 * label + 60, index % 100, blue))
+            image = Image.new("RGB", (30, 30), (90 * label + 60, index % 100, blue))
             image.save(folder / name / f"{index:03}.png")
 
 
@@ -639,7 +705,7 @@ def test_no_more_processes_are_started_than_there_is_work_for(num_files, started
 
     monkeypatch.setattr(images, "ProcessPoolExecutor", pool)
     monkeypatch.setattr(images.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(images, "_decode_or_explain", lambda file, image_size: file)
+    monkeypatch.setattr(images, "_decode_or_explain", lambda file, image_size, resize: file)
     assert list(images.decode_images(range(num_files), 16, num_workers=1_000_000)) == list(range(num_files))
     assert pools == started
 

@@ -37,6 +37,7 @@ class Split:
         classes: the names of the classes, indexed by label.
         mean, std: float (3,), of the data set's training images scaled to [0, 1].
         hashes: int64 (N,), what identifies the files of a user's own images, whatever their names; None for others.
+        files: the paths of these files below the data set's folder, a list of N; None for other images.
     """
 
     images: torch.Tensor
@@ -45,6 +46,7 @@ class Split:
     mean: torch.Tensor
     std: torch.Tensor
     hashes: torch.Tensor | None = None
+    files: list | None = None
 
     def __len__(self):
         return len(self.labels)
@@ -63,10 +65,11 @@ class Split:
 
     def subset(self, indices):
         """The images at `indices` (int64, on the CPU), in that order."""
+        files = self.files and [self.files[index] for index in torch.as_tensor(indices).tolist()]
         indices = torch.as_tensor(indices, device=self.labels.device)
         own = {name: getattr(self, name) for name in ("images", "labels", "hashes")}
         chosen = {name: value[indices] for name, value in own.items() if value is not None}
-        return dataclasses.replace(self, **chosen)
+        return dataclasses.replace(self, **chosen, files=files)
 
 
 class Splits(NamedTuple):
@@ -91,6 +94,7 @@ def load(
     num_train_images=None,
     num_test_images=None,
     num_workers=2,
+    resize="crop",
 ):
     """Load a data set as `Splits` of uint8 tensors on the CPU.
 
@@ -104,12 +108,13 @@ def load(
         num_train_images, num_test_images: use a subset of this many images, chosen in the same way; None uses all. A
             smaller subset is part of a larger one.
         num_workers: largest number of processes that decode a `folder` data set.
+        resize: what is done to its images that are not square; see `fit_square` in data/images.py.
 
     Raises:
         UserError: the data set is missing, cannot be read, has fewer images than requested or no training image of a
             class, or needs more memory than this machine has.
     """
-    train, val, test = _load_whole_splits(name, data_path, image_size, num_workers)
+    train, val, test = _load_whole_splits(name, data_path, image_size, num_workers, resize)
     if val is not None:
         val = _stratified_subset(val, val_images, "--val_images") if val_images != 0 else None
     else:
@@ -121,7 +126,7 @@ def load(
     return Splits(*_resize([train, val, test], image_size))
 
 
-def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2, seen=None):
+def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2, resize="crop", seen=None):
     """Load only the test split. It equals the one from `load`, except that a mean and std that `load` would measure on
     training images are 0 and 1.
 
@@ -130,10 +135,9 @@ def load_test(name, data_path, *, image_size=32, num_images=None, num_workers=2,
     """
     entry = DATASETS[name]
     if seen is None or not entry.test_reader:
-        test = _load_split(name, data_path, False, image_size, num_workers)
+        test = _load_split(name, data_path, False, image_size, num_workers, resize)
     else:
-        read = pkgutil.resolve_name(entry.test_reader)
-        test = _new_split(entry, *read(data_path, image_size, num_workers, seen))
+        test = _read(entry, entry.test_reader, data_path, image_size, num_workers, seen, resize=resize)
     test = _stratified_subset(test, num_images, "--num_images")
     return _resize([test], image_size)[0]
 
@@ -253,25 +257,32 @@ def _hold_out(train, count):
     return train.subset(is_train.nonzero().flatten()), train.subset(held_out)
 
 
-def _load_whole_splits(name, data_path, image_size, num_workers):
+def _load_whole_splits(name, data_path, image_size, num_workers, resize):
     """The given splits, before any images are held out, with the mean and std of the training images."""
     entry = DATASETS[name]
-    train, test = (_load_split(name, data_path, is_train, image_size, num_workers) for is_train in (True, False))
-    given = entry.val_reader and pkgutil.resolve_name(entry.val_reader)(data_path, image_size, num_workers)
-    splits = Splits(train, _new_split(entry, *given) if given else None, test)
+    train, test = (
+        _load_split(name, data_path, is_train, image_size, num_workers, resize) for is_train in (True, False)
+    )
+    val = entry.val_reader and _read(entry, entry.val_reader, data_path, image_size, num_workers, resize=resize)
+    splits = Splits(train, val, test)
     return splits if entry.mean else splits.with_normalization(*_mean_and_std(train.images))
 
 
-def _load_split(name, data_path, is_train, image_size, num_workers):
-    """The training or test split, before any images are held out or resized. An unknown mean is 0, a std 1."""
+def _load_split(name, data_path, is_train, image_size, num_workers, resize):
+    """The training or test split, before any images are held out or resized."""
     entry = DATASETS[name]
-    return _new_split(entry, *pkgutil.resolve_name(entry.reader)(data_path, is_train, image_size, num_workers))
+    return _read(entry, entry.reader, data_path, is_train, image_size, num_workers, resize=resize)
 
 
-def _new_split(entry, images, labels, classes, hashes=None):
-    """A split with the mean and std in the table of data sets."""
+def _read(entry, reader, *arguments, resize):
+    """The split that a reader in the table of data sets returns, or None. An unknown mean is 0, a std 1."""
+    options = {"resize": resize} if entry.is_own else {}
+    read = pkgutil.resolve_name(reader)(*arguments, **options)
+    if read is None:
+        return None
+    images, labels, classes, *files = read
     mean, std = torch.tensor(entry.mean or (0.0,) * 3), torch.tensor(entry.std or (1.0,) * 3)
-    return Split(images, labels, tuple(classes), mean, std, hashes)
+    return Split(images, labels, tuple(classes), mean, std, *files)
 
 
 def read_shapes(data_path, is_train, image_size, num_workers):

@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from vit_cifar10.data.dataset import check_memory
-from vit_cifar10.data.image_files import files_and_labels, find_splits, list_images, reporting
+from vit_cifar10.data.image_files import class_name, files_and_labels, find_splits, list_images, reporting
 from vit_cifar10.data.images import decode_images
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import listed, one_line, printable
@@ -27,8 +28,10 @@ TEST_HASHES = range(2**64 // 5)  # the lowest fifth of all unsigned ones
 FEWEST_FILES = 5  # of which a fifth can be held out
 
 
-def read_folder(data_path, is_train, image_size, num_workers):
-    """One split: images, uint8 (N, 3, image_size, image_size), labels (N,), classes, and hashes of the files (N,).
+def read_folder(data_path, is_train, image_size, num_workers, resize="crop"):
+    """One split: images, uint8 (N, 3, image_size, image_size), labels (N,), classes, the files' hashes (N,), and paths.
+
+    `resize` is for images that are not square; see `fit_square`. The paths, a list of N, begin below `data_path`.
 
     Files that cannot be read as images, and classes without readable test images, are reported on standard error.
 
@@ -53,10 +56,10 @@ def read_folder(data_path, is_train, image_size, num_workers):
             listed = list_like(by_class, train_folder, test_folder, root, skipped)
         else:
             listed = fifth(by_class, root, is_train)
-        return read_files(listed, root, purpose, image_size, num_workers, skipped)
+        return read_files(listed, root, purpose, image_size, num_workers, resize, skipped)
 
 
-def read_validation(data_path, image_size, num_workers):
+def read_validation(data_path, image_size, num_workers, resize="crop"):
     """The images of a validation folder, as from `read_folder`; None if there is none, or it is what is tested."""
     root = Path(data_path)
     with reporting() as skipped:
@@ -65,10 +68,10 @@ def read_validation(data_path, image_size, num_workers):
             return None
         by_class = list_images(splits["train"], root, skipped)
         listed = list_like(by_class, splits["train"], splits["val"], root, skipped)
-        return read_files(listed, root, "validation", image_size, num_workers, skipped)
+        return read_files(listed, root, "validation", image_size, num_workers, resize, skipped)
 
 
-def read_test(data_path, image_size, num_workers, seen):
+def read_test(data_path, image_size, num_workers, seen, resize="crop"):
     """The images to test a network on, as from `read_folder`, given the hashes of those that it has learned from.
 
     They are those of the test folder. Without one, they are the fifth that was held out for tests if the network has
@@ -87,8 +90,9 @@ def read_test(data_path, image_size, num_workers, seen):
         elif not seen.isdisjoint(hashes_of(by_class)):
             held_out = fifth(by_class, root, is_train=False)
             by_class = held_out if seen.isdisjoint(hashes_of(held_out)) else by_class
-        read = read_files(by_class, root, "testing", image_size, num_workers, skipped)
-    warn_of_copies(read[-1].tolist(), seen, root)
+        read = read_files(by_class, root, "testing", image_size, num_workers, resize, skipped)
+    *_, hashes, _ = read
+    warn_of_copies(hashes.tolist(), seen, root)
     return read
 
 
@@ -164,31 +168,58 @@ def _hash_file(path, size, modified):
     return int.from_bytes(hashlib.sha256(Path(path).read_bytes()).digest()[:8], "big", signed=True)
 
 
-def read_files(by_class, root, purpose, image_size, num_workers, skipped):
-    """The images of listed files, their labels, the printable names of the classes, and the files' hashes."""
+def read_files(by_class, root, purpose, image_size, num_workers, resize, skipped):
+    """What `read_folder` returns, of listed files, with printable names of the classes."""
     files, labels = files_and_labels(by_class)
     classes = tuple(map(printable, by_class))
-    check_memory(len(files), image_size)
-    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
-    read, notes = [], collections.Counter()
-    for place, (image, text) in enumerate(decode_images(files, image_size, num_workers)):
-        if image is None:
-            skipped.setdefault("files that cannot be read as an image", []).append(text)
-            continue
-        images[len(read)] = torch.from_numpy(image)
-        read.append(place)
-        notes[text] += text is not None
-    for note in +notes:
-        print(one_line(f"note: {notes[note]} images for {purpose} in {root}: {note}"), file=sys.stderr)
-    if not read:
+    images, places, errors, notes = decode(files, image_size, num_workers, resize)
+    skipped.setdefault("files that cannot be read as an image", []).extend(errors)
+    print_notes(notes, f"for {purpose} in {root}")
+    if not places:
         raise UserError(f"none of the {len(files)} files for {purpose} in {root} can be read as an image; add images")
-    labels = torch.tensor([labels[place] for place in read])
-    hashes = torch.tensor([hash_file(files[place]) for place in read])
+    labels = torch.tensor([labels[place] for place in places])
+    files = [files[place] for place in places]
     missing = [name for label, name in enumerate(classes) if not (labels == label).any()]
     if missing and purpose != "training":
         warning = f"{len(missing)} of {len(classes)} classes in {root} have no image for {purpose} that can be read"
         print(one_line(f"warning: {warning}: {listed(missing, 8)}"), file=sys.stderr)
-    return images[: len(read)], labels, classes, hashes
+    return images, labels, classes, torch.tensor(list(map(hash_file, files))), names_below(root, files)
+
+
+def decode(files, image_size, num_workers, resize):
+    """Read image files, with a progress bar in a terminal.
+
+    Returns:
+        The images, uint8 (N, 3, image_size, image_size); the places of their files in `files`; what is wrong with the
+        others, a list of texts; how many images each note is about, a dict.
+
+    Raises:
+        UserError: the images do not fit in this machine's memory.
+    """
+    check_memory(len(files), image_size)
+    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
+    places, errors, notes = [], [], collections.Counter()
+    decoded = decode_images(files, image_size, num_workers, resize)
+    bar = {"desc": "reading images", "unit": "image", "leave": False, "disable": None}
+    for place, (image, texts) in enumerate(tqdm(decoded, total=len(files), **bar)):
+        if image is None:
+            errors.append(texts)
+            continue
+        images[len(places)] = torch.from_numpy(image)
+        places.append(place)
+        notes.update(texts)
+    return images[: len(places)], places, errors, notes
+
+
+def print_notes(notes, which):
+    """Print how many of the images, which the text `which` describes, each note is about."""
+    for note, count in notes.items():
+        print(one_line(f"note: {count} images {which}: {note}"), file=sys.stderr)
+
+
+def names_below(root, files):
+    """The paths of files from a folder on, as text with slashes, whatever the system's locale and separator."""
+    return [class_name(Path(os.path.relpath(file, root)).as_posix()) for file in files]
 
 
 def print_splits(data_path, splits):

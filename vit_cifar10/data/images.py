@@ -1,7 +1,7 @@
 """Read image files as uint8 tensors.
 
     image = open_image("cat.jpg", 32)                           # uint8 (3, 32, 32)
-    for image, text in decode_images(files, 32, num_workers=2): # uint8 (3, 32, 32) and a note, or None and an error
+    for image, texts in decode_images(files, 32, num_workers=2): # uint8 (3, 32, 32) and notes, or None and an error
         ...
 
 Untrusted files are safe to read: only image formats are decoded, and images of too many pixels are refused.
@@ -40,10 +40,10 @@ FILES_PER_PROCESS = 100  # a process that decodes fewer files takes longer to st
 # One image file
 
 
-def open_image(path, image_size):
-    """Read any image file, crop it to the square at its center, and resize it with antialiasing.
+def open_image(path, image_size, resize="crop"):
+    """Read any image file, and make it a square of this size as `resize`, one of `RESIZES`, says; see `fit_square`.
 
-    See `read_image` for rotation, transparency and animations.
+    See `read_image` for rotation, transparency and animations. Notes are printed on standard error.
 
     Returns:
         uint8 (3, image_size, image_size), RGB.
@@ -51,40 +51,55 @@ def open_image(path, image_size):
     Raises:
         UserError: there is no such file, or it cannot be read as an image.
     """
-    pixels, note = _open(path, image_size)
-    if note:
+    pixels, notes = _open(path, image_size, resize)
+    for note in notes:
         print(one_line(f"note: {path}: {note}"), file=sys.stderr)
     return torch.from_numpy(pixels)
 
 
-def _open(path, image_size):
-    """An image as from `open_image`, as a NumPy array, and the note from `_to_8_bits`."""
+def _open(path, image_size, resize):
+    """An image as from `open_image`, as a NumPy array, and notes on what was done to it."""
     image, note = _read(path)
-    return np.ascontiguousarray(np.array(fit_square(image, image_size)).transpose(2, 0, 1)), note
+    notes = [note] if note else []
+    if resize == "crop" and image.width != image.height:
+        notes.append("cut to the square at the center; --resize squash or pad keeps the rest")
+    square = fit_square(image, image_size, resize)
+    return np.ascontiguousarray(np.array(square).transpose(2, 0, 1)), notes
 
 
-def fit_square(image, image_size):
-    """The square at the center of a PIL image, resized with antialiasing: a PIL image."""
-    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+def fit_square(image, image_size, resize="crop"):
+    """An RGB image of PIL as a square, resized with antialiasing.
+
+    `resize`: "crop" takes the square at its center, "squash" changes its proportions, "pad" adds black bars.
+    """
+    square, bicubic = (image_size, image_size), Image.Resampling.BICUBIC
+    if resize == "crop":
+        return ImageOps.fit(image, square, bicubic)
+    if resize == "squash":
+        return image.resize(square, bicubic)
+    width, height = (max(1, round(side * image_size / max(image.size))) for side in image.size)
+    padded = Image.new("RGB", square)
+    padded.paste(image.resize((width, height), bicubic), ((image_size - width) // 2, (image_size - height) // 2))
+    return padded
 
 
-def image_transform(image_size, mean, std):
+def image_transform(image_size, mean, std, resize="crop"):
     """A torchvision transform from a PIL image to a normalized batch, float (1, 3, image_size, image_size).
 
     For an image file, it gives what a network sees of the tensor from `open_image`.
     """
     from torchvision import transforms  # only here because the import takes seconds
 
-    to_square = functools.partial(_to_square, image_size=image_size)
+    to_square = functools.partial(_to_square, image_size=image_size, resize=resize)
     to_batch = functools.partial(torch.unsqueeze, dim=0)
     return transforms.Compose([to_square, transforms.ToTensor(), transforms.Normalize(mean, std), to_batch])
 
 
-def _to_square(image, image_size):
+def _to_square(image, image_size, resize):
     """A PIL image as `open_image` reads it from a file: a PIL image."""
     image = image.copy()
     _rotate_in_place(image)
-    return fit_square(_to_rgb(_to_8_bits(image)[0]), image_size)
+    return fit_square(_to_rgb(_to_8_bits(image)[0]), image_size, resize)
 
 
 def read_image(path):
@@ -177,17 +192,17 @@ def _to_rgb(image):
 # Many image files
 
 
-def decode_images(files, image_size, num_workers):
-    """Yield each file's image in order: a NumPy array, uint8 (3, image_size, image_size), and a note on it or None.
+def decode_images(files, image_size, num_workers, resize="crop"):
+    """Yield each file's image in order: a NumPy array, uint8 (3, image_size, image_size), and a list of notes on it.
 
-    For a file that cannot be read as an image, these are None and an error message.
+    For a file that cannot be read as an image, these are None and an error message. For `resize`, see `fit_square`.
 
     Up to `num_workers` processes decode them: at most one per processor, and one per `FILES_PER_PROCESS` files.
 
     Raises:
         UserError: a process has died.
     """
-    decode = functools.partial(_decode_or_explain, image_size=image_size)
+    decode = functools.partial(_decode_or_explain, image_size=image_size, resize=resize)
     processes = min(num_workers, len(files) // FILES_PER_PROCESS, os.cpu_count() or 1, MAX_PROCESSES)
     if processes < 2:
         yield from map(decode, files)
@@ -204,9 +219,9 @@ def decode_images(files, image_size, num_workers):
         executor.shutdown(cancel_futures=True)
 
 
-def _decode_or_explain(file, image_size):
+def _decode_or_explain(file, image_size, resize):
     try:
-        return _open(file, image_size)
+        return _open(file, image_size, resize)
     except UserError as error:
         return None, str(error)
 

@@ -13,8 +13,8 @@ class DataSet:
 
     Attributes:
         reader: the function that reads one split, with the arguments `data_path`, `is_train`, `image_size` and
-            `num_workers`. It returns uint8 images (N, 3, H, W) of any size, labels (N,), and the names of the classes,
-            and for the user's own files also their hashes (N,).
+            `num_workers`. It returns uint8 images (N, 3, H, W) of any size, labels (N,), and the names of the classes.
+            For the user's own files, it also takes `resize`, and returns their hashes (N,) and their paths.
         help: what it is, for --help.
         mean, std: of the training images scaled to [0, 1], channel by channel. None: measured on the images.
         is_own: whether the images are the user's own files in --data_path, which no output may replace. The path then

@@ -246,13 +246,13 @@ def compare_pairs(runs):
 
 
 def same_images(one, other):
-    """Whether two runs were tested on the same images, possibly at different sizes."""
+    """Whether two runs were tested on the same images, possibly at different sizes, or cut by one and not the other."""
     if (one.dataset, one.network.classes) != (other.dataset, other.network.classes):
         return False
     if not torch.equal(one.tested.labels, other.tested.labels):
         return False
-    has_one_size = one.network.image_size == other.network.image_size
-    return not has_one_size or one.results["test_sha256"] == other.results["test_sha256"]
+    one_view, other_view = ((run.network.image_size, run.network.resize) for run in (one, other))
+    return one_view != other_view or one.results["test_sha256"] == other.results["test_sha256"]
 
 
 def group_by_images(runs):

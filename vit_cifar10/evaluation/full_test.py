@@ -59,6 +59,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
         "checkpoint_sha256": network.sha256,
         "test_sha256": hash_images(test),
         "dataset": network.dataset,
+        **({"resize": network.resize} if test.files else {}),
         "epoch": network.saved["epoch"],
         "classes": network.classes,
         **report(logits, test.labels),

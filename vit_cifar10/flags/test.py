@@ -41,6 +41,7 @@ def build_parser():
     add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
     datasets = "the data set to test on, if it is not the network's own; the results get a folder of their own"
     add("--dataset", choices=DATASETS, help=datasets)
+    add("--resize", choices=choices.RESIZES, help=f"{choices.RESIZE_HELP}; default: as in the training")
     names = "text file with a name per line for each class of the network, in the order of its logits"
     add("--class_names", type=path, metavar="FILE", help=names)
     add(

@@ -62,6 +62,7 @@ def add_data_flags(parser):
     add("--val_images", type=NON_NEGATIVE_INT, help=validation)
     add("--num_train_images", type=POSITIVE_INT, help="train on a stratified subset of this size; default: all images")
     add("--num_test_images", type=POSITIVE_INT, help="test on a stratified subset of this size; default: all images")
+    add("--resize", choices=choices.RESIZES, default="crop", help=choices.RESIZE_HELP)
     workers = "processes that decode a folder of images; other data sets need none"
     add("--num_workers", type=WORKERS, default=2, help=workers)
 
@@ -271,6 +272,8 @@ def check_flags(args):
             f"--warmup_epochs {args.warmup_epochs:g} must be less than --epochs {args.epochs};"
             f" add --warmup_epochs {0.2 * args.epochs:g}"
         )
+    if args.resize != "crop" and not DATASETS[args.dataset].is_own:
+        raise UserError(f"--resize {args.resize} is for images of your own; those of {args.dataset} are square")
     if 1 - 0.5 / choices.PATCH_LEVELS <= args.keep_patches < 1:
         raise UserError(f"--keep_patches {args.keep_patches:g} would keep all patches; choose 0.9 or less")
     if args.small_epochs >= args.epochs:

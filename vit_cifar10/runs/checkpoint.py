@@ -155,7 +155,8 @@ class Network:
 
     `name` is the name of the run's folder; characters that cannot be printed are replaced.
     `mean` and `std`, float (3,), are on its device. `saved` is the checkpoint without its weights, and `sha256` the
-    hash of its file when it was read. `tested_on` is the data set of its test images, if it is not its own.
+    hash of its file when it was read. `tested_on` is the data set of its test images, if it is not its own. `resize`
+    is what is done to images that are not square; see `fit_square` in data/images.py.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Network:
     saved: dict
     sha256: str
     tested_on: str | None = None
+    resize: str = "crop"
 
     @property
     def dataset(self):
@@ -227,6 +229,7 @@ class Network:
             image_size=self.image_size,
             num_images=num_images,
             num_workers=num_workers,
+            resize=self.resize,
             seen=(self.seen if seen is None else seen) if is_own else None,
         )
         if record and record["test"] and not num_images and test.files_hash != record["test"]:
@@ -280,6 +283,7 @@ def load_network(path, device):
         std=torch.tensor(saved["std"], device=device),
         saved=saved,
         sha256=digest.hexdigest(),
+        resize=saved["recipe"].get("resize", "crop"),
     )
 
 

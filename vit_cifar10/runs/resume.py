@@ -94,6 +94,8 @@ def as_typed(recipe, known):
 
 def find_home(folder, model_path):
     """The folder that a run was started in, to which its relative paths refer, or `Path()` if this is not known."""
+    if Path(model_path).is_absolute():  # it says nothing about where the run was started
+        return Path()
     home = folder.parent
     for _ in Path(model_path).parts:
         home = home.parent

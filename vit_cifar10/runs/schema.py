@@ -27,6 +27,7 @@ import torch
 
 from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils import limits
+from vit_cifar10.utils.choices import RESIZES
 from vit_cifar10.utils.networks import NETWORKS
 
 
@@ -196,6 +197,7 @@ FLAGS = {
     "num_train_images?": (whole(1), None),
     "num_test_images?": (whole(1), None),
     "data_path?": PATH,
+    "resize?": one_of(tuple(RESIZES)),
     TEXT: PLAIN,
 }
 RECORDED_FLAGS = {**FLAGS, "epochs": FLAGS["epochs?"]}

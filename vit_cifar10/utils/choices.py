@@ -5,6 +5,12 @@ The parsers and the code both import them, so that --help need not wait for PyTo
 
 OPTIMIZERS = ("adamw", "muon", "muon-sgd")
 BORDERS = ("black", "reflect")  # around an image before its random crop
+RESIZES = {  # how an image that is not square becomes square
+    "crop": "cut off the longer sides and keep the central square",
+    "squash": "distort the image",
+    "pad": "keep the whole image, with black bars",
+}
+RESIZE_HELP = "what is done to images of your own that are not square; " + "; ".join(map(": ".join, RESIZES.items()))
 CLASS_WEIGHTS = ("none", "balanced")  # in the training loss
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
