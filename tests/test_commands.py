@@ -476,7 +476,11 @@ MISTAKES = [
     ("train", "--epochs many", "invalid whole number value: 'many'"),
     ("train", "--learning_rate nan", "nan is out of range"),
     ("train", "--dropout 1", "below 1"),
-    ("train", "--epoch 3", "unrecognized arguments: --epoch 3"),
+    ("train", "--epoch 3", "unrecognized arguments: --epoch 3; did you mean --epochs?"),
+    ("train", "--lr 0.1", "unrecognized arguments: --lr 0.1; did you mean --learning_rate?"),
+    ("train", "--batch-size=64 --bs 64", "--batch-size=64 --bs 64; did you mean --batch_size?"),
+    ("train", "stray -lr 1", "stray -lr 1; did you mean --learning_rate?"),
+    ("test", "--checkpoint x", "unrecognized arguments: --checkpoint x \\(--help lists the flags"),
     ("train", "--epochs 5 --warmup_epochs 5", "must be less than --epochs 5"),
     ("train", "--epochs 5 --small_epochs 5", "must be less than --epochs 5"),
     ("train", "--model cnn --keep_patches 0.5", "need --model vit"),
@@ -502,6 +506,7 @@ MISTAKES = [
     ("train", "--resume {tmp}/none", "there is no checkpoint"),
     ("train", "--resume {runs}/model/vit --epochs 1", "already has 2 epochs"),
     ("train", "--resume {runs}/model/vit --epochs 9 --embed_dim 64", "--embed_dim cannot change when a run is resumed"),
+    ("train", "--resume {runs}/model/vit --learning_rate 1", "--learning_rate .* from its weights: --init .*model/vit"),
     ("train", "--resume {runs}/model/vit/best.pt", "no training state"),
     ("compare", "{tmp}/none", "none of the given runs can be read"),
     ("compare", "{tmp}/\x1b[31mnone", "none of the given runs can be read"),
@@ -594,6 +599,17 @@ def test_no_number_is_too_large_and_no_name_is_empty(script, capsys):
             (line,) = capsys.readouterr().err.splitlines()
             reason = "its value is empty" if name else "(must be|invalid whole number|not allowed)"
             assert re.match(rf"{script}\.py: error: argument {flag}: .*{reason}", line)
+
+
+def test_a_network_that_only_guesses_at_a_huge_rate_gets_one_hint(tmp_path, capsys):
+    for rate, hints in (
+        ("learning_rate 5", ["--learning_rate 5 is 10,000 times the default, 0.0005"]),
+        ("epochs 4", []),
+    ):
+        flags = f"--epochs 4 --warmup_epochs 0 --optimizer adamw --num_test_images 100 --overwrite {SMALL_VIT}"
+        run_training(tmp_path, f"--run_name run {flags} --{rate}")
+        printed = capsys.readouterr()
+        assert re.findall("hint: .* guesses, and (.*); try", printed.out + printed.err) == hints
 
 
 def test_the_largest_rates_end_in_a_message(tmp_path, capsys):

@@ -257,10 +257,16 @@ def fill_defaults(args):
         for flag, value in TEACHER_DEFAULTS.items():
             if getattr(args, flag) is None:
                 setattr(args, flag, value)
-    for flag, from_scratch_and_with_init in RATES.items():
+    for flag, rate in usual_rates(args).items():
         if getattr(args, flag) is None:
-            rate = MUON_SGD_RATES.get(flag) if args.optimizer == "muon-sgd" else None
-            setattr(args, flag, rate or from_scratch_and_with_init[args.init is not None])
+            setattr(args, flag, rate)
+
+
+def usual_rates(args):
+    """The default learning rates of an optimizer, {flag: rate}."""
+    if args.optimizer == "muon-sgd":
+        return MUON_SGD_RATES
+    return {flag: rates[args.init is not None] for flag, rates in RATES.items()}
 
 
 def check_flags(args):

@@ -6,6 +6,7 @@ from pathlib import Path
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import RUNTIME_FLAGS, check_may_train, find_run, has_record
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.networks import sizes_of_all
 
 MAY_CHANGE = {"epochs", *RUNTIME_FLAGS}
 
@@ -40,7 +41,8 @@ def resume_flags(parser, args, argv):
     check_may_train(Path(args.output_path) / run.model_folder.resolve().name, own)
     for flag, value in vars(args).items():
         if flag not in MAY_CHANGE and value != own.get(flag, value):
-            raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag")
+            new = "" if flag in sizes_of_all() else f", or start a new run from its weights: --init {args.resume}"
+            raise UserError(f"--{flag} cannot change when a run is resumed; leave out the flag{new}")
     is_incomplete = args.epochs < own["epochs"] or resumed["is_older"]
     if args.epochs < resumed["epoch"] or (args.epochs == resumed["epoch"] and is_incomplete):
         raise UserError(f"{path} already has {resumed['epoch']} epochs; raise --epochs to train further")

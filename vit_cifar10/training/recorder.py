@@ -9,6 +9,7 @@ import time
 from tqdm import tqdm
 
 from vit_cifar10.evaluation.full_test import run_full_test, write_full_test
+from vit_cifar10.flags.train import usual_rates
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import TEST_FILES, resume_command
 from vit_cifar10.runs.trackers import open_tracker
@@ -18,6 +19,8 @@ from vit_cifar10.training.signals import Interrupted
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.text import one_line, printable
 
+HUGE = 10  # times the default: a learning rate that may be the reason why nothing is learned
+HARDLY_MORE = 0.2  # above chance, as a fraction of it
 TIMED_STEPS = 5  # after which the length of a run is estimated
 
 
@@ -90,7 +93,7 @@ class Recorder:
         self.agree = AsyncMaxAllReduce(trainer.job)
         self.step, self.started_at = trainer.step, time.perf_counter()
         self.shown_at = self.started_at
-        self.has_advised = bool(trainer.args.minutes)
+        self.has_advised, self.has_hinted = bool(trainer.args.minutes), False
         self.work = self.work_left = trainer.patches.work(self.step, trainer.args.epochs * trainer.steps_per_epoch)
 
     def after_step(self):
@@ -172,6 +175,10 @@ class Recorder:
             self.step = trainer.step
             done, seconds = self.work - self.work_left, time.perf_counter() - self.started_at
             tqdm.write(describe_epoch(metrics, epochs, seconds * self.work_left / done if done else 0))
+            hint = None if self.has_hinted else hint_at_chance(trainer, metrics)
+            if hint:
+                tqdm.write(hint)
+                self.has_hinted = True
 
 
 def begin(run, trainer, resumed):
@@ -255,6 +262,23 @@ def send_pictures(trainer, run):
         run.tracker.finish(pictures, run.epochs[-1]["epoch"])
     except (UserError, OSError) as error:
         print(one_line(f"warning: the final pictures were not sent: {error}"), file=sys.stderr)
+
+
+def hint_at_chance(trainer, metrics):
+    """A line if a network with a very high learning rate has learned nothing after two epochs; otherwise None."""
+    args, labels = trainer.args, trainer.train_split.labels
+    chance = labels.bincount().max().item() / len(labels)  # always the most frequent class
+    learns = metrics["train_accuracy"] > chance + HARDLY_MORE * chance * (1 - chance)
+    if learns or metrics["epoch"] < min(2, args.epochs):
+        return None
+    for flag, usual in usual_rates(args).items():
+        rate = getattr(args, flag)
+        if rate >= HUGE * usual and (flag == "learning_rate" or args.optimizer != "adamw"):
+            return (
+                f"hint: the network still guesses, and --{flag} {rate:g} is {rate / usual:,.0f} times the default,"
+                f" {usual:g}; try a lower one"
+            )
+    return None
 
 
 def describe_epoch(metrics, epochs, seconds_left):

@@ -23,6 +23,8 @@ from vit_cifar10.utils.text import one_line, shorten
 
 SIZES_OF_JOBS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # set by PyTorch, Slurm's srun, mpirun
 
+SHORT_NAMES = {"lr": "learning_rate", "bs": "batch_size", "wd": "weight_decay"}  # usual elsewhere
+
 
 def command(main):
     """Decorate a script's `main(argv)` so that it reports errors as a user expects.
@@ -199,7 +201,17 @@ class ArgumentParser(argparse.ArgumentParser):
             raise UserError(f"the recipe cannot be read as flags ({error})") from error
 
     def error(self, message):
-        raise UserError(f"{message} (--help lists the flags)")
+        unknown = re.match(r"unrecognized arguments: (?:[^-]\S* )*--?([\w-]+)", message)
+        raise UserError(f"{message}{self.similar_flag(unknown[1]) if unknown else ''} (--help lists the flags)")
+
+    def similar_flag(self, name):
+        """The question whether a similar flag was meant; an empty text if there is none."""
+        import difflib  # only here because --help and correct flags do not need it
+
+        name = name.lower().replace("-", "_")
+        flags = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        similar = difflib.get_close_matches(SHORT_NAMES.get(name, name), flags, n=1)
+        return f"; did you mean --{similar[0]}?" if similar else ""
 
 
 class _HelpFormatter(argparse.HelpFormatter):
