@@ -14,6 +14,7 @@ from PIL import Image
 from timm.layers import resample_abs_pos_embed
 
 import compare
+import test as test_command
 import train
 from model import VisionTransformer, build_model
 from vit_cifar10.runs import checkpoint
@@ -76,6 +77,19 @@ def test_without_other_classes_a_fine_tuning_starts_with_the_logits_of_its_sourc
     assert (state["mean"], state["std"]) == (pytest.approx(MEAN), pytest.approx(STD))
 
 
+def test_the_head_is_kept_if_the_classes_come_in_another_order(sources, tmp_path, capsys):
+    order = [3, 1, 2, 0, *range(9, 3, -1)]
+    for name in NETWORKS:
+        saved = checkpoint.load(sources / name)
+        head = {key: saved["weights"][key][order] for key in list(saved["weights"])[-2:]}
+        classes = [saved["classes"][place].upper() for place in order]
+        weights = {**saved["weights"], **head}
+        checkpoint.save(tmp_path / name / "best.pt", {**saved, "classes": classes, "weights": weights})
+        trainer = start(tmp_path, f"--init {tmp_path}/{name} {SHORT}")
+        assert_equal_weights(trainer.model.state_dict(), saved["weights"])
+        assert trainer.initial_changes == ["the head for 10 classes is kept, in their new order"]
+
+
 def test_the_same_number_of_other_classes_gets_a_new_head(sources, tmp_path):
     saved = checkpoint.load(sources / "vit")
     others = [f"other {name}" for name in saved["classes"]]
@@ -117,11 +131,29 @@ def test_other_classes_get_a_new_head_and_other_image_sizes_resize_what_depends_
 def test_positions_are_resized_as_in_timm(pool, class_token, img_size):
     shape = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2, "global_pool": pool}
     source, model = (VisionTransformer(size, **shape, class_token=class_token) for size in (32, img_size))
-    load_initial(model, source, img_size, keep_head=True)
+    load_initial(model, source, img_size, head_rows=None)
     grid = [img_size // 4, img_size // 4]
     theirs = resample_abs_pos_embed(source.pos_embed, grid, num_prefix_tokens=int(class_token))
     torch.testing.assert_close(model.pos_embed, theirs)
     assert not model.pos_embed.equal(source.pos_embed)
+
+
+def test_images_that_the_source_was_trained_on_stay_known(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = "--model cnn --width 4 --epochs 1 --batch_size 16"
+    train.main(flags_of(tmp_path, f"--run_name first --dataset folder --data_path {images} --image_size 32 {small}"))
+    first = checkpoint.load(tmp_path / "model" / "first")["images"]["seen"]
+    small = "--epochs 1 --num_train_images 64 --val_images 0 --num_test_images 50"
+    train.main(flags_of(tmp_path, f"--run_name second --init first {small}"))
+    train.main(flags_of(tmp_path, "--resume second --epochs 2"))
+    assert checkpoint.load(tmp_path / "model" / "second")["images"]["seen"].equal(first)
+    names = tmp_path / "names.txt"
+    names.write_text("dark\nbright\n" + "\n".join(map(str, range(8))))
+    flags = f"--model_path model/second --dataset folder --data_path {images} --class_names {names} --device cpu"
+    test_command.main(flags.split())
+    results = json.loads((tmp_path / "output" / "second-on-folder" / "test_results.json").read_text())
+    assert results["images"] == len(list(images.glob("*/*"))) - len(first), "only what no training has seen"
+    assert "also used in the training" not in capsys.readouterr().err
 
 
 def test_the_learning_rates_are_lower_by_default_and_the_dropout_is_the_one_of_the_source(sources, tmp_path):

@@ -240,7 +240,7 @@ class Network:
     @property
     def seen(self):
         """The hashes of the user's own images that the network was trained or validated on, as far as recorded."""
-        return set(self.saved["images"]["seen"].long().flatten().tolist()) if "images" in self.saved else set()
+        return set(seen_images(self.saved).tolist())
 
     def normalized_for(self, split):
         """The split on the network's device, with the network's classes and the mean and std of its training images.
@@ -285,6 +285,11 @@ def load_network(path, device):
         sha256=digest.hexdigest(),
         resize=saved["recipe"].get("resize", "crop"),
     )
+
+
+def seen_images(saved):
+    """The hashes of a user's own images in a checkpoint that were used in trainings, int64 (N,)."""
+    return saved["images"]["seen"].long().flatten() if "images" in saved else torch.empty(0, dtype=torch.int64)
 
 
 def hash_file(path):

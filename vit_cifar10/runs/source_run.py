@@ -19,6 +19,7 @@ class SourceRun:
         model_config: the argument of `build_model`, whose shape the fine-tuned network has.
         mean, std: normalization of the images, three numbers each. Fine-tuning keeps it, because the first layer was
             trained with it: with the statistics of the new images, the same image would look different to the network.
+        seen: int64 (N,), the hashes of a user's own images that it has learned from.
         network: the initial `Network` on the CPU. None if a fine-tuning is resumed, which has its own weights.
     """
 
@@ -26,6 +27,7 @@ class SourceRun:
     model_config: dict
     mean: list
     std: list
+    seen: torch.Tensor
     network: checkpoint.Network | None = None
 
 
@@ -56,11 +58,14 @@ def init_flags(parser, args, argv):
             )
     args.init = network.name
     record = {"name": network.name, "sha256": network.sha256}
-    return args, SourceRun(record, saved["model_config"], saved["mean"], saved["std"], network)
+    return args, SourceRun(
+        record, saved["model_config"], saved["mean"], saved["std"], checkpoint.seen_images(saved), network
+    )
 
 
 def resumed_source(resumed):
     """The `SourceRun` of a resumed fine-tuning, from its own checkpoint; None for a run that started from scratch."""
     if "init" not in resumed:
         return None
-    return SourceRun(resumed["init"], resumed["model_config"], resumed["mean"], resumed["std"])
+    seen = checkpoint.seen_images(resumed)
+    return SourceRun(resumed["init"], resumed["model_config"], resumed["mean"], resumed["std"], seen)

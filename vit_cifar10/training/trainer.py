@@ -26,7 +26,7 @@ from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.metrics_csv import EVALUATED_COLUMNS
 from vit_cifar10.training.distributed import Job
-from vit_cifar10.training.finetune import freeze, load_initial
+from vit_cifar10.training.finetune import freeze, load_initial, same_classes
 from vit_cifar10.training.optim import CombinedOptimizer, ModelEma, build_optimizer, load_state
 from vit_cifar10.training.patches import PatchSchedule
 from vit_cifar10.training.schedule import Schedule
@@ -63,7 +63,7 @@ class Trainer:
 
     def __init__(self, args, splits, device, job=None, source=None, teacher=None):
         self.args, self.device, self.job = args, device, job or Job()
-        self.set_data(splits)
+        self.set_data(splits, source)
         self.set_network(splits.train, source)
         self.set_teacher(splits.train, teacher)
         self.set_precision_and_compile()
@@ -77,11 +77,11 @@ class Trainer:
         self.timed_steps = 0
         self.steps_on = collections.Counter()  # {(whether images are small, fraction of patches): steps so far}
 
-    def set_data(self, splits):
+    def set_data(self, splits, source):
         """Move the images to the device, and divide them into batches."""
         given = [split for split in splits if split is not None]
         self.data = hash_images(*given, start=repr(splits.train.classes))  # a resumed run must find the same
-        self.images = record_of_images(splits, is_whole=self.args.num_test_images is None)
+        self.images = record_of_images(splits, source, is_whole=self.args.num_test_images is None)
         self.train_split, self.val_split, self.test_split = (
             None if split is None else split.to(self.device) for split in splits
         )
@@ -157,8 +157,8 @@ class Trainer:
             model.whiten(sample_of(train, WHITENING_IMAGES))
         if not (source and source.network):
             return model, []
-        keep_head = list(train.classes) == source.network.classes
-        return model, load_initial(model, source.network.model, self.args.image_size, keep_head)
+        head_rows = same_classes(train.classes, source.network.classes)
+        return model, load_initial(model, source.network.model, self.args.image_size, head_rows)
 
     def build_augment(self):
         """The augmentation that the flags ask for."""
@@ -530,15 +530,16 @@ def sample_of(split, count):
     return normalize(split.images[:: max(1, len(split) // count)], split.mean, split.std)
 
 
-def record_of_images(splits, is_whole):
-    """The entry `images` of a checkpoint: which of a user's own images are for what. None for other data sets.
+def record_of_images(splits, source, is_whole):
+    """The entry `images` of a checkpoint: which of a user's own images are for what. None if there are none.
 
-    `is_whole` says whether `splits` hold all test images.
+    What the initial network of a fine-tuning has seen, the new one has seen, too. `is_whole` says whether `splits` hold
+    all test images.
     """
-    if splits.train.hashes is None:
-        return None
-    seen = [split.hashes for split in (splits.train, splits.val) if split is not None]
-    return {"seen": torch.cat(seen).unique(), "test": splits.test.files_hash if is_whole else None}
+    seen = [split.hashes for split in (splits.train, splits.val) if split is not None and split.hashes is not None]
+    seen += [source.seen] if source and len(source.seen) else []
+    test = splits.test.files_hash if is_whole else None
+    return {"seen": torch.cat(seen).unique(), "test": test} if seen else None
 
 
 class Stopwatch:
