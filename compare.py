@@ -22,10 +22,12 @@ if __name__ == "__main__":
 
     check_flags_first(parse)  # before PyTorch is imported, which takes seconds
 
+import dataclasses
 import statistics
 import sys
 from pathlib import Path
 
+from vit_cifar10.data.classes import read_class_names
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.evaluation.comparison import (
     class_recalls,
@@ -73,7 +75,8 @@ def main(argv=None):
 def compare(args):
     runs, unreadable = load_runs(args, pick_device(args.device))
     folder = Path(args.compare_path)
-    check_outputs(output_files(runs, folder), [run.checkpoint_path for run in runs], folders_of_images(runs, args))
+    inputs = [run.checkpoint_path for run in runs] + [args.class_names] * bool(args.class_names)
+    check_outputs(output_files(runs, folder), inputs, folders_of_images(runs, args))
     make_folder(folder)
     earlier = [name for name in PICTURES if (folder / name).exists()]
     test_images = test_all(runs, args)
@@ -115,6 +118,7 @@ def load_runs(args, device):
     for typed in args.runs:
         try:
             run = load_trained_run(typed, args.model_path, args.output_path, device)
+            name_classes(run, args.class_names)
         except UserError as error:
             errors.append(str(error))
             continue
@@ -130,6 +134,13 @@ def load_runs(args, device):
     if errors and len(runs) == 1:
         raise UserError(f"only {runs[0].name} is left; there is nothing to compare it with")
     return runs, len(errors)
+
+
+def name_classes(run, path):
+    """Give a run the names of classes in a file, if there is one. If they are its own, they keep its order."""
+    names = path and read_class_names(path, len(run.network.classes))
+    if names and set(names) != set(run.network.classes):
+        run.network = dataclasses.replace(run.network, classes=names)
 
 
 def warn(message):

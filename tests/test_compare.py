@@ -407,6 +407,22 @@ def test_runs_on_different_data_sets_are_not_paired(copied):
     assert len(found["runs"]) == 4
 
 
+def test_names_of_classes_make_networks_comparable(copied):
+    state = checkpoint.load(copied / "model" / "cnn")
+    names, numbered = state["classes"], {**state, "classes": [f"LABEL_{number}" for number in range(10)]}
+    checkpoint.save(copied / "model" / "numbered" / "best.pt", numbered)
+    _, _, found = run_compare(copied, ["vit", "numbered"])
+    assert found["pairs"] == []
+    (copied / "names.txt").write_text("\n".join(names))
+    _, _, found = run_compare(copied, ["vit", "cnn", "numbered"], f"--class_names {copied / 'names.txt'}")
+    assert {row["class"] for row in found["classes"][0]["classes"]} == set(names)
+    *_, same = found["pairs"]
+    assert (same["one"], same["other"], same["only_one"], same["only_other"]) == ("cnn", "numbered", 0, 0)
+    (copied / "names.txt").write_text("one\ntwo")
+    _, warnings, _ = run_compare(copied, ["vit", "cnn"], f"--class_names {copied / 'names.txt'}", status=2)
+    assert "has 2 names, but the network has 10 classes" in warnings
+
+
 def test_nothing_is_tested_if_the_comparison_cannot_be_written(copied):
     (copied / "comparison").write_text("mine")
     with mock.patch.object(compare, "test_all") as test_all:

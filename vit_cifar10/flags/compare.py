@@ -17,6 +17,8 @@ def build_parser():
     add("--output_path", type=path, default="./output", help="folder of the metrics and test results of all runs")
     add("--compare_path", type=path, default="./output/comparison", help="folder for tables and pictures")
     add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
+    names = "text file with a name per line for each class, in the order of the networks' logits"
+    add("--class_names", type=path, metavar="FILE", help=names)
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
     add("--batch_size", type=POSITIVE_INT, help="test images per batch (default 1000, on a CPU 100)")
     add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
