@@ -43,7 +43,7 @@ from vit_cifar10.evaluation.comparison import (
     summarize,
     summarize_seeds,
 )
-from vit_cifar10.evaluation.tables import report, write_report, write_tables
+from vit_cifar10.evaluation.tables import all_tables, write_markdown, write_tables
 from vit_cifar10.explain.methods import best_method
 from vit_cifar10.flags.compare import parse
 from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
@@ -82,13 +82,13 @@ def compare(args):
     test_images = test_all(runs, args)
     rows = [summarize(run) for run in runs]
     pairs, seeds = compare_pairs(runs), summarize_seeds(runs, rows)
-    classes = [{"dataset": group[0].dataset, "classes": class_recalls(group)} for group in comparable(runs)]
-    text = report(rows, seeds, pairs, classes)
+    classes = [{"dataset": group[0].dataset, "classes": class_recalls(group)} for group in group_by_images(runs)]
+    text = all_tables(rows, seeds, pairs, classes)
     print(text)
     write_tables(folder, rows, seeds=seeds, pairs=pairs, classes=classes)
-    write_report(folder, text, pictures={})
+    write_markdown(folder, text, pictures={})
     pictures = list(draw(folder, runs, test_images))
-    write_report(folder, text, {name: PICTURES[name] for name in pictures})
+    write_markdown(folder, text, {name: PICTURES[name] for name in pictures})
     print(printable(f"wrote {', '.join([*TABLES, *pictures])} to {folder}"))
     removed = [name for name in earlier if name not in pictures]
     if removed:
@@ -178,11 +178,6 @@ def images_key(run):
     return run.dataset, run.network.image_size, run.network.resize
 
 
-def comparable(runs):
-    """The groups of two or more runs that were tested on the same images."""
-    return [group for group in group_by_images(runs) if len(group) > 1]
-
-
 def draw(folder, runs, test_images):
     """Remove the `PICTURES` of an earlier comparison, draw the ones that apply now, and yield their file names."""
     for name in PICTURES:
@@ -193,7 +188,7 @@ def draw(folder, runs, test_images):
     if curves:
         save_comparison(curves, folder / "model_comparison.png")
         yield "model_comparison.png"
-    for group in comparable(runs)[:1]:
+    for group in group_by_images(runs)[:1]:
         recalls = {
             label(seeds): [statistics.mean(values) for values in zip(*map(recall, seeds), strict=True)]
             for seeds in group_seeds(group)
@@ -214,15 +209,15 @@ def draw(folder, runs, test_images):
 
 
 def disagreement_panels(pair, splits):
-    """The images that only one of two runs gets right: [(title, [`explain_image`, ...]), ...], one panel per run."""
+    """The images that only one of two runs gets right: [(title, [`explain_both`, ...]), ...], one panel per run."""
     panels = []
     for one, other in (pair, pair[::-1]):
         title = f"{shorten(one.name, 30)} is right, {shorten(other.name, 30)} is wrong"
-        panels.append((title, [explain_image(index, pair, splits) for index in disagreements(one, other)]))
+        panels.append((title, [explain_both(index, pair, splits) for index in disagreements(one, other)]))
     return panels
 
 
-def explain_image(index, pair, splits):
+def explain_both(index, pair, splits):
     """A test image, its label, and for both networks what speaks for the class they predict: [(map, caption), ...]."""
     maps = []
     for run, split in zip(pair, splits, strict=True):

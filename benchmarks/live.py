@@ -44,7 +44,7 @@ def main(argv=None):
     parser.add_argument("--data_path", default="./data", help="folder of the data set")
     parser.add_argument("--num_images", type=POSITIVE_INT, default=200, help="number of test images to show")
     args = parser.parse_args(argv)
-    report(measure(args.model_path, args.data_path, args.num_images))
+    print_table(measure(args.model_path, args.data_path, args.num_images))
 
 
 def measure(run, data_path, num_images=200):
@@ -111,7 +111,7 @@ def median_and_percentile(values):
     return [statistics.median(values), sorted(values)[int(0.95 * len(values))]]
 
 
-def report(measured):
+def print_table(measured):
     """Print what `measure` returns."""
     drawn, explained = (", ".join(f"{value:.0f} ms" for value in measured[key]) for key in ("drawn_ms", "explained_ms"))
     columns = {

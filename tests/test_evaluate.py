@@ -9,12 +9,12 @@ from sklearn import metrics
 from model import SimpleCNN
 from vit_cifar10.data.dataset import Split
 from vit_cifar10.evaluation.metrics import (
+    all_scores,
     calibration,
     mcnemar,
     paired_difference,
     predict,
     predict_views,
-    report,
     wilson_interval,
 )
 
@@ -33,7 +33,7 @@ def predictions():
 
 def test_report_matches_scikit_learn(predictions):
     logits, labels = predictions
-    ours = report(logits, labels)
+    ours = all_scores(logits, labels)
     probabilities = logits.double().softmax(1).numpy()
     predicted = logits.argmax(1)
     assert ours["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))

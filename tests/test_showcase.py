@@ -39,7 +39,7 @@ def test_the_model_card_describes_the_predictions():
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(0, 3, (2000, 4)), generator.integers(0, 4, 2000)
     classes = ["a", "b", "c", "d"]
-    scores = metrics.report(torch.tensor(logits), torch.tensor(labels))
+    scores = metrics.all_scores(torch.tensor(logits), torch.tensor(labels))
     described = shipped.describe_scores({"classes": classes, "flip": {"accuracy": 0.5}, **scores}, noise={})
 
     odds = np.exp(logits)

@@ -105,15 +105,15 @@ class TrainedRun:
         folder = folder and os.path.abspath(folder)
         sources = [self.init, self.teacher]
         recipe = [self.network.saved["model_config"], sources, self.dataset, folder, self.network.classes, flags]
-        return json.dumps(comparable(recipe), sort_keys=True, default=str)
+        return json.dumps(with_floats(recipe), sort_keys=True, default=str)
 
 
-def comparable(value):
+def with_floats(value):
     """Plain values with all numbers as floats, because a resumed run has 4.0 where the run began with 4."""
     if isinstance(value, dict):
-        return {key: comparable(item) for key, item in value.items()}
+        return {key: with_floats(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [comparable(item) for item in value]
+        return [with_floats(item) for item in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -256,7 +256,7 @@ def same_images(one, other):
 
 
 def group_by_images(runs):
-    """Lists of runs that were tested on the same images, in the order of their first run."""
+    """Lists of two or more runs that were tested on the same images, in the order of their first run."""
     groups = []
     for run in filter(lambda run: run.tested, runs):
         group = next((group for group in groups if same_images(group[0], run)), None)
@@ -264,7 +264,7 @@ def group_by_images(runs):
             groups.append([run])
         else:
             group.append(run)
-    return groups
+    return [group for group in groups if len(group) > 1]
 
 
 def class_recalls(runs):

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from vit_cifar10.data.dataset import hash_images
-from vit_cifar10.evaluation.metrics import NUM_VIEWS, predict, predict_views, report, scores
+from vit_cifar10.evaluation.metrics import NUM_VIEWS, all_scores, predict, predict_views, scores
 from vit_cifar10.plots.scores import save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.runs.schema import LOGITS, check
 from vit_cifar10.runs.untrusted import load_untrusted
@@ -62,7 +62,7 @@ def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
         **({"resize": network.resize} if test.files else {}),
         "epoch": network.saved["epoch"],
         "classes": network.classes,
-        **report(logits, test.labels),
+        **all_scores(logits, test.labels),
     }
     if tta:
         results |= {views: scores(values, test.labels) for views, values in averaged.items()}
@@ -164,4 +164,4 @@ def load_full_test(folder, network, checkpoint_path, test=None):
     if not (fits and is_same):
         return None
     same = {"test_sha256": saved["test_sha256"], "epoch": network.saved["epoch"]}
-    return FullTest({**same, **report(logits, labels)}, logits, labels)
+    return FullTest({**same, **all_scores(logits, labels)}, logits, labels)

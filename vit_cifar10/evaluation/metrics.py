@@ -4,7 +4,7 @@ logits = predict(model, test)                       # float (N, C), in the order
 scores(logits, test.labels)                         # {"loss": ..., "accuracy": ..., "top5": ...}
 matrix = confusion_matrix(logits, test.labels)      # a row per true class, a column per predicted class
 class_scores(matrix)                                # precision, recall, F1 and number of images per class
-report(logits, test.labels)                         # all of these metrics and the calibration, as plain values
+all_scores(logits, test.labels)                     # all of these metrics and the calibration, as plain values
 mcnemar(one_correct, other_correct)                 # is the difference between two networks significant?
 paired_difference(only_one, only_other, count)      # the difference in accuracy and its 95 % interval
 """
@@ -194,7 +194,7 @@ def paired_difference(only_one, only_other, count, z=1.959964):
     return (only_one - only_other) / count, (max(-1.0, low), min(1.0, high))
 
 
-def report(logits, labels):
+def all_scores(logits, labels):
     """Compute all metrics of a full test, as plain numbers, lists and dicts.
 
     Returns:

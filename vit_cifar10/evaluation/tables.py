@@ -112,7 +112,7 @@ def classes_table(rows):
     return as_markdown(["class", *names, *["difference (points)"] * (len(names) == 2)], shown)
 
 
-def report(rows, seeds, pairs, classes):
+def all_tables(rows, seeds, pairs, classes):
     """All tables with their headings, as Markdown."""
     parts = ["## Runs", runs_table(rows)]
     if seeds:
@@ -137,7 +137,7 @@ def write_tables(folder, rows, **others):
         partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n", encoding="utf-8")
 
 
-def write_report(folder, text, pictures):
+def write_markdown(folder, text, pictures):
     """Write comparison.md: the tables, then the `pictures`, {file name: caption}."""
     shown = "\n".join(f"![{caption}]({name})\n" for name, caption in pictures.items())
     with atomic_write(folder / "comparison.md") as partial:

@@ -12,7 +12,7 @@ from vit_cifar10.utils.cli import (
     POSITIVE_INT,
     WORKERS,
     ArgumentParser,
-    number,
+    Number,
     path,
 )
 from vit_cifar10.utils.errors import UserError
@@ -57,7 +57,7 @@ def build_parser():
     slow = " and ".join(flag for flag, method in METHODS.items() if method.is_slow)
     add("--method", choices=METHODS, nargs="+", help=f"maps in the GIF; default: {shown}; {slow} takes long")
     masks = f"masks: number of random masks per image (default {choices.SAMPLES}); faithfulness: also measure masks"
-    add("--samples", type=number(int, at_least=2, at_most=LARGEST_SAMPLES), help=masks)
+    add("--samples", type=Number(int, at_least=2, at_most=LARGEST_SAMPLES), help=masks)
     fusion = "GIF: how rollout combines the heads of a layer"
     add("--head_fusion", choices=choices.HEAD_FUSIONS, default="mean", help=fusion)
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"

@@ -18,9 +18,9 @@ from vit_cifar10.utils.cli import (
     SIZE,
     WORKERS,
     ArgumentParser,
+    Number,
     check_launcher,
     not_empty,
-    number,
     path,
 )
 from vit_cifar10.utils.errors import UserError
@@ -109,7 +109,7 @@ def add_teacher_flags(parser):
 
 def add_training_flags(parser):
     add = parser.add_argument_group("training").add_argument
-    epochs = number(int, at_least=1, at_most=limits.LARGEST_EPOCHS)
+    epochs = Number(int, at_least=1, at_most=limits.LARGEST_EPOCHS)
     add("--epochs", type=epochs, default=200, help="passes over the training images")
     minutes = "train as many epochs as fit into N minutes on this machine; warmup and --small_epochs keep their share"
     add("--minutes", type=POSITIVE, metavar="N", help=minutes)
@@ -121,7 +121,7 @@ def add_training_flags(parser):
         "ViT: fraction of the patches to train on after --small_epochs, which saves time; it grows to 1 by the end, in "
         "steps of an eighth"
     )
-    add("--keep_patches", type=number(float, above=0, at_most=1), default=1.0, help=keep)
+    add("--keep_patches", type=Number(float, above=0, at_most=1), default=1.0, help=keep)
     optimizers = (
         "muon: Muon for the hidden weight matrices, which needs far fewer epochs, and AdamW for the rest; muon-sgd: the"
         " fast CNN's: Muon that keeps each kernel's norm, and SGD"
@@ -179,7 +179,7 @@ def add_run_flags(parser):
     evaluations = "evaluate only every Nth epoch and the last one; only evaluated epochs can be kept"
     add("--eval_every", type=POSITIVE_INT, metavar="N", default=1, help=evaluations)
     seed = "random seed; on the CPU, two runs with the same seed end with the same weights"
-    add("--seed", type=number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
+    add("--seed", type=Number(int, at_least=0, at_most=limits.LARGEST_SEED), default=0, help=seed)
     add("--run_name", type=not_empty, help="name of the run's folders; default: network, image size, data set and time")
     add("--overwrite", action="store_true", help="replace an earlier run with the same --run_name")
     resume = "continue a run, given by its name or folder; it keeps its flags, but --epochs may change"

@@ -10,7 +10,7 @@ from torch import nn
 
 from model import count_parameters
 from vit_cifar10.formats.foreign import require
-from vit_cifar10.formats.to_safetensors import describe
+from vit_cifar10.formats.to_safetensors import metadata_of
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 
@@ -58,7 +58,7 @@ def save_onnx(network, path, attention=False):
             dynamo=True,
             verbose=False,
         )
-    program.model.metadata_props.update(describe(network))
+    program.model.metadata_props.update(metadata_of(network))
     with atomic_write(path) as partial:
         program.save(str(partial), external_data=False)
 

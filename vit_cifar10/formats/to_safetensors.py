@@ -18,7 +18,7 @@ def save_safetensors(network, path, metadata=None):
         UserError: safetensors is missing, or the file cannot be written.
     """
     safetensors = require("safetensors.torch", "writing .safetensors files")
-    write_weights(safetensors, network.model.state_dict(), path, describe(network) if metadata is None else metadata)
+    write_weights(safetensors, network.model.state_dict(), path, metadata_of(network) if metadata is None else metadata)
 
 
 def write_weights(safetensors, weights, path, metadata):
@@ -31,7 +31,7 @@ def write_weights(safetensors, weights, path, metadata):
             raise UserError(f"cannot write {path} ({shorten(one_line(error), 100)}); is the disk full?") from error
 
 
-def describe(network):
+def metadata_of(network):
     """What inference needs besides the weights, as a dict of JSON text."""
     facts = {
         "model_config": network.saved["model_config"],

@@ -9,7 +9,7 @@ before anything uses them:
 Records live longer than code: entries that this version does not know are kept, except in what becomes the argument of
 a function. What describes an entry, its kind, is one of:
 
-    Kind                 a predicate, such as TEXT or whole(1)
+    Kind, Number         a predicate, such as TEXT or whole(1)
     (kind, None)         a value of this kind, or None
     [kind], [kind] * 3   a list of any number of items, or of three
     {"field": kind}      a dict with this entry; "field?" may be missing
@@ -20,7 +20,6 @@ a function. What describes an entry, its kind, is one of:
 import dataclasses
 import math
 import os
-import sys
 from collections.abc import Callable
 
 import torch
@@ -28,6 +27,7 @@ import torch
 from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.choices import RESIZES
+from vit_cifar10.utils.cli import Number
 from vit_cifar10.utils.networks import NETWORKS
 
 
@@ -51,7 +51,7 @@ def check(value, kind, name=""):
     if isinstance(kind, tuple):
         if value is not None:
             check(value, kind[0], name)
-    elif isinstance(kind, Kind):
+    elif isinstance(kind, Kind | Number):
         if not kind.holds(value):
             raise Invalid(name, kind.name)
     elif isinstance(kind, list):
@@ -79,7 +79,7 @@ def check_dict(value, kinds, name):
             check(value[key], kinds[field], f"{dot}{key}")
         elif key == field:
             raise Invalid(f"{dot}{key}", "in the file")
-    others = next((kind for kind in kinds if isinstance(kind, Kind)), None)
+    others = next((kind for kind in kinds if isinstance(kind, Kind | Number)), None)
     for key in value.keys() - fields:
         check(key, others or TEXT, f"a key of {name or 'the file'}")
         if others is None:
@@ -90,19 +90,14 @@ def check_dict(value, kinds, name):
 # Predicates
 
 
-def number(low=-sys.float_info.max, high=sys.float_info.max, types=int | float):
+def number(low=None, high=None):
     """A number from `low` to `high`."""
-
-    def holds(value):
-        return isinstance(value, types) and not isinstance(value, bool) and low <= value <= high  # nan is in no range
-
-    bounds = "" if high == sys.float_info.max else f" from {low:,.15g} to {high:,.15g}"
-    return Kind(holds, f"a {'whole' if types is int else 'finite'} number{bounds}")
+    return Number(float, at_least=low, at_most=high)
 
 
 def whole(low, high=limits.LARGEST_COUNT):
     """A whole number from `low` to `high`."""
-    return number(low, high, int)
+    return Number(int, at_least=low, at_most=high)
 
 
 def one_of(choices):
@@ -165,7 +160,7 @@ def kind_of(kind):
     """The kind of an entry of model_config, from the kind in the table of networks."""
     if isinstance(kind, tuple):
         return one_of(kind)
-    return SWITCH if kind is bool else number(*kind.range, int if kind.is_whole else int | float)
+    return SWITCH if kind is bool else kind
 
 
 def model_config(config):

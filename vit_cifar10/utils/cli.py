@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import functools
-import math
 import os
 import re
 import shlex
@@ -225,10 +224,13 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 @dataclasses.dataclass(frozen=True)
-class number:
-    """An argparse type: an int or a finite float within bounds, and not between 0 and `smallest`."""
+class Number:
+    """Whole or finite numbers within bounds, and not between 0 and `smallest`.
 
-    kind: type
+    It is an argparse type, and describes entries of a file in runs/schema.py.
+    """
+
+    kind: type  # int or float
     at_least: float | None = None
     above: float | None = None
     below: float | None = None
@@ -237,33 +239,37 @@ class number:
 
     @property
     def __name__(self):
-        return "whole number" if self.is_whole else "number"
+        return "whole number" if self.kind is int else "number"
 
     @property
-    def is_whole(self):
-        return self.kind is int
+    def name(self):
+        """The numbers in words, such as "a whole number from 1 to 9"."""
+        low, high = (
+            at if beyond is None else beyond for at, beyond in ((self.at_least, self.above), (self.at_most, self.below))
+        )
+        bounds = "" if high is None else f" from {low:,.15g} to {high:,.15g}"
+        return f"a {'whole' if self.kind is int else 'finite'} number{bounds}"
 
-    @property
-    def range(self):
-        """The lowest and the highest number, if the bounds are among them."""
-        low = self.at_least if self.above is None else self.above
-        return low, self.at_most if self.below is None else self.below
+    def holds(self, value):
+        """Whether a value of any type is such a number."""
+        is_number = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
+        return is_number and self.broken_bound(value) is None
+
+    def broken_bound(self, value):
+        """What a number outside the bounds should be, such as "at least 1"; None for others."""
+        bounds = {
+            f"at least {self.at_least}": self.at_least is None or value >= self.at_least,
+            f"above {self.above}": self.above is None or value > self.above,
+            f"at most {self.at_most}": self.at_most is None or value <= self.at_most,
+            f"below {self.below}": self.below is None or value < self.below,
+            f"0 or at least {self.smallest}": self.smallest is None or not 0 < value < self.smallest,
+            "finite": abs(value) <= sys.float_info.max,
+        }
+        return next((bound for bound, is_kept in bounds.items() if not is_kept), None)
 
     def __call__(self, text):
         value = self.kind(text)
-        bound = None
-        if self.at_least is not None and not value >= self.at_least:
-            bound = f"at least {self.at_least}"
-        elif self.above is not None and not value > self.above:
-            bound = f"above {self.above}"
-        elif self.at_most is not None and not value <= self.at_most:
-            bound = f"at most {self.at_most}"
-        elif self.below is not None and not value < self.below:
-            bound = f"below {self.below}"
-        elif self.smallest is not None and 0 < value < self.smallest:
-            bound = f"0 or at least {self.smallest:g}"
-        elif value in (math.inf, -math.inf):  # not math.isinf, which fails on very large integers
-            bound = "finite"
+        bound = self.broken_bound(value)
         if bound:
             raise argparse.ArgumentTypeError(f"{text} is out of range; it must be {bound}")
         return value
@@ -281,12 +287,12 @@ def path(text):
     return os.path.expanduser(not_empty(text))
 
 
-POSITIVE_INT = number(int, at_least=1, at_most=limits.LARGEST_COUNT)
-NON_NEGATIVE_INT = number(int, at_least=0, at_most=limits.LARGEST_COUNT)
-SIZE = number(int, at_least=1, at_most=limits.LARGEST_SIZE)
-WORKERS = number(int, at_least=0, at_most=limits.LARGEST_WORKERS)
-POSITIVE = number(float, above=0, at_most=limits.LARGEST_RATE)
-NON_NEGATIVE = number(float, at_least=0, at_most=limits.LARGEST_RATE)
-ALPHA = number(float, at_least=0, at_most=limits.LARGEST_RATE, smallest=limits.SMALLEST_ALPHA)
-FRACTION = number(float, at_least=0, below=1)
-PROBABILITY = number(float, at_least=0, at_most=1)
+POSITIVE_INT = Number(int, at_least=1, at_most=limits.LARGEST_COUNT)
+NON_NEGATIVE_INT = Number(int, at_least=0, at_most=limits.LARGEST_COUNT)
+SIZE = Number(int, at_least=1, at_most=limits.LARGEST_SIZE)
+WORKERS = Number(int, at_least=0, at_most=limits.LARGEST_WORKERS)
+POSITIVE = Number(float, above=0, at_most=limits.LARGEST_RATE)
+NON_NEGATIVE = Number(float, at_least=0, at_most=limits.LARGEST_RATE)
+ALPHA = Number(float, at_least=0, at_most=limits.LARGEST_RATE, smallest=limits.SMALLEST_ALPHA)
+FRACTION = Number(float, at_least=0, below=1)
+PROBABILITY = Number(float, at_least=0, at_most=1)

@@ -7,7 +7,7 @@ a network, write its class in model.py, and an entry here. The table needs no Py
 import dataclasses
 
 from vit_cifar10.utils import limits
-from vit_cifar10.utils.cli import FRACTION, SIZE, number
+from vit_cifar10.utils.cli import FRACTION, SIZE, Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Size:
 
     Attributes:
         flag, argument: its name as a flag, and as an argument of the class in model.py.
-        kind: its bounds, from `number`, or a tuple of the words to choose from.
+        kind: its bounds, a `Number`, or a tuple of the words to choose from.
         default, help: of the flag. Networks that share a flag may have different ones.
         is_shape: whether a network with other weights results from another value. A fine-tuning keeps these.
     """
@@ -51,9 +51,9 @@ class Network:
     derive: object = lambda args: {}
 
 
-IMAGE = number(int, at_least=4, at_most=limits.LARGEST_IMAGE)
-DEPTH = number(int, at_least=1, at_most=limits.LARGEST_DEPTH)
-RATIO = number(float, above=0, at_most=limits.LARGEST_RATIO)
+IMAGE = Number(int, at_least=4, at_most=limits.LARGEST_IMAGE)
+DEPTH = Number(int, at_least=1, at_most=limits.LARGEST_DEPTH)
+RATIO = Number(float, above=0, at_most=limits.LARGEST_RATIO)
 POOLS = ("token", "avg")
 
 # Help texts
@@ -81,11 +81,11 @@ NETWORKS = {
             "class_token": bool,
             "global_pool": (*POOLS, "distilled"),
             "attn_drop_rate": FRACTION,
-            "reg_tokens": number(int, at_least=0, at_most=limits.LARGEST_REGISTERS),
+            "reg_tokens": Number(int, at_least=0, at_most=limits.LARGEST_REGISTERS),
             "pre_norm": bool,
             "fc_norm": bool,
             "act_layer": ("gelu", "gelu_tanh"),
-            "norm_eps": number(float, at_least=1e-20, at_most=1),
+            "norm_eps": Number(float, at_least=1e-20, at_most=1),
         },
         derive=lambda args: {"class_token": args.pool == "token"},
     ),
