@@ -3,6 +3,8 @@
     python test.py --mode cifar                                  # accuracy, per-class scores, confusion matrix
     python test.py --mode cifar-single --index 5                 # classify test image 5, with an attention GIF
     python test.py --mode custom --image_path img.png            # the same for any image file
+    python test.py --mode custom --image_path photos             # classify all images of a folder
+    python test.py --mode cifar --csv --embeddings               # write predictions and features of the test images
     python test.py --mode custom --image_path img.png --html img.html    # and a page to explore the prediction
     python test.py --html live.html --live                       # a page that contains the network, for any image
     python test.py --mode custom --image_path img.png --method attention rollout    # other maps in the GIF
@@ -13,7 +15,8 @@ flag, the run that was trained last is tested or, if there is none, the ViT that
 
 The full test writes its numbers and pictures to output/RUN/. cifar-single and custom write a GIF and a still to
 attention_map_gif/: for a ViT, attention layer by layer and AttnLRP; for a CNN, DeepLIFT for its most probable classes.
---method chooses other maps. Both modes also open a window if there is a display.
+--method chooses other maps. Both modes also open a window if there is a display. For a folder of images, custom writes
+predictions.csv and overview.png to output/RUN-on-FOLDER/ instead.
 """
 
 if __name__ == "__main__":
@@ -41,10 +44,11 @@ from vit_cifar10.data.images import open_image
 from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.methods import find, methods_for, shown_methods
-from vit_cifar10.flags.test import MODES, has_rollout_flags, parse, shows_example
+from vit_cifar10.flags.test import MODES, has_rollout_flags, is_folder, parse, shows_example
 from vit_cifar10.runs.checkpoint import load_network
 from vit_cifar10.runs.run import (
     FAITHFULNESS_FILES,
+    PREDICTION_FILES,
     SHIPPED_VIT,
     TEST_FILES,
     Run,
@@ -56,7 +60,7 @@ from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import check_outputs, make_folder
+from vit_cifar10.utils.files import check_outputs, make_folder, remove_empty
 from vit_cifar10.utils.text import printable, shorten
 
 # Everything that draws is imported inside functions: it takes a second, which single images do not wait for.
@@ -67,18 +71,19 @@ def main(argv=None):
     args = parse(argv)
     device = pick_device(args.device)
     run, choice = pick_run(args)
-    advice = "lower --batch_size, or use --device cpu" if args.mode == "cifar" else "use --device cpu"
+    has_batches = args.mode == "cifar" or is_folder(args)
+    advice = "lower --batch_size, or use --device cpu" if has_batches else "use --device cpu"
     with out_of_memory_advice(advice):
         network = load_network(run.checkpoint_path, device)
         run, network = adapt(run, network, args)
         inputs = [path for path in (run.checkpoint_path, args.image_path, args.class_names) if path]
-        folders = image_folders(network.dataset, args.data_path)
+        folders = [args.image_path] if is_folder(args) else image_folders(network.dataset, args.data_path)
         check_outputs(output_files(run, network, args), inputs, folders)
-        if args.mode in ("cifar", "faithfulness") and not shows_example(args):
+        if is_folder(args) or (args.mode in ("cifar", "faithfulness") and not shows_example(args)):
             check_record(run.output_folder, network.saved["recipe"])
         print(printable(f"{run.checkpoint_path}{choice}: {network_summary(network)}"))
         check_methods(args, network.model)
-        if args.html is not None:
+        if args.html is not None and not is_folder(args):
             from vit_cifar10.explain.explorer import check_size
 
             check_size(network, args.live, len(set(args.index)) if args.mode == "cifar-single" else 1)
@@ -88,6 +93,8 @@ def main(argv=None):
 
 def check_methods(args, model):
     """Raise `UserError` if the network cannot be explained as the flags ask."""
+    if args.attention and not model.has_attention:
+        raise UserError("--attention needs a Vision Transformer; leave it out")
     if has_rollout_flags(args) and not model.has_attention:
         raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
     unfit = [flag for flag in args.method or () if flag not in methods_for(model)]
@@ -122,13 +129,16 @@ def pick_run(args):
 def adapt(run, network, args):
     """The run and the network with the class names, the data set and the way of resizing that the flags ask for.
 
-    Results on other images do not replace those on the run's own: they go to output/RUN-on-DATASET/, or RUN-squash/.
+    Results on other images do not replace those on the run's own: they go to output/RUN-on-DATASET/, output/RUN-squash/
+    or, for a folder of images to classify, output/RUN-on-FOLDER/.
     """
     output = run.output_folder.name
     if args.class_names:
         network = dataclasses.replace(network, classes=read_class_names(args.class_names, len(network.classes)))
     if args.dataset and args.dataset != network.saved["dataset"]:
         network, output = dataclasses.replace(network, tested_on=args.dataset), f"{output}-on-{args.dataset}"
+    if is_folder(args):
+        output += f"-on-{Path(args.image_path).resolve().name}"
     if args.resize and args.mode != "custom" and not DATASETS[network.dataset].is_own:
         raise UserError(f"--resize is for images of your own; those of {network.dataset} are square")
     if args.resize and args.resize != network.resize:
@@ -140,11 +150,27 @@ def output_files(run, network, args):
     """The paths of all files that the command may write."""
     if shows_example(args):
         return [args.html]
+    files = [*prediction_files(run, args).values(), *filter(None, [args.html])]
+    if is_folder(args):
+        return files
     if args.mode in ("cifar", "faithfulness"):
-        return [run.output_folder / name for name in (TEST_FILES if args.mode == "cifar" else FAITHFULNESS_FILES)]
+        names = TEST_FILES if args.mode == "cifar" else FAITHFULNESS_FILES
+        return [*files, *(run.output_folder / name for name in names)]
     names = [custom_name(args)] if args.mode == "custom" else [index_name(network, i) for i in args.index]
     gifs = [] if args.no_gif else [gif_path(name, args) for name in names]
-    return [*gifs, *(path.with_suffix(".png") for path in gifs), *filter(None, [args.html])]
+    return [*gifs, *(path.with_suffix(".png") for path in gifs), *files]
+
+
+def prediction_files(run, args):
+    """The paths of the files that hold predictions or features of many images, {kind: path}."""
+    wanted = {"csv": args.csv or is_folder(args), "embeddings": args.embeddings, "overview": is_folder(args)}
+    typed = {"csv": args.csv, "embeddings": args.embeddings}
+    names = zip(wanted, PREDICTION_FILES, strict=True)
+    return {
+        kind: Path(typed[kind]) if isinstance(typed.get(kind), str) else run.output_folder / name
+        for kind, name in names
+        if wanted[kind]
+    }
 
 
 def gif_path(name, args):
@@ -196,14 +222,32 @@ def network_summary(network):
 
 def full_test(run, network, args):
     """Test the network on the whole test set; print the scores and write the results to output/RUN/."""
-    from vit_cifar10.evaluation.full_test import print_scores, run_full_test, write_full_test
+    from vit_cifar10.evaluation.full_test import print_mistakes, print_scores, run_full_test, write_full_test
 
     test = network.normalized_for(network.load_test_images(args.data_path, num_workers=args.num_workers))
     make_folder(run.output_folder)
     tested = run_full_test(network, run.checkpoint_path, test, args.batch_size, args.tta)
     print_scores(tested.results)
+    if test.files:
+        print_mistakes(tested, test)
     write_full_test(tested, network, test, run.output_folder)
     print(printable(f"wrote {', '.join(TEST_FILES)} to {run.output_folder}"))
+    write_predictions(run, network, tested.logits, test, args)
+
+
+def write_predictions(run, network, logits, split, args):
+    """Write the predictions and features of the images of a split that the flags ask for."""
+    from vit_cifar10.evaluation import predictions
+
+    for kind, path in prediction_files(run, args).items():
+        if kind == "csv":
+            predictions.write_predictions(path, logits, split)
+        elif kind == "embeddings":
+            predictions.write_embeddings(path, network, logits, split, args.attention)
+        else:
+            title = f"{shorten(Path(args.image_path).resolve().name)}, classified by {shorten(network.name)}"
+            predictions.save_overview(logits, split, path, title)
+        print(printable(f"wrote {path}"))
 
 
 def single_test(run, network, args):
@@ -214,19 +258,45 @@ def single_test(run, network, args):
         raise UserError(f"--index {wrong[0]} is out of range; the test images are 0 to {len(test) - 1}")
     explored = []
     for index in dict.fromkeys(args.index):
-        label = f"true class: {network.classes[test.labels[index]]}"
+        label, name = f"true class: {network.classes[test.labels[index]]}", f"test image {index}"
+        if test.files:
+            name = printable(test.files[index])
+            label = f"{shorten(name)}, {label}"
         explanation = classify(network, test.images[index], index_name(network, index), label, args)
-        explored.append((explanation, f"test image {index}", label))
+        explored.append((explanation, name, label))
     write_explorer(network, explored, args, test)
 
 
 def custom_test(run, network, args):
-    """Classify an image file and show the network's attention."""
+    """Classify an image file and show the network's attention, or classify all images of a folder."""
+    if is_folder(args):
+        return classify_folder(run, network, args)
     image = open_image(args.image_path, network.image_size, network.resize)
     path = Path(args.image_path)
     name = printable(path.name)
     explanation = classify(network, image, custom_name(args), f"image: {shorten(name)}", args)
     write_explorer(network, [(explanation, name, "")], args)
+
+
+def classify_folder(run, network, args):
+    """Classify all images of a folder; write the predictions and an overview."""
+    from vit_cifar10.evaluation.predictions import classify_images, print_predictions, read_images
+
+    images = read_images(network, args.image_path, args.num_workers)
+    if args.html is not None:
+        from vit_cifar10.explain.explorer import check_size
+
+        check_size(network, args.live, len(images))
+    created = make_folder(run.output_folder)
+    try:
+        logits = classify_images(network, images, args.batch_size)
+        print_predictions(logits, images)
+        write_predictions(run, network, logits, images, args)
+    finally:
+        remove_empty(created)
+    if args.html is not None:
+        named = zip(images.images, map(printable, images.files), strict=True)
+        write_explorer(network, [(Explanation(network, image), name, "") for image, name in named], args)
 
 
 def write_explorer(network, images, args, test=None):

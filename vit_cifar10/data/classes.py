@@ -6,11 +6,13 @@ This file does not import PyTorch.
 """
 
 import re
+import sys
 from pathlib import Path
 
+from vit_cifar10.data.image_files import split_named
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import read_text
-from vit_cifar10.utils.text import listed, printable, shorten
+from vit_cifar10.utils.text import listed, one_line, printable, shorten
 
 LARGEST_NAMES = 5_000_000  # bytes of a file of class names
 SYNONYMS = {"car": "automobile", "auto": "automobile", "plane": "airplane", "aeroplane": "airplane"}
@@ -118,6 +120,35 @@ def describe_match(names, known, places, how):
     text += f": {listed(map(shorten, pairs))}" if pairs else ""
     untested = len(known) - len(names)
     return text + (f"; {untested:,} classes of the network have no images" if untested else "")
+
+
+def labels_of_folders(files, known, unknown):
+    """The network's class of each file, by the first folder in its path that is no split, and `unknown` for the others.
+
+    What was matched is reported on standard error, and so are folders that are no classes.
+
+    Args:
+        files: paths with slashes.
+        known: the classes of the network.
+    """
+    parts = [file.split("/")[:-1] for file in files]
+    folders = [(names[1:] if names and split_named(names[0]) else names)[:1] for names in parts]
+    names = sorted({name for folder in folders for name in folder})
+    if not names:
+        return [unknown] * len(files)
+    try:
+        places, how = match_classes(names, known)
+        note = how and describe_match(names, known, places, how)
+    except UserError:
+        places = places_by_name(names, known)
+        others = [name for name, place in zip(names, places, strict=True) if place is None]
+        note = (
+            f"no classes of the network have the names {listed(others)}, so the true class of these images is unknown"
+        )
+    if note:
+        print(one_line(f"note: {note}"), file=sys.stderr)
+    label = {name: unknown if place is None else place for name, place in zip(names, places, strict=True)}
+    return [label[folder[0]] if folder else unknown for folder in folders]
 
 
 def read_class_names(path, count):

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from vit_cifar10.data.dataset import check_memory
-from vit_cifar10.data.image_files import class_name, files_and_labels, find_splits, list_images, reporting
+from vit_cifar10.data.image_files import class_name, files_and_labels, find_splits, list_files, list_images, reporting
 from vit_cifar10.data.images import decode_images
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.text import listed, one_line, printable
@@ -219,7 +219,31 @@ def print_notes(notes, which):
 
 def names_below(root, files):
     """The paths of files from a folder on, as text with slashes, whatever the system's locale and separator."""
-    return [class_name(Path(os.path.relpath(file, root)).as_posix()) for file in files]
+    names = (class_name(Path(os.path.relpath(file, root)).as_posix()) for file in files)
+    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
+
+
+def read_all(folder, image_size, num_workers, resize="crop"):
+    """All images below a folder: uint8 (N, 3, image_size, image_size), and the files' paths from the folder on, a list.
+
+    One line on standard error counts the files that cannot be read as images.
+
+    Raises:
+        UserError: there is no image, or the images do not fit in this machine's memory.
+    """
+    root = Path(folder)
+    with reporting() as skipped:
+        files = list_files(root, (root,), skipped)
+    names = names_below(root, files)
+    images, places, errors, notes = decode(files, image_size, num_workers, resize)
+    print_notes(notes, f"in {root}")
+    if not places:
+        raise UserError(f"none of the {len(files)} files in {root} can be read as an image; check --image_path")
+    if errors:
+        unread = [names[place] for place in sorted(set(range(len(files))) - set(places))]
+        text = f"{len(errors)} of the {len(files)} files in {root} cannot be read as an image"
+        print(one_line(f"skipped: {text}: {listed(unread)}"), file=sys.stderr)
+    return images, [names[place] for place in places]
 
 
 def print_splits(data_path, splits):

@@ -63,10 +63,10 @@ def find_splits(root, skipped):
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set --data_path to a folder with one sub-folder per class")
-    named = [entry for entry in sorted(root.iterdir()) if _split_named(entry.name) and entry.is_dir()]
+    named = [entry for entry in sorted(root.iterdir()) if split_named(entry.name) and entry.is_dir()]
     splits = {}
     for entry in named:  # such as train/, seg_train/seg_train/, or a link to another disk
-        split, folder = _split_named(entry.name), _inner_split(entry)
+        split, folder = split_named(entry.name), _inner_split(entry)
         if _folders_in(folder, root, {}):
             if split in splits:
                 raise UserError(f"{splits[split]} and {folder} both hold {split} images by their names; rename one")
@@ -93,12 +93,12 @@ def list_images(folder, root, skipped, at_least=2):
             look the same when they are printed.
     """
     folders = _folders_in(folder, root, skipped)
-    unlabelled = [entry for entry in folders if folder == root and _split_named(entry.name) in ("val", "test")]
+    unlabelled = [entry for entry in folders if folder == root and split_named(entry.name) in ("val", "test")]
     if len(folders) - len(unlabelled) >= max(2, at_least):  # otherwise, they are classes with unusual names
         folders = [entry for entry in folders if entry not in unlabelled]
         for entry in unlabelled:
             _skip(skipped, "unlabelled folders", f"{entry} has no class folders, so its images are left out")
-    if folder == root and folders and all(_split_named(entry.name) for entry in folders):
+    if folder == root and folders and all(split_named(entry.name) for entry in folders):
         names = " and ".join(entry.name for entry in folders)
         raise UserError(f"{names} in {folder} need a sub-folder per class; sort the images into class folders")
     if len(folders) < at_least:
@@ -106,7 +106,7 @@ def list_images(folder, root, skipped, at_least=2):
         advice = f"set --data_path to {inner[0]}" if inner else "add a sub-folder per class"
         raise UserError(f"{folder} has {len(folders)} class folders, but needs at least {at_least}; {advice}")
     _check_printed_names([class_name(entry.name) for entry in folders], folder)
-    return {class_name(entry.name): _list_files(entry, (root, folder), skipped) for entry in folders}
+    return {class_name(entry.name): list_files(entry, (root, folder), skipped) for entry in folders}
 
 
 def files_and_labels(by_class):
@@ -149,15 +149,16 @@ def _skip(skipped, kind, text):
     skipped.setdefault(kind, []).append(text)
 
 
-def _split_named(name):
+def split_named(name):
+    """The split that usually has this name, or None."""
     plain = name.lower().replace(" ", "_").replace("-", "_")
     return next((split for split, names in SPLITS.items() if plain in names), None)
 
 
 def _inner_split(folder):
     """The folder of a split, which some archives contain twice, as in seg_train/seg_train/."""
-    split = _split_named(folder.name)
-    while len(inner := _folders_in(folder, folder, {})) == 1 and _split_named(inner[0].name) == split:
+    split = split_named(folder.name)
+    while len(inner := _folders_in(folder, folder, {})) == 1 and split_named(inner[0].name) == split:
         folder = inner[0]
     return folder
 
@@ -186,7 +187,7 @@ def _folders_in(folder, root, skipped):
     return folders
 
 
-def _list_files(folder, roots, skipped):
+def list_files(folder, roots, skipped):
     """The files in a folder and in all folders below it, sorted. Links may lead to any place inside one of `roots`."""
     files, folders = [], [folder]
     for parent in folders:  # grows in the loop; recursion could become too deep

@@ -24,9 +24,9 @@ from vit_cifar10.utils.device import evaluation_batch_size
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.tensors import save_tensors
-from vit_cifar10.utils.text import shorten
+from vit_cifar10.utils.text import printable, shorten
 
-MISTAKES = 25
+MISTAKES, NAMED_MISTAKES = 25, 5
 SCORES, MEANS = ("precision", "recall", "f1"), ("macro", "weighted")
 
 
@@ -133,9 +133,22 @@ def draw_full_test(tested, network, test, folder):
         f"label: {names[tested.labels[index]]}\npredicted: {names[predicted[index]]}, {100 * confidence[index]:.0f} %"
         for index in chosen
     ]
+    if test.files:
+        captions = [f"{shorten(test.files[index], 27)}\n{text}" for index, text in zip(chosen, captions, strict=True)]
     images = test.images[chosen].permute(0, 2, 3, 1).cpu().numpy()
     title = f"{shorten(network.name)}: its most confident mistakes"
     save_mistakes(images, captions, folder / "mistakes.png", title)
+
+
+def print_mistakes(tested, test):
+    """Print the files of the most confident mistakes on a user's own images."""
+    confidence, predicted = tested.logits.softmax(dim=1).max(dim=1)
+    chosen = most_confident_mistakes(confidence, predicted != tested.labels)[:NAMED_MISTAKES]
+    if chosen:
+        print("\nthe most confident mistakes:")
+    for index in chosen:
+        text = f"{100 * confidence[index]:6.2f} %  {test.classes[predicted[index]]}, not"
+        print(f"{text} {test.classes[tested.labels[index]]}  {printable(test.files[index])}")
 
 
 def most_confident_mistakes(confidence, is_wrong):

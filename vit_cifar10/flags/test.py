@@ -21,6 +21,7 @@ from vit_cifar10.utils.methods import METHODS, SHOWN
 
 MODES = ("cifar", "cifar-single", "custom", "faithfulness")
 SINGLE_MODES = ("cifar-single", "custom")
+FILES = {"html": ("an HTML", (".html", ".htm")), "csv": ("a CSV", (".csv",)), "embeddings": ("an NPZ", (".npz",))}
 FEWEST_IMAGES = 10  # with which --mode faithfulness measures anything
 TESTED_IMAGES = 500  # with which it measures by default
 
@@ -30,12 +31,12 @@ def build_parser():
     add = parser.add_argument
     modes = (
         "cifar: the whole test set of the network's data set; cifar-single: single images of it; "
-        "custom: any image file; faithfulness: how far the explanations can be trusted"
+        "custom: any image file, or all images of a folder; faithfulness: how far the explanations can be trusted"
     )
     add("--mode", choices=MODES, default="cifar", help=modes)
     index = "cifar-single: numbers of the test images to classify; the first is 0 (default: 1)"
     add("--index", type=NON_NEGATIVE_INT, nargs="+", help=index)
-    add("--image_path", type=path, help="custom: the image file")
+    add("--image_path", type=path, help="custom: the image file, or a folder of images")
     model = "a run's name or folder, or a checkpoint; default: the run trained last, or else the ViT of this project"
     add("--model_path", type=path, help=model)
     add("--data_path", type=path, default="./data", help="folder of the data set; CIFAR is downloaded to it")
@@ -48,8 +49,14 @@ def build_parser():
         "--output_path",
         type=path,
         default="./output",
-        help="cifar, faithfulness: folder for results, one sub-folder per run",
+        help="cifar, faithfulness, folders of images: folder for results, one sub-folder per run",
     )
+    csv = "write the predictions, with the probabilities of all classes, to this file; default: in --output_path"
+    add("--csv", type=path, nargs="?", const=True, metavar="FILE", help=f"cifar, folders: {csv}")
+    npz = "write what the last layer reads of each image, and the labels, to this NPZ file; default: in --output_path"
+    add("--embeddings", type=path, nargs="?", const=True, metavar="FILE", help=f"cifar, folders: {npz}")
+    attention = "with --embeddings: also write the attention of a ViT's output token to the patches, by layer and head"
+    add("--attention", action="store_true", help=attention)
     gif = "file for the GIF; the still is the .png next to it; default: in attention_map_gif/, named after the image"
     add("--gif_path", type=path, help=gif)
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
@@ -78,7 +85,7 @@ def build_parser():
     subset = f"faithfulness: size of the stratified subset of the test images (default: {TESTED_IMAGES})"
     add("--num_images", type=POSITIVE_INT, help=subset)
     add("--device", choices=choices.DEVICES, default="auto", help="device; auto prefers cuda, then mps, then cpu")
-    add("--batch_size", type=POSITIVE_INT, help="cifar: images per batch (default 1000, on a CPU 100)")
+    add("--batch_size", type=POSITIVE_INT, help="cifar, folders: images per batch (default 1000, on a CPU 100)")
     add("--num_workers", type=WORKERS, default=2, help="processes that decode a folder of images")
     return parser
 
@@ -111,8 +118,9 @@ def check_flags(args):
         raise UserError("--gif_path takes only one image; leave out the flag, or give one --index")
     if args.mode == "custom" and not args.image_path:
         raise UserError("--mode custom needs --image_path, the image file to classify")
-    if args.image_path:
+    if args.image_path and not is_folder(args):
         check_image_file(args.image_path)
+    check_predictions(args)
     if args.live and args.html is None:
         raise UserError("--live puts the network into the page of --html; add --html FILE.html")
     if args.html is not None:
@@ -131,6 +139,28 @@ def check_flags(args):
         raise UserError("--samples is the number of random masks; add --method masks, or --mode faithfulness")
 
 
+def check_predictions(args):
+    """Raise `UserError` for flags that do not fit predictions of many images as files."""
+    files = [flag for flag in FILES if flag != "html" and getattr(args, flag)]
+    if files and not (is_folder(args) or (args.mode == "cifar" and not args.live)):
+        raise UserError(f"--{files[0]} is for many images; use it with --mode cifar, or with a folder as --image_path")
+    if args.attention and not args.embeddings:
+        raise UserError("--attention is a part of the embeddings; add --embeddings")
+    for flag in files:
+        if getattr(args, flag) is not True:
+            check_file(flag, getattr(args, flag))
+    if is_folder(args) and (args.gif_path or args.method or has_rollout_flags(args) or args.samples):
+        raise UserError(
+            f"{args.image_path} is a folder, of which no GIFs are drawn; give one image, or leave out --method"
+            " and other flags of GIFs"
+        )
+
+
+def is_folder(args):
+    """Whether the images of a folder are to be classified."""
+    return args.mode == "custom" and os.path.isdir(args.image_path or "")
+
+
 def shows_example(args):
     """Whether the command writes only a live page, which opens with an example."""
     return args.live and args.mode == "cifar"
@@ -142,11 +172,16 @@ def has_rollout_flags(args):
 
 def check_html(args):
     """Raise `UserError` if the page that --html asks for cannot be written."""
-    path = Path(args.html)
-    if path.suffix.lower() not in (".html", ".htm") or args.html.endswith(("/", "\\")) or path.is_dir():
-        raise UserError(f"--html {args.html!r} is not an HTML file; choose a file name that ends in .html")
+    check_file("html", args.html)
     if args.mode not in SINGLE_MODES and not shows_example(args):
         raise UserError("--html shows single images; add --mode cifar-single or --mode custom")
+
+
+def check_file(flag, typed):
+    """Raise `UserError` if the file that one of the flags in `FILES` names cannot be written."""
+    path, (kind, suffixes) = Path(typed), FILES[flag]
+    if path.suffix.lower() not in suffixes or typed.endswith(("/", "\\")) or path.is_dir():
+        raise UserError(f"--{flag} {typed!r} is not {kind} file; choose a file name that ends in {suffixes[0]}")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"cannot write {path}; choose a folder you may write to")

@@ -26,6 +26,7 @@ from vit_cifar10.utils.text import printable
 
 TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png", "history.pt")
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
+PREDICTION_FILES = ("predictions.csv", "embeddings.npz", "overview.png")  # that test.py writes if they are asked for
 FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness_methods.csv", "faithfulness.png", "faithfulness.pt")
 SHIPPED_VIT = "vit-layer12-32-cifar10"  # the network that test.py takes if none has been trained
 

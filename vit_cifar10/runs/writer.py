@@ -19,7 +19,15 @@ import torch
 from vit_cifar10.plots.curves import save_curves
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.metrics_csv import append_metrics, is_evaluated, write_metrics
-from vit_cifar10.runs.run import FAITHFULNESS_FILES, LENGTH_FLAGS, TEST_FILES, TRAINING_FILES, Run, is_same_run
+from vit_cifar10.runs.run import (
+    FAITHFULNESS_FILES,
+    LENGTH_FLAGS,
+    PREDICTION_FILES,
+    TEST_FILES,
+    TRAINING_FILES,
+    Run,
+    is_same_run,
+)
 from vit_cifar10.runs.trackers import TRACKING_FOLDERS, Tracker
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import (
@@ -294,7 +302,7 @@ class RunWriter(Run):
         """Remove the files that are left of the replaced run, now that the new one has been saved."""
         kept = {self.last_path, self.config_path} | ({self.checkpoint_path} if self.best else set())
         for folder in self.folders:
-            for file in (*TRAINING_FILES, *TEST_FILES, *FAITHFULNESS_FILES):
+            for file in (*TRAINING_FILES, *TEST_FILES, *PREDICTION_FILES, *FAITHFULNESS_FILES):
                 if folder / file not in kept:
                     (folder / file).unlink(missing_ok=True)
         write_metrics(self.metrics_path, self.epochs)
