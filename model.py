@@ -29,15 +29,18 @@ class Network(nn.Module):
 
     Attributes:
         title: the kind of network, in a word.
+        kind: which methods of explanation fit: "vit", "cnn" or, for a network from elsewhere, "other".
         has_attention: whether there is `forward_with_attention`.
         block_name: what `parts_from_head_to_input` calls the repeated parts.
         head_name: the last layer's name in the state dict.
         grid_size: number of patches along each side of the image. Explanations remove patches. A network without
             patches has cells of 4 x 4 pixels instead.
-        grad_cam_layer: the module whose output Grad-CAM explains.
+        grad_cam_layer: the module whose output Grad-CAM explains: (B, channels, h, w), or tokens (B, N, channels), the
+            patches last.
     """
 
     title, block_name, head_name = "network", "block", "head"
+    kind = "cnn"
     has_attention = False
 
     def __init_subclass__(cls, name, **options):
@@ -292,7 +295,7 @@ class VisionTransformer(Network, name="vit"):
         ValueError: the sizes do not fit each other. The message suggests sizes that do.
     """
 
-    title = "ViT"
+    title, kind = "ViT", "vit"
     has_attention = True
 
     def __init__(

@@ -365,7 +365,7 @@ def faithfulness_test(run, network, args):
     make_folder(run.output_folder)
     path = run.output_folder / "faithfulness.pt"
     print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
-    tested = measure_faithfulness(network, run.checkpoint_path, test, run.output_folder, args.samples)
+    tested = measure_faithfulness(network, test, run.output_folder, args.samples)
     print_faithfulness(*write_faithfulness(tested, network, run.output_folder), tested.methods)
     print(printable(f"wrote {', '.join(FAITHFULNESS_FILES)} to {run.output_folder}"))
 

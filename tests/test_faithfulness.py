@@ -174,7 +174,7 @@ def test_curves_and_areas_match_plain_loops(kind):
     split = random_split(6)
     inputs = normalize(split.images, split.mean, split.std)
     methods = faithfulness.measured_methods(model, samples=20)
-    measured = faithfulness.measure_batch(model, config, methods, inputs, seed=3, randomize=False)
+    measured = faithfulness.measure_batch(model, None, methods, inputs, seed=3, randomize=False)
     assert {name: tuple(values.shape[1:]) for name, values in measured.items()} == faithfulness.row_shapes(
         model, methods
     )
@@ -253,7 +253,12 @@ def test_randomization_reaches_every_weight_and_does_not_change_the_network():
     methods = faithfulness.measured_methods(model)
     split = random_split()
     inputs = normalize(split.images, split.mean, split.std)
-    correlations = faithfulness.measure_randomization(model, config, methods, inputs)
+
+    def untrained(seed):
+        torch.manual_seed(seed)
+        return build_model(config).state_dict()
+
+    correlations = faithfulness.measure_randomization(model, untrained, methods, inputs)
     assert correlations.shape == (12, faithfulness.DRAWS, len(methods), 5)
     assert (correlations[..., 0] == 1).all()
     assert not torch.equal(correlations[:, 0], correlations[:, 1])

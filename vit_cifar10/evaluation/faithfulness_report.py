@@ -1,6 +1,6 @@
 """Measure how far a network's explanations can be trusted. It can be stopped, and continues where it was.
 
-    measured = measure_faithfulness(network, checkpoint_path, test, folder)    # see explain/faithfulness.py
+    measured = measure_faithfulness(network, test, folder)    # see explain/faithfulness.py
     tables = write_faithfulness(measured, network, folder)
     print_faithfulness(*tables, measured.methods)
 
@@ -36,13 +36,13 @@ class MeasuredFaithfulness:
     tensors: dict
 
 
-def measure_faithfulness(network, checkpoint_path, test, folder, samples=None):
+def measure_faithfulness(network, test, folder, samples=None):
     """Measure all methods on the images of a split, or only the images that are missing in faithfulness.pt.
 
     Args:
         samples: number of masks for the method `masks`; None leaves this slow method out.
     """
-    model, config = network.model, network.saved["model_config"]
+    model, untrained = network.model, network.untrained_weights
     methods = faithfulness.measured_methods(model, samples)
     key = {
         "protocol": faithfulness.PROTOCOL,
@@ -62,7 +62,9 @@ def measure_faithfulness(network, checkpoint_path, test, folder, samples=None):
     with tqdm(total=len(test), initial=done, desc="removing patches", unit="image", disable=None) as bar:
         for start in range(done, len(test), BATCH):
             inputs = normalize(test.images[start : start + BATCH], test.mean, test.std)
-            batch = faithfulness.measure_batch(model, config, methods, inputs, seed=start, randomize=start < RANDOMIZED)
+            batch = faithfulness.measure_batch(
+                model, untrained, methods, inputs, seed=start, randomize=start < RANDOMIZED
+            )
             measured = {name: torch.cat([measured[name], batch[name]]) for name in shapes}
             save_tensors(path, {**key, **measured})
             bar.update(len(inputs))

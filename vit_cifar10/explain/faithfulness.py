@@ -1,7 +1,7 @@
 """How far explanations can be trusted, measured on the network itself.
 
     methods = measured_methods(model)
-    measured = measure_batch(model, config, methods, inputs, seed=0)      # a dict of tensors with one row per image
+    measured = measure_batch(model, untrained, methods, inputs, seed=0)   # a dict of tensors with one row per image
     area_rows(measured, methods), method_rows(measured, methods)          # the rows of the two tables
 
 Deletion and insertion ask whether the prediction depends on the patches that a map marks as relevant. Deletion removes
@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from model import build_model
 from vit_cifar10.explain.maps import grad_cam
 from vit_cifar10.explain.methods import Method, masks_method, methods_for
 from vit_cifar10.explain.removal import BASELINES, CURVES, FILLS, FRACTIONS, RemovalTest, baseline_maps, patch_ranks
@@ -87,11 +86,11 @@ def row_shapes(model, methods):
 # Measuring
 
 
-def measure_batch(model, config, methods, inputs, seed=0, randomize=True):
+def measure_batch(model, untrained, methods, inputs, seed=0, randomize=True):
     """Everything that is measured on a batch of images.
 
     Args:
-        config: the network's configuration, for `build_model`.
+        untrained: a function of a seed that returns the state dict of an untrained network.
         methods: {name: Method}, from `measured_methods`.
         inputs: normalized images (B, 3, H, W).
         seed: seed of random orders, ties and noise.
@@ -120,7 +119,7 @@ def measure_batch(model, config, methods, inputs, seed=0, randomize=True):
     measured = {
         "curves": measure_removal(model, inputs, classes[:, 0], with_baselines, generator),
         "runner_up": measure_runner_up(model, inputs, classes[:, -1], by_class, generator),
-        "randomized": measure_randomization(model, config, quick, inputs if randomize else inputs[:0]),
+        "randomized": measure_randomization(model, untrained, quick, inputs if randomize else inputs[:0]),
         "agreement": agreement,
         "seconds": seconds.expand(len(inputs), -1),
     }
@@ -186,7 +185,7 @@ def measure_runner_up(model, inputs, runner_up, maps, generator):
     return torch.stack(curves, dim=1)
 
 
-def measure_randomization(model, config, methods, inputs):
+def measure_randomization(model, untrained, methods, inputs):
     """How similar maps remain while the network's parts are replaced, one by one, with untrained ones.
 
     Returns:
@@ -202,22 +201,15 @@ def measure_randomization(model, config, methods, inputs):
     draws = []
     for seed in range(DRAWS):
         randomized, stages = copy.deepcopy(model), [torch.ones(len(inputs), len(methods))]
-        weights, untrained = randomized.state_dict(), untrained_weights(config, seed)
+        weights, new = randomized.state_dict(), untrained(seed)
         for _, prefixes in parts:
-            for name, value in untrained.items():
+            for name, value in new.items():
                 if name.startswith(prefixes):
                     weights[name].copy_(value)
             changed = [method.explain(randomized, inputs, targets) for method in methods.values()]
             stages.append(torch.stack(list(map(rank_correlation, original, changed)), dim=1).cpu())
         draws.append(torch.stack(stages, dim=2))
     return torch.stack(draws, dim=1)
-
-
-def untrained_weights(config, seed):
-    """The state dict of an untrained network."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(config).state_dict()
 
 
 def rank_correlation(one, other):

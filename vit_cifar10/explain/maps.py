@@ -148,10 +148,9 @@ def grad_cam(model, images, targets=None, layer=None, relu=True):
         hook.remove()
     activation = outputs[0].detach()
     if activation.ndim == 3:  # tokens
-        side = math.isqrt(activation.shape[1] - model.num_prefix_tokens)
+        side = math.isqrt(activation.shape[1])
         activation, gradient = (
-            tokens[:, model.num_prefix_tokens :].transpose(1, 2).unflatten(2, (side, side))
-            for tokens in (activation, gradient)
+            tokens[:, -(side**2) :].transpose(1, 2).unflatten(2, (side, side)) for tokens in (activation, gradient)
         )
     if not is_default and not gradient.any():
         raise ValueError("no gradient reaches the patches at this layer, so Grad-CAM would be 0; choose an earlier one")

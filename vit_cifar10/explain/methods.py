@@ -67,19 +67,14 @@ def masks_method(samples=SAMPLES):
     return find("masks", samples=samples)
 
 
-def kind_of(model):
-    """The kind of a network, as the table has it."""
-    return "vit" if model.has_attention else "cnn"
-
-
 def methods_for(model):
     """The methods that can explain a network: {the value of --method: Method}."""
-    return {flag: find(flag) for flag, entry in METHODS.items() if kind_of(model) in entry.networks}
+    return {flag: find(flag) for flag, entry in METHODS.items() if model.kind in entry.networks}
 
 
 def shown_methods(model):
     """The flags of the methods that are shown by default; the last one is the best."""
-    return SHOWN[kind_of(model)]
+    return SHOWN[model.kind]
 
 
 def best_method(model):

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 
-from model import build_without_memory
+from model import build_model, build_without_memory
 from vit_cifar10.data import dataset
 from vit_cifar10.data.classes import describe_match, match_classes
 from vit_cifar10.data.folder import has_test_folder
@@ -199,6 +199,12 @@ class Network:
             logits = self.model(self.prepare(images))
         self.check_finite(logits)
         return logits
+
+    def untrained_weights(self, seed):
+        """The state dict of this network before its training, with random weights, on the CPU."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_model(self.saved["model_config"]).state_dict()
 
     def check_finite(self, logits):
         """Raise `UserError` if logits of this network are not finite."""

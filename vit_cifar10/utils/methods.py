@@ -16,7 +16,7 @@ class MethodEntry:
         function: "module:function", imported when it is first used, or the function itself. It takes
             (model, images (B, 3, H, W), targets (B,)) and returns relevance (B, h, w); see `Method.explain`.
         legend: what its maps show, for a GIF and for the page. {predicted} stands for the class.
-        networks: the kinds of network that it can explain: "vit", "cnn" or both.
+        networks: the kinds of network that it can explain: "vit", "cnn", "other"; see `Network` in model.py.
         is_signed: whether negative values speak against the class.
         is_class_blind: whether the map is the same for every class.
         by_layer: "in" if there is a map for each layer, "to" if there is one for all layers up to each, or empty. The
@@ -31,7 +31,7 @@ class MethodEntry:
     name: str
     function: object
     legend: str = ""
-    networks: tuple = ("vit", "cnn")
+    networks: tuple = ("vit", "cnn", "other")
     is_signed: bool = False
     is_class_blind: bool = False
     by_layer: str = ""
@@ -105,7 +105,7 @@ METHODS = {
 
 # The flags of the maps that are shown by default. The last one of each network is the fast method that did best on the
 # shipped networks; see docs/explanations.md.
-SHOWN = {"vit": ("attention", "attn-lrp"), "cnn": ("deep-lift",)}
+SHOWN = {"vit": ("attention", "attn-lrp"), "cnn": ("deep-lift",), "other": ("grad-cam",)}
 
 
 def find_method(name):

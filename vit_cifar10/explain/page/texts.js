@@ -24,7 +24,7 @@ const MEANINGS = {
     + "layers, it is often nearly the same for every patch, too.",
   gradientRollout: "The attention of all layers up to this one, counted only where more of it would raise the score of the "
     + "selected class: what this method counts as evidence for the class so far.",
-  gradCam: `The ${data.isVit ? "input of the last block" : "output of the last activation"}, with each channel `
+  gradCam: `The ${data.isVit ? "input of the last block" : "output of a late layer"}, with each channel `
     + "weighted by how much it raises the score of the selected class: what this method counts as evidence for the "
     + "class.",
 };
