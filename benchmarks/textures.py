@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from vit_cifar10.utils.cli import ArgumentParser, command
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import atomic_folder
 
 TEXTURES = ("brick", "grass", "gravel")
 SPLITS = {
@@ -39,13 +40,14 @@ def main(argv=None):
         raise UserError(f"{folder} already exists; choose another folder")
     random = np.random.RandomState(0)
     photographs = [Image.fromarray(getattr(skimage.data, name)()) for name in TEXTURES]
-    for split, (count, left, right) in SPLITS.items():
-        for name in TEXTURES:
-            (folder / split / name).mkdir(parents=True)
-        for i in range(count):
-            label = i % len(TEXTURES)
-            image = crop(photographs[label], left, right, random)
-            image.save(folder / split / TEXTURES[label] / f"{i:03}.png")
+    with atomic_folder(folder) as partial:
+        for split, (count, left, right) in SPLITS.items():
+            for name in TEXTURES:
+                (partial / split / name).mkdir(parents=True)
+            for i in range(count):
+                label = i % len(TEXTURES)
+                image = crop(photographs[label], left, right, random)
+                image.save(partial / split / TEXTURES[label] / f"{i:03}.png")
     print(f"wrote {' and '.join(f'{SPLITS[split][0]} {split}' for split in SPLITS)} images to {folder}")
 
 

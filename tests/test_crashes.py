@@ -26,6 +26,7 @@ from helpers import (
 )
 
 import convert
+import textures
 import train
 from model import build_model
 from vit_cifar10.runs import checkpoint
@@ -278,3 +279,21 @@ def test_a_conversion_that_is_killed_leaves_nothing_or_the_whole_in_its_place(ta
     (tmp_path / "killed").mkdir()
     for _, _, found, whole in convert_with(lambda: kill, networks, target, tmp_path / "killed"):
         assert found in ({}, {Path("new"): False}, whole)
+
+
+def test_a_folder_of_textures_is_made_completely_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(textures, "SPLITS", {"train": (6, 0, 330), "test": (3, 340, 512)})
+    with FAULTS.inject(tmp_path):
+        textures.main([str(tmp_path / "whole")])
+    whole, count = contents(tmp_path / "whole"), len(FAULTS.changes)
+    for number in range(1, count + 1):
+        place = tmp_path / str(number)
+        with contextlib.suppress(SystemExit, Killed), FAULTS.inject(place, (kill, fill_disk)[number % 2], number):
+            textures.main([str(place / "new")])
+        assert contents(place) in (
+            {},
+            {Path("new"): False} | {Path("new") / path: size for path, size in whole.items()},
+        )
+        if not (place / "new").exists():
+            textures.main([str(place / "new")])
+        assert contents(place / "new") == whole
