@@ -31,6 +31,7 @@ from timm.utils import AttentionExtract
 import compare
 import convert
 import test as test_command
+import train
 from model import SimpleCNN, build_model
 from vit_cifar10.data import cifar
 from vit_cifar10.data.images import open_image
@@ -354,6 +355,34 @@ def test_folders_of_transformers_in_other_ways(kind, tmp_path, monkeypatch, caps
     if kind == "no processor":
         assert network.saved["mean"] == network.saved["std"] == [0.5] * 3
         assert "mean 0.5 and std 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "resize"), [({"height": 48, "width": 48}, "squash"), ({"shortest_edge": 48}, "crop")])
+def test_the_preparation_of_images_travels_with_the_network(size, resize, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    theirs = save_transformers(tmp_path / "hf", "ViTForImageClassification", layer_norm_eps=1e-6)  # which timm has
+    processor = transformers.ViTImageProcessor(size=size, resample=3)  # bicubic
+    processor.save_pretrained(tmp_path / "hf")
+    network = convert_in("hf:hf", tmp_path / "model" / "run")
+    wide = np.array(Image.open(ROOT / "examples" / "cat.png").convert("RGB").resize((150, 50)))
+    wide[:, :50] = 0
+    Image.fromarray(wide).save("wide.png")
+    flags = "--mode custom --image_path wide.png --model_path run --device cpu"
+    test_command.main([*flags.split(), "--no_gif", "--no_image"])
+    printed = capsys.readouterr()
+    assert ("cut to the square" in printed.err) == (resize == "crop")
+    square = Image.fromarray(wide if resize == "squash" else wide[:, 50:100]).resize((48, 48), Image.Resampling.BICUBIC)
+    inputs = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected = theirs(network.prepare(inputs)).logits.softmax(dim=1).max().item()
+    assert f"{100 * expected:6.2f} %" in printed.out
+    if resize == "squash":  # with a shortest edge, transformers leaves the image wide
+        theirs = processor(Image.open("wide.png"), return_tensors="pt")["pixel_values"]
+        assert (theirs - network.prepare(inputs)).abs().mean() < 0.02
+    convert.main(["run", "timm/"])
+    assert convert_in("timm:timm", tmp_path / "again").resize == resize
+    kept = [train.read_flags(["--init", "run", f"--dataset={name}"])[0].resize for name in ("folder", "shapes")]
+    assert kept == [resize, "crop"]
 
 
 def test_shards_stay_in_their_folder_and_are_complete(tmp_path, capsys):

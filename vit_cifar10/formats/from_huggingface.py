@@ -94,24 +94,29 @@ def read_huggingface(folder):
         global_pool="token",
         features=features,
         img_size=read_size(config.get("image_size", 224), "image_size", path),
-        colors=functools.partial(read_processor, folder / "preprocessor_config.json"),
+        preparation=functools.partial(read_processor, folder / "preprocessor_config.json"),
         class_names=functools.partial(class_names, config.get("id2label"), path=path),
     )
 
 
 def read_processor(path):
-    """The mean and std of images scaled to [0, 1], from preprocessor_config.json."""
+    """How images are prepared, as in `ForeignViT`, from preprocessor_config.json.
+
+    The image processors of ViTs distort images that are not square, unless `size` is the length of the shortest edge.
+    """
     if not path.exists():
         note(f"there is no {path}, so images are normalized with mean 0.5 and std 0.5, the default of transformers")
-        return [0.5] * 3, [0.5] * 3
+        return [0.5] * 3, [0.5] * 3, "squash"
     processor = read_json(path)
     factor = processor.get("rescale_factor", 1 / 255)
     is_usual = processor.get("do_rescale", True) is True and isinstance(factor, int | float)
     if not is_usual or not 0 < factor < 1 or not math.isclose(factor, 1 / 255, rel_tol=SAME_SCALE):
         raise UserError(f"{path} does not scale images to values from 0 to 1; only rescale_factor 1/255 is supported")
+    size = processor.get("size")
+    resize = "crop" if isinstance(size, dict) and "shortest_edge" in size else "squash"
     if processor.get("do_normalize", True) is False:
-        return [0.0] * 3, [1.0] * 3
-    return read_colors(processor, ("image_mean", "image_std"), path)
+        return [0.0] * 3, [1.0] * 3, resize
+    return *read_colors(processor, ("image_mean", "image_std"), path), resize
 
 
 def rename(weights, folder):

@@ -152,9 +152,14 @@ def read_saved(path, name):
         weights=weights,
         **traits,
         img_size=read_size(declared_size(arguments, pretrained), "input_size", config_path),
-        colors=functools.partial(read_colors, pretrained, ("mean", "std"), config_path),
+        preparation=lambda: (*read_colors(pretrained, ("mean", "std"), config_path), resize_of(pretrained)),
         class_names=functools.partial(described_names, names, config.get("label_descriptions"), config_path),
     )
+
+
+def resize_of(config):
+    """What makes images square, one of `RESIZES`, from timm's crop_mode."""
+    return {"squash": "squash", "border": "pad"}.get(str(config.get("crop_mode")), "crop")
 
 
 def propose_config(weights, path):
@@ -320,7 +325,7 @@ def load_by_name(name):
         weights=model.state_dict(),
         **read_traits(model, name),
         img_size=model.patch_embed.img_size[0],
-        colors=lambda: [list(config["mean"]), list(config["std"])],
+        preparation=lambda: (list(config["mean"]), list(config["std"]), resize_of(config)),
         class_names=functools.partial(pretrained_names, timm, model),
     )
 

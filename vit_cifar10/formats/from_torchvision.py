@@ -55,7 +55,7 @@ def read_torchvision(source):
         global_pool="token",
         features=frozenset((CLASS_TOKEN, QKV_BIAS)),
         img_size=math.isqrt(max(positions.shape[1] - 1, 0)) * projection.shape[-1],
-        colors=lambda: [MEAN, STD],
+        preparation=lambda: (MEAN, STD, "crop"),
         class_names=functools.partial(names_of, path),
     )
 

@@ -25,7 +25,7 @@ def write_run(foreign, folder, dataset=None):
     if any((folder / name).exists() for name in checkpoint.NAMES):
         raise UserError(f"{folder} already holds a run; choose another folder")
     config, weights = to_plain(foreign)
-    mean, std = foreign.colors()
+    mean, std, resize = foreign.preparation()
     classes = foreign.class_names(config["num_classes"])
     if dataset:
         classes, weights = adopt_classes(DATASETS[dataset].classes, classes, weights, f"{foreign.source} and {dataset}")
@@ -39,7 +39,7 @@ def write_run(foreign, folder, dataset=None):
         "dataset": dataset or "folder",  # the images that --data_path may name
         "epoch": 0,
         "metrics": {},
-        "recipe": {"converted_from": foreign.source},
+        "recipe": {"converted_from": foreign.source, "resize": resize},
     }
     try:
         check(contents, CHECKPOINT)

@@ -74,7 +74,8 @@ class ForeignViT:
         features: the keys of `TELLTALES` that the network must have, and no others. A file without the weights of one
             would otherwise be taken for a network without it.
         img_size: side of the images in pixels.
-        colors: () -> the mean and std, three numbers each.
+        preparation: () -> how it takes images: mean and std, three numbers each, and what makes them square, one of
+            `RESIZES`.
         class_names: (number of classes) -> list of names.
     """
 
@@ -86,7 +87,7 @@ class ForeignViT:
     global_pool: str
     features: frozenset
     img_size: int
-    colors: Callable
+    preparation: Callable
     class_names: Callable
 
     def lacks(self, name):

@@ -38,5 +38,6 @@ def metadata_of(network):
         "classes": network.classes,
         "mean": network.saved["mean"],
         "std": network.saved["std"],
+        "resize": network.resize,
     }
     return {name: json.dumps(value) for name, value in facts.items()}

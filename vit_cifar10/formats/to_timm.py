@@ -40,7 +40,7 @@ def save_timm_folder(network, folder):
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": 1.0,  # as test.py prepares images
-            "crop_mode": "center",
+            "crop_mode": {"crop": "center", "squash": "squash", "pad": "border"}[network.resize],
             "mean": network.saved["mean"],
             "std": network.saved["std"],
             "num_classes": config["num_classes"],

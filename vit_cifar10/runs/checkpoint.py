@@ -12,7 +12,7 @@ and it cannot run any code. `model/<run>/best.pt` holds everything that inferenc
     dataset         name of the data set that the network was trained on, or whose images a converted one takes
     epoch, metrics  number of complete epochs, and the last one's row of metrics.csv, with any columns
     recipe          every flag of the run; in a network that convert.py has read, only where it is from, as
-                    converted_from, with epoch 0 and no metrics
+                    converted_from, and resize, with epoch 0 and no metrics
     init            name and SHA-256 of the checkpoint that the run started from; only in fine-tuned runs
     images          of a user's own images: `seen`, the hashes of those that it was trained or validated on, and `test`,
                     a hash of all test images or None; see `Split` in data/dataset.py

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.architecture import network_flags, shape_flags
 from vit_cifar10.runs.run import find_run
@@ -48,7 +49,8 @@ def init_flags(parser, args, argv):
     network = checkpoint.load_network(run.checkpoint_path, torch.device("cpu"))
     saved = network.saved
     own = network_flags(saved["model_config"])
-    parser.set_defaults(**own)
+    resize = network.resize if DATASETS[args.dataset].is_own else "crop"
+    parser.set_defaults(**own, resize=resize)
     args = parser.parse_args(argv)
     for flag, value in own.items():
         if flag in {"model", *shape_flags(own["model"])} and getattr(args, flag) != value:

@@ -244,11 +244,9 @@ class Number:
     @property
     def name(self):
         """The numbers in words, such as "a whole number from 1 to 9"."""
-        low, high = (
-            at if beyond is None else beyond for at, beyond in ((self.at_least, self.above), (self.at_most, self.below))
-        )
-        bounds = "" if high is None else f" from {low:,.15g} to {high:,.15g}"
-        return f"a {'whole' if self.kind is int else 'finite'} number{bounds}"
+        words = {"from": self.at_least, "above": self.above, "to": self.at_most, "to below": self.below}
+        bounds = [f"{word} {value:,.15g}" for word, value in words.items() if value is not None]
+        return " ".join([f"a {'whole' if self.kind is int else 'finite'} number", *bounds])
 
     def holds(self, value):
         """Whether a value of any type is such a number."""
