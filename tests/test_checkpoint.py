@@ -218,7 +218,7 @@ def test_the_largest_values_of_all_flags_are_valid_in_a_checkpoint():
     flags = {action.dest: action for action in train.build_parser()._actions}
     bounds = dict.fromkeys(("batch_size", "num_train_images", "num_test_images"), limits.LARGEST_COUNT)
     bounds |= {"epochs": limits.LARGEST_EPOCHS, "seed": limits.LARGEST_SEED}
-    assert {f"{flag}?" for flag in (*bounds, "warmup_epochs", "data_path")} == set(filter(is_text, FLAGS))
+    assert {f"{flag}?" for flag in (*bounds, "warmup_epochs", "data_path", "resize")} == set(filter(is_text, FLAGS))
     for flag, largest in bounds.items():
         assert flags[flag].type(str(largest)) == largest
         check(largest, FLAGS[f"{flag}?"])
