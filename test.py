@@ -37,6 +37,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from vit_cifar10.data.classes import read_class_names
 from vit_cifar10.data.image_files import image_folders
@@ -134,7 +135,7 @@ def adapt(run, network, args):
     """
     output = run.output_folder.name
     if args.class_names:
-        network = dataclasses.replace(network, classes=read_class_names(args.class_names, len(network.classes)))
+        network = dataclasses.replace(network, classes=read_class_names(args.class_names, network.classes))
     if args.dataset and args.dataset != network.saved["dataset"]:
         network, output = dataclasses.replace(network, tested_on=args.dataset), f"{output}-on-{args.dataset}"
     if is_folder(args):
@@ -304,7 +305,8 @@ def write_explorer(network, images, args, test=None):
     if args.html is not None:
         from vit_cifar10.explain import explorer
 
-        entries = [explorer.page_entry(*image) for image in images]
+        bar = {"desc": "explaining", "unit": "image", "leave": False, "disable": None if len(images) > 1 else True}
+        entries = [explorer.page_entry(*image) for image in tqdm(images, **bar)]
         explorer.write_page(args.html, network, entries, args.live, test)
         size = Path(args.html).stat().st_size
         print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))

@@ -151,11 +151,11 @@ def labels_of_folders(files, known, unknown):
     return [label[folder[0]] if folder else unknown for folder in folders]
 
 
-def read_class_names(path, count):
-    """The names of a network's `count` classes in a text file, one per line.
+def read_class_names(path, known):
+    """The names of a network's classes `known` in a text file: one per line, or lines "NAME = CLASS" for some of them.
 
     Raises:
-        UserError: it cannot be read, or has another number of names, or one twice.
+        UserError: it cannot be read, has another number of names, one twice, or one for a class that is not known.
     """
     try:
         lines = read_text(Path(path), longest=LARGEST_NAMES).splitlines()
@@ -163,9 +163,25 @@ def read_class_names(path, count):
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--class_names {path} cannot be read as text ({reason}); give a file of names") from error
     names = [printable(line.strip()) for line in lines if line.strip()]
-    if len(names) != count:
-        raise UserError(f"--class_names {path} has {len(names):,} names, but the network has {count:,} classes")
+    if names and all("=" in name for name in names):
+        names = rename_some(dict(map(str.strip, name.split("=", 1)) for name in names), known, path)
+    if len(names) != len(known):
+        raise UserError(f"--class_names {path} has {len(names):,} names, but the network has {len(known):,} classes")
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise UserError(f"--class_names {path} has the name {twice} twice; give each class a name of its own")
+    return names
+
+
+def rename_some(new_names, known, path):
+    """The names of a network's classes, with those of `new_names`, {name: class}, for some. `path` is their file."""
+    places = places_by_name(list(new_names.values()), list(known))
+    if None in places:
+        unknown = list(new_names.values())[places.index(None)]
+        raise UserError(f"--class_names {path} renames {unknown}, but the network has only {listed(known, 8)}")
+    if len(set(places)) < len(places):
+        raise UserError(f"--class_names {path} renames a class of the network twice; give each class one name")
+    names = list(known)
+    for place, name in zip(places, new_names, strict=True):
+        names[place] = name
     return names

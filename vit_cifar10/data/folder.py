@@ -84,7 +84,7 @@ def read_test(data_path, image_size, num_workers, seen, resize="crop"):
     with reporting() as skipped:
         splits = find_splits(root, skipped)
         chosen, train_folder = splits.get("test") or splits.get("val"), splits.get("train", root)
-        by_class = list_images(train_folder if "train" in splits else chosen or root, root, skipped)
+        by_class = list_images(train_folder if "train" in splits else chosen or root, root, skipped, at_least=1)
         if chosen:
             by_class = list_like(by_class, train_folder, chosen, root, skipped)
         elif not seen.isdisjoint(hashes_of(by_class)):

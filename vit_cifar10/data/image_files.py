@@ -101,10 +101,10 @@ def list_images(folder, root, skipped, at_least=2):
     if folder == root and folders and all(split_named(entry.name) for entry in folders):
         names = " and ".join(entry.name for entry in folders)
         raise UserError(f"{names} in {folder} need a sub-folder per class; sort the images into class folders")
-    if len(folders) < at_least:
-        inner = [entry for entry in folders if len(_folders_in(entry, root, {})) > 1]
+    inner = [entry for entry in folders if len(_folders_in(entry, root, {})) > 1] if len(folders) < 2 else []
+    if len(folders) < at_least or (inner and folder == root):
         advice = f"set --data_path to {inner[0]}" if inner else "add a sub-folder per class"
-        raise UserError(f"{folder} has {len(folders)} class folders, but needs at least {at_least}; {advice}")
+        raise UserError(f"{folder} has {len(folders)} class folders, but needs at least {max(2, at_least)}; {advice}")
     _check_printed_names([class_name(entry.name) for entry in folders], folder)
     return {class_name(entry.name): list_files(entry, (root, folder), skipped) for entry in folders}
 

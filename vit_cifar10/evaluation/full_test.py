@@ -89,14 +89,15 @@ def print_class_scores(results):
     """Print precision, recall, F1 and number of images per class, and their means."""
     by_class, classes = results["by_class"], results["classes"]
     width = max(map(len, [*classes, "weighted mean"]))
-    rows = [(name, *(by_class[key][i] for key in SCORES), by_class["support"][i]) for i, name in enumerate(classes)]
+    tested = [place for place, support in enumerate(by_class["support"]) if support]
+    rows = [(classes[i], *(by_class[key][i] for key in SCORES), by_class["support"][i]) for i in tested]
     rows += [(f"{kind} mean", *(results[kind][key] for key in SCORES), results["images"]) for kind in MEANS]
     print(f"\n{'class':<{width}}  precision   recall       F1  images")
     for name, precision, recall, f1, images in rows:
         print(f"{name:<{width}}   {100 * precision:6.2f} % {100 * recall:6.2f} % {100 * f1:6.2f} %  {images:>6}")
-    untested = by_class["support"].count(0)
+    untested = len(classes) - len(tested)
     if untested:
-        print(f"the macro mean leaves out {untested} class{'es' * (untested > 1)} without test images")
+        print(f"classes without test images, left out here and in the macro mean: {untested}")
 
 
 def print_confusion_matrix(results):

@@ -43,7 +43,7 @@ def build_parser():
     datasets = "the data set to test on, if it is not the network's own; the results get a folder of their own"
     add("--dataset", choices=DATASETS, help=datasets)
     add("--resize", choices=choices.RESIZES, help=f"{choices.RESIZE_HELP}; default: as in the training")
-    names = "text file with a name per line for each class of the network, in the order of its logits"
+    names = "text file with a name per class of the network, in the order of its logits, or lines NAME = CLASS for some"
     add("--class_names", type=path, metavar="FILE", help=names)
     add(
         "--output_path",
