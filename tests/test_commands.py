@@ -518,7 +518,7 @@ MISTAKES = [
     ("test", "--model_path {runs}/model/vit --mode cifar-single --index -1", "out of range"),
     ("test", "--model_path {runs}/model/vit --mode custom", "needs --image_path"),
     ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}/none.png", "no image .*none.png"),
-    ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}", "none of the 1 files in .* can be read"),
+    ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}", "would be written among the images"),
     ("test", "--model_path {runs}/model/vit --mode custom --image_path {tmp}/file", "cannot be read as an image"),
     (
         "test",
