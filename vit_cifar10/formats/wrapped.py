@@ -100,7 +100,7 @@ def wrap(module, grad_cam_layer, classes, image_size, mean, std, grid_size=None,
     Raises:
         ValueError: the module does not do this. The message says what is wrong.
     """
-    model = Wrapped(module.eval(), grad_cam_layer)
+    model = Wrapped(module, grad_cam_layer).eval()
     weights = model.state_dict()
     device = next(iter(weights.values()), torch.empty(0)).device
     shape = check_network(model, len(classes), image_size, device)
