@@ -176,8 +176,9 @@ def test_recipes_take_comments_and_later_flags_win(tmp_path):
         (b"@{recipe}\n", "cannot include another"),
         (b"--epochs '3\n", "cannot be read as flags"),
         (b"--epochs\n", "expected one argument"),
+        ("# für alle\n--epochs 3\n".encode("cp1252"), "save it as text in UTF-8"),
     ],
-    ids=["binary", "null byte", "another recipe", "open quote", "missing value"],
+    ids=["binary", "null byte", "another recipe", "open quote", "missing value", "Windows' code page"],
 )
 def test_files_that_are_not_recipes_are_refused(content, reason, tmp_path, capsys):
     recipe = tmp_path / "recipe.txt"
@@ -192,6 +193,13 @@ def test_a_recipe_may_be_saved_by_any_editor(tmp_path):
     recipe.write_bytes("\ufeff--epochs\t7\r\n--run_name caf\u00e9\r\n".encode())
     args = train.parse([f"@{recipe}"])
     assert (args.epochs, args.run_name) == (7, "caf\u00e9")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("launcher", ["ipykernel_launcher.py", "colab_kernel_launcher.py"])
+def test_the_arguments_of_a_notebooks_kernel_are_not_flags(launcher, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"/packages/{launcher}", "-f", "/runtime/kernel-1.json"])
+    assert train.parse() == train.parse([])
 
 
 @pytest.mark.quick

@@ -936,6 +936,7 @@ def save_different_classes(root):
         (save_no_tested_image, "contents of the 6 images in .* choose none of them for testing; add images, or sort"),
         (save_different_classes, "same class folders: .*train lacks cow; .*test lacks dog; rename them"),
         (lambda root: root.rmdir(), "no folder"),
+        (lambda root: (root.rmdir(), root.touch()), "images is a file; unpack it"),
     ],
 )
 def test_folders_that_are_not_a_data_set_are_refused(prepare, reason, tmp_path):

@@ -61,6 +61,8 @@ def find_splits(root, skipped):
     Raises:
         UserError: there is no such folder, or two folders are the same split.
     """
+    if root.is_file():
+        raise UserError(f"{root} is a file; unpack it, and set --data_path to a folder with one sub-folder per class")
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set --data_path to a folder with one sub-folder per class")
     named = [entry for entry in sorted(root.iterdir()) if split_named(entry.name) and entry.is_dir()]

@@ -174,7 +174,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         typed = []
-        for argument in sys.argv[1:] if args is None else args:
+        for argument in command_line() if args is None else args:
             is_recipe = self.fromfile_prefix_chars and argument.startswith("@")
             typed += self.read_recipe(argument[1:]) if is_recipe else [argument]
         if (
@@ -197,7 +197,8 @@ class ArgumentParser(argparse.ArgumentParser):
             lines = content.decode("utf-16" if is_utf16 else "utf-8-sig").splitlines()
             return [argument for line in lines for argument in self.convert_arg_line_to_args(line)]
         except ValueError as error:
-            raise UserError(f"the recipe cannot be read as flags ({error})") from error
+            advice = "; save it as text in UTF-8" if isinstance(error, UnicodeError) else ""
+            raise UserError(f"the recipe cannot be read as flags ({error}){advice}") from error
 
     def error(self, message):
         unknown = re.match(r"unrecognized arguments: (?:[^-]\S* )*--?([\w-]+)", message)
@@ -211,6 +212,11 @@ class ArgumentParser(argparse.ArgumentParser):
         flags = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
         similar = difflib.get_close_matches(SHORT_NAMES.get(name, name), flags, n=1)
         return f"; did you mean --{similar[0]}?" if similar else ""
+
+
+def command_line():
+    """The arguments of this process, without those of the kernel of a notebook (`-f kernel.json`)."""
+    return [] if sys.argv[0].endswith("kernel_launcher.py") else sys.argv[1:]
 
 
 class _HelpFormatter(argparse.HelpFormatter):
