@@ -53,7 +53,7 @@ from vit_cifar10.runs.run import TEST_FILES
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import check_outputs, make_folder
+from vit_cifar10.utils.files import check_outputs, output_folder
 from vit_cifar10.utils.text import one_line, printable, shorten
 
 TABLES = ("comparison.md", "comparison.csv", "comparison.json")
@@ -68,7 +68,8 @@ PICTURES = {
 @command
 def main(argv=None):
     args = parse(argv)
-    with out_of_memory_advice("lower --batch_size, or use --device cpu"):
+    advice = out_of_memory_advice("lower --batch_size, or use --device cpu")
+    with advice, output_folder(Path(args.compare_path)):
         compare(args)
 
 
@@ -77,7 +78,6 @@ def compare(args):
     folder = Path(args.compare_path)
     inputs = [run.checkpoint_path for run in runs] + [args.class_names] * bool(args.class_names)
     check_outputs(output_files(runs, folder), inputs, folders_of_images(runs, args))
-    make_folder(folder)
     earlier = [name for name in PICTURES if (folder / name).exists()]
     test_images = test_all(runs, args)
     rows = [summarize(run) for run in runs]

@@ -61,7 +61,7 @@ from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.files import check_outputs, make_folder, remove_empty
+from vit_cifar10.utils.files import check_outputs, output_folder
 from vit_cifar10.utils.text import printable, shorten
 
 # Everything that draws is imported inside functions: it takes a second, which single images do not wait for.
@@ -226,12 +226,12 @@ def full_test(run, network, args):
     from vit_cifar10.evaluation.full_test import print_mistakes, print_scores, run_full_test, write_full_test
 
     test = network.normalized_for(network.load_test_images(args.data_path, num_workers=args.num_workers))
-    make_folder(run.output_folder)
-    tested = run_full_test(network, run.checkpoint_path, test, args.batch_size, args.tta)
-    print_scores(tested.results)
-    if test.files:
-        print_mistakes(tested, test)
-    write_full_test(tested, network, test, run.output_folder)
+    with output_folder(run.output_folder):
+        tested = run_full_test(network, run.checkpoint_path, test, args.batch_size, args.tta)
+        print_scores(tested.results)
+        if test.files:
+            print_mistakes(tested, test)
+        write_full_test(tested, network, test, run.output_folder)
     print(printable(f"wrote {', '.join(TEST_FILES)} to {run.output_folder}"))
     write_predictions(run, network, tested.logits, test, args)
 
@@ -288,13 +288,10 @@ def classify_folder(run, network, args):
         from vit_cifar10.explain.explorer import check_size
 
         check_size(network, args.live, len(images))
-    created = make_folder(run.output_folder)
-    try:
+    with output_folder(run.output_folder):
         logits = classify_images(network, images, args.batch_size)
         print_predictions(logits, images)
         write_predictions(run, network, logits, images, args)
-    finally:
-        remove_empty(created)
     if args.html is not None:
         named = zip(images.images, map(printable, images.files), strict=True)
         write_explorer(network, [(Explanation(network, image), name, "") for image, name in named], args)
@@ -364,11 +361,11 @@ def faithfulness_test(run, network, args):
     test = network.normalized_for(images)
     if network.model.grid_size < 2:
         raise UserError("--mode faithfulness removes patches, but this network has only one; use one with more")
-    make_folder(run.output_folder)
-    path = run.output_folder / "faithfulness.pt"
-    print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
-    tested = measure_faithfulness(network, test, run.output_folder, args.samples)
-    print_faithfulness(*write_faithfulness(tested, network, run.output_folder), tested.methods)
+    with output_folder(run.output_folder):
+        path = run.output_folder / "faithfulness.pt"
+        print(printable(f"measuring {len(test)} images; if it is stopped, the same command continues from {path}"))
+        tested = measure_faithfulness(network, test, run.output_folder, args.samples)
+        print_faithfulness(*write_faithfulness(tested, network, run.output_folder), tested.methods)
     print(printable(f"wrote {', '.join(FAITHFULNESS_FILES)} to {run.output_folder}"))
 
 

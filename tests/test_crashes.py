@@ -21,14 +21,17 @@ from helpers import (
     exits_with,
     load_weights,
     read_metrics,
+    run_test,
     signals_in_step,
     training_flags,
 )
 
+import compare
 import convert
 import textures
 import train
 from model import build_model
+from vit_cifar10.evaluation import faithfulness_report, full_test
 from vit_cifar10.runs import checkpoint
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
@@ -297,3 +300,25 @@ def test_a_folder_of_textures_is_made_completely_or_not_at_all(tmp_path, monkeyp
         if not (place / "new").exists():
             textures.main([str(place / "new")])
         assert contents(place / "new") == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("mode", ["cifar", "faithfulness"])
+def test_a_test_that_is_stopped_before_its_first_result_leaves_no_folder(mode, number, whole, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(full_test, "run_full_test", stop)
+    monkeypatch.setattr(faithfulness_report, "measure_faithfulness", stop)
+    with exits_with(128 + number):
+        run_test(whole, f"--model_path model/run --mode {mode} --output_path {tmp_path}/output", monkeypatch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_that_is_stopped_before_its_first_result_leaves_no_folder(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "test_all", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with exits_with(143):
+        compare.main(
+            [f"{whole}/model/run", "--compare_path", f"{tmp_path}/new/comparison", "--data_path", f"{whole}/data"]
+        )
+    assert not list(tmp_path.iterdir())

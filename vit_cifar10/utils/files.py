@@ -213,6 +213,16 @@ def make_folder(path, new=False):
     return created
 
 
+@contextlib.contextmanager
+def output_folder(path):
+    """`make_folder`, and remove it in the end if nothing was written to it."""
+    created = make_folder(path)
+    try:
+        yield
+    finally:
+        remove_empty(created)
+
+
 def remove_empty(folders):
     """Remove the folders that are empty, deepest first."""
     for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
