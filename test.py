@@ -338,14 +338,15 @@ def classify(network, image, name, label, args):
         caption += f"   ·   rollout: {args.head_fusion} over heads"
     if args.discard_ratio:
         caption += f"   ·   rollout: smallest {100 * args.discard_ratio:g} % dropped"
-    frames, save_still = draw_maps(explanation, pick_methods(args, network.model), caption)
+    methods = pick_methods(args, network.model)
+    frames, save_still = draw_maps(explanation, methods, caption)
     if not args.no_gif:
         path = gif_path(name, args)
         gif.save_gif(frames, path, comment=image_comment(args.image_path) if args.mode == "custom" else b"")
         save_still(path.with_suffix(".png"))
         print(printable(f"wrote {path} and {path.with_suffix('.png')}"))
     if not args.no_image:
-        gif.show(frames[-1], caption)
+        gif.show(frames[methods[-1].result], caption)
     return explanation
 
 

@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT))
 from model import build_model, count_parameters
 from tables import replace_text, write_blocks
 from vit_cifar10.evaluation.tables import markdown_table, percent
-from vit_cifar10.explain.removal import CURVES, FILLS
+from vit_cifar10.explain.faithfulness import AREAS
+from vit_cifar10.explain.removal import FILLS
 from vit_cifar10.plots.explanations import BASELINE_LABELS
 from vit_cifar10.runs import checkpoint
 
@@ -254,14 +255,14 @@ def title_of(run):
 
 def areas_table(measured):
     """Areas in %, and in brackets the intervals of the gains, one row per method."""
-    rows = []
+    rows, kinds = [], measured_kinds(measured)
     for method in dict.fromkeys(row["method"] for row in measured["areas"]):
         cells = []
-        for row in rows_of(measured, method):
+        for row in rows_of(measured, method, kinds):
             gain = "" if method == row["reference"] else f" ({interval(row, 'gain', 100, 1)})"
             cells.append(f"{100 * row['area']:.1f}{gain}")
         rows.append([BASELINE_LABELS.get(method, method), *cells])
-    return markdown_table(["", *area_columns()], rows)
+    return markdown_table(["", *area_columns(kinds)], rows)
 
 
 def methods_table(measured):
@@ -281,27 +282,33 @@ def methods_table(measured):
 
 def gains_table(records):
     """The gains of the best fast method, one row per network."""
-    rows = []
+    rows, kinds = [], measured_kinds(*(of_run["faithfulness"] for of_run in records.values()))
     for run, of_run in records.items():
         measured = of_run["faithfulness"]
         best = BEST_METHODS[run.split("-", maxsplit=1)[0]]
-        gains = [mean_and_interval(row, "gain", 100, 1) for row in rows_of(measured, best)]
+        gains = [mean_and_interval(row, "gain", 100, 1) for row in rows_of(measured, best, kinds)]
         reference = measured["areas"][0]["reference"]
         sensitivity = {row["method"]: row["class_sensitivity"] for row in measured["methods"]}
         cell = f"{100 * sensitivity[best]:.1f} ({100 * sensitivity[reference]:.1f})"
         rows.append([title_of(run), best, *gains, cell])
     last = "class sensitivity, points (of gradient rollout or Grad-CAM)"
-    return markdown_table(["network", "method", *area_columns(), last], rows)
+    return markdown_table(["network", "method", *area_columns(kinds), last], rows)
 
 
-def area_columns():
-    return [f"{curve}, {fill}" for fill in FILLS for curve in CURVES]
+def measured_kinds(*records):
+    """The kinds of areas that all records hold. Older ones have no SRG."""
+    held = [{row["kind"] for row in measured["areas"]} for measured in records]
+    return [kind for kind in AREAS if all(kind in kinds for kinds in held)]
 
 
-def rows_of(measured, method):
+def area_columns(kinds):
+    return [f"{kind}, {fill}" for fill in FILLS for kind in kinds]
+
+
+def rows_of(measured, method, kinds):
     """The rows of one method, in the order of `area_columns`."""
     rows = {(row["fill"], row["kind"]): row for row in measured["areas"] if row["method"] == method}
-    return [rows[fill, curve] for fill in FILLS for curve in CURVES]
+    return [rows[fill, kind] for fill in FILLS for kind in kinds]
 
 
 # Numbers

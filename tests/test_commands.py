@@ -302,9 +302,9 @@ def test_the_gif_shows_attention_and_the_patches_for_and_against_the_class(runs,
     run_test(runs, "--model_path model/vit --mode cifar-single --index 7", monkeypatch)
     gif = Image.open(runs / "attention_map_gif" / "shapes-index-7.gif")
     frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(gif)]
-    for left, changes in ((256, True), (520, False)):  # attention changes with the layer, AttnLRP covers all layers
+    for left in (256, 520):  # attention in each layer, and AttnLRP in the tokens that enter it
         maps = [frame[58:290, left : left + 232] for frame in frames]
-        assert all((abs(one - other).mean() > 0.1) == changes for one, other in itertools.pairwise(maps))
+        assert all(abs(one - other).mean() > 0.1 for one, other in itertools.pairwise(maps))
     red_minus_blue = maps[0][..., 0] - maps[0][..., 2]
     assert red_minus_blue.min() < -20
     assert red_minus_blue.max() > 20

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 
 import planted
 from model import FastCNN, build_model
-from vit_cifar10.explain.lens import head_contributions
+from vit_cifar10.explain.lens import head_contributions, logit_lens, patch_logits
 from vit_cifar10.explain.maps import (
     attention_maps,
     attention_rollout,
@@ -24,7 +24,14 @@ from vit_cifar10.explain.maps import (
 )
 from vit_cifar10.explain.masks import RIDGE, mask_maps
 from vit_cifar10.explain.methods import find, methods_for
-from vit_cifar10.explain.propagation import attn_lrp, deep_lift
+from vit_cifar10.explain.propagation import (
+    attn_lrp,
+    deep_lift,
+    full_grad_plus,
+    res_lrp,
+    res_lrp_by_layer,
+    residual_sum,
+)
 
 # global_pool, and the number of class tokens
 POOLS = [("token", 1), ("avg", 1), ("avg", 0)]
@@ -183,13 +190,21 @@ def divide(relevance, contributions, total):
 
 
 class SlowAttnLrp:
-    """AttnLRP of a ViT for one image, rule by rule, in float64, without autograd.
+    """AttnLRP or, with `gamma`, ResLRP of a ViT for one image, rule by rule, in float64, without autograd.
 
     `absorbed` is the relevance that biases, positions and the class token receive, and that the softmax loses.
+    `entering` is the relevance (1, N, D) of the tokens that enter each layer.
     """
 
-    def __init__(self, model, image):
+    def __init__(self, model, image, gamma=0.0):
         self.model, self.image, self.absorbed = copy.deepcopy(model).double(), image.double(), 0.0
+        self.gamma, self.entering = gamma, []
+
+    def residual(self, relevance, stream, branch):
+        """The relevance of both parts of a sum. The one with the sign of the sum counts 1 + gamma times."""
+        total = stream + branch
+        grown = [part * torch.where(part.sign() == total.sign(), 1 + self.gamma, 1) for part in (stream, branch)]
+        return [divide(relevance, part, sum(grown)) for part in grown]
 
     def linear(self, layer, x, relevance):
         output = x @ layer.weight.T + layer.bias
@@ -227,10 +242,10 @@ class SlowAttnLrp:
         normed = block.norm2(middle)
         hidden = block.mlp.fc1(normed)
         branch = block.mlp.fc2(block.mlp.act(hidden))
-        of_branch, of_middle = (divide(relevance, part, middle + branch) for part in (branch, middle))
+        of_middle, of_branch = self.residual(relevance, middle, branch)
         of_hidden = self.linear(block.mlp.fc2, block.mlp.act(hidden), of_branch)  # the GELU passes it on
         of_middle = of_middle + self.norm(block.norm2, middle, self.linear(block.mlp.fc1, normed, of_hidden))
-        of_mixed, of_x = (divide(of_middle, part, middle) for part in (mixed, x))
+        of_x, of_mixed = self.residual(of_middle, x, mixed)
         return of_x + self.norm(block.norm1, x, self.attention(block.attn, block.norm1(x), of_mixed))
 
     @torch.no_grad()
@@ -256,6 +271,8 @@ class SlowAttnLrp:
             of_tokens = self.norm(model.norm, states[-1], of_last)
         for block, x in reversed(list(zip(model.blocks, states, strict=False))):
             of_tokens = self.block(block, x, of_tokens)
+            self.entering.insert(0, of_tokens)
+            assert (of_tokens.sum() + self.absorbed).item() == pytest.approx(self.logit.item(), rel=1e-9)
         return self.patches(states[0], of_tokens)
 
     def patches(self, tokens, relevance):
@@ -268,17 +285,105 @@ class SlowAttnLrp:
 
 
 @pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
-def test_attn_lrp_matches_its_rules_and_conserves_relevance(global_pool, prefix):
+@pytest.mark.parametrize("gamma", [0, 0.25, 1])
+def test_attn_lrp_and_res_lrp_match_their_rules_and_conserve_relevance(gamma, global_pool, prefix):
     model = random_model("vit", global_pool=global_pool, class_token=prefix == 1)
     images, targets = torch.randn(3, 3, 32, 32), torch.tensor([1, 4, 0])
-    ours = attn_lrp(model, images, targets)
+    by_layer = res_lrp_by_layer(model, images, targets, gamma)
+    assert torch.equal(by_layer[0], (res_lrp if gamma else attn_lrp)(model, images, targets, *[gamma] * bool(gamma)))
     for image in range(3):
-        slow = SlowAttnLrp(model, images[image])
+        slow = SlowAttnLrp(model, images[image], gamma)
         expected = slow.explain(targets[image])
         assert expected.min() < 0 < expected.max()
-        np.testing.assert_allclose(ours[image].numpy(), expected.numpy(), atol=1e-5 * expected.abs().max().item())
         assert (expected.sum() + slow.absorbed).item() == pytest.approx(slow.logit.item(), rel=1e-9)
-    torch.testing.assert_close(attn_lrp(model, images), attn_lrp(model, images, model(images).argmax(1)))
+        of_layers = [tokens[0, prefix:].sum(1).view(4, 4) for tokens in slow.entering]
+        for ours, theirs in zip(by_layer[:, image], [expected, *of_layers[1:]], strict=True):
+            np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5 * expected.abs().max().item())
+    assert torch.equal(attn_lrp(model, images), attn_lrp(model, images, model(images).argmax(1)))
+
+
+def test_res_lrp_divides_a_sum_by_the_sign_of_its_terms_and_keeps_its_value():
+    """Checked by hand: of 5 = 6 - 1, the 6 counts 12 with gamma = 1, so it gets 12 / 11 of the relevance."""
+    stream, branch = (torch.tensor(values, requires_grad=True) for values in ([6.0, 2, 3, 1], [-1.0, 1, -3, 0]))
+    total = residual_sum(stream, branch, gamma=1.0)
+    assert total.tolist() == [5, 3, 0, 1]
+    of_stream, of_branch = torch.autograd.grad(total.sum(), (stream, branch))
+    assert (of_stream * stream).tolist() == pytest.approx([5 * 12 / 11, 2, 3, 1])
+    assert (of_branch * branch).tolist() == pytest.approx([-5 / 11, 1, -3, 0])
+
+
+# FullGrad+, against its definition
+
+
+class ConstantVit:
+    """A ViT in float64 whose slopes are constants from one image, which makes it linear."""
+
+    def __init__(self, model, image):
+        self.model = model = copy.deepcopy(model).double()
+        self.entering, self.constants = [model.embed(image.double()[None])], []
+        for block in model.blocks:
+            x = self.entering[-1]
+            mixed, weights = block.attn.forward_with_weights(block.norm1(x))
+            hidden = block.mlp.fc1(block.norm2(x + mixed))
+            stds = self.std(block.norm1, x), self.std(block.norm2, x + mixed)
+            self.constants.append((weights, *stds, block.mlp.act(hidden) / hidden))
+            self.entering.append(block(x))
+        self.last_norm = model.fc_norm if model.pools_first else model.norm
+        self.last_std = self.std(self.last_norm, model.pool(self.entering[-1]))
+
+    @staticmethod
+    def std(norm, x):
+        return (x.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+
+    def logits(self, start, x, without=(None, None, None)):
+        """The logits of tokens that enter a layer, `without` this bias (layer, name) at this token."""
+
+        def bias(layer, name, module):
+            values = module.bias.expand(x.shape[1], -1).clone()
+            if without[:2] == (layer, name):
+                values[without[2]] = 0
+            return values
+
+        def norm(module, x, std, values):
+            return (x - x.mean(-1, keepdim=True)) / std * module.weight + values
+
+        for layer in range(start, len(self.model.blocks)):
+            block, (weights, std1, std2, factor) = self.model.blocks[layer], self.constants[layer]
+            attn, mlp = block.attn, block.mlp
+            qkv = norm(block.norm1, x, std1, bias(layer, "norm1", block.norm1)) @ attn.qkv.weight.T
+            value = (qkv + bias(layer, "qkv", attn.qkv)).chunk(3, dim=-1)[2].unflatten(2, (attn.num_heads, -1))
+            heads = (weights @ value.transpose(1, 2)).transpose(1, 2).flatten(2)
+            x = x + heads @ attn.proj.weight.T + bias(layer, "proj", attn.proj)
+            hidden = norm(block.norm2, x, std2, bias(layer, "norm2", block.norm2)) @ mlp.fc1.weight.T
+            hidden = (hidden + bias(layer, "fc1", mlp.fc1)) * factor
+            x = x + hidden @ mlp.fc2.weight.T + bias(layer, "fc2", mlp.fc2)
+        read = norm(self.last_norm, self.model.pool(x), self.last_std, self.last_norm.bias)
+        return self.model.head(read.flatten(1))[0]
+
+    @torch.no_grad()
+    def full_grad_plus(self, target):
+        """What the logit loses without each token or bias, summed over the layers and biases: (tokens,)."""
+        whole = self.logits(0, self.entering[0])[target]
+        lost = torch.zeros(self.entering[0].shape[1]).double()
+        for layer, token in itertools.product(range(len(self.model.blocks)), range(len(lost))):
+            x = self.entering[layer].clone()
+            x[:, token] = 0
+            lost[token] += whole - self.logits(layer, x)[target]
+            for name in ("norm1", "qkv", "proj", "norm2", "fc1", "fc2"):
+                lost[token] += whole - self.logits(0, self.entering[0], (layer, name, token))[target]
+        return lost
+
+
+@pytest.mark.parametrize(("global_pool", "prefix"), POOLS)
+def test_full_grad_plus_matches_what_a_linear_network_loses(global_pool, prefix):
+    model = random_model("vit", global_pool=global_pool, class_token=prefix == 1, depth=2)
+    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
+    ours = full_grad_plus(model, images, targets)
+    for image in range(1, 2):
+        slow = ConstantVit(model, images[image])
+        torch.testing.assert_close(slow.logits(0, slow.entering[0]).float(), model(images)[image])
+        expected = slow.full_grad_plus(targets[image])[prefix:].view(4, 4)
+        np.testing.assert_allclose(ours[image].numpy(), expected.numpy(), atol=1e-5 * expected.abs().max().item())
 
 
 def slow_deep_lift(model, image, target):
@@ -351,6 +456,24 @@ def test_deep_lift_matches_its_rules_and_explains_the_whole_difference_to_the_re
         assert ours[image].sum().item() == pytest.approx(difference, rel=1e-4, abs=1e-5)
 
 
+# Logits of patches
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("fc_norm", [True, False])
+def test_patch_logits_are_those_of_the_logit_lens_on_average(fc_norm, prefix):
+    model = random_model("vit", global_pool="avg", class_token=bool(prefix), fc_norm=fc_norm)
+    images, targets = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
+    ours = patch_logits(model, images, targets)
+    lens = logit_lens(model, images)[1:, torch.arange(2), targets]
+    torch.testing.assert_close(ours.mean(dim=(2, 3)), lens, atol=1e-5, rtol=1e-4)
+    assert ours.std(dim=(2, 3)).min() > 0.01
+    if not fc_norm:  # the network's own head then reads each patch
+        x = model.blocks[0](model.embed(images))
+        expected = model.head(model.norm(x[:, prefix:]))[torch.arange(2), :, targets]
+        torch.testing.assert_close(ours[0].flatten(1), expected, atol=1e-5, rtol=1e-4)
+
+
 # Random masks
 
 
@@ -404,12 +527,19 @@ def enlarge(mask):
 
 
 def every_method():
-    return [(kind, flag) for kind in ("vit", "cnn") for flag in methods_for(random_model(kind))]
+    """(network, the value of --method) for each method and the first network that fits."""
+    kinds = {"vit": random_model("vit"), "avg": average_pooled(), "cnn": random_model("cnn")}
+    fitting = {(kind, flag) for kind, model in kinds.items() for flag in methods_for(model)}
+    return sorted(pair for pair in fitting if pair[0] != "avg" or ("vit", pair[1]) not in fitting)
+
+
+def average_pooled():
+    return random_model("vit", global_pool="avg", class_token=False)
 
 
 @pytest.mark.parametrize(("kind", "flag"), every_method())
 def test_explaining_does_not_change_the_network_and_is_float32_also_under_autocast(kind, flag):
-    method, model = find(flag), random_model(kind)
+    method, model = find(flag), average_pooled() if kind == "avg" else random_model(kind)
     images, targets = torch.randn(2, 3, 32, 32), torch.tensor([3, 1])
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         first = method.explain(model, images, targets)

@@ -201,6 +201,8 @@ def test_curves_and_areas_match_plain_loops(kind):
         for kind_at, (name, values) in enumerate(expected.items()):
             np.testing.assert_allclose(measured["curves"][:, place, fill, kind_at], values, atol=1e-5)
             assert rows["edges", fill_name, name]["area"] == pytest.approx(trapezoid(values).mean(), abs=1e-5)
+        gain = trapezoid(expected["insertion"] - expected["deletion"]).mean()
+        assert rows["edges", fill_name, "SRG"]["area"] == pytest.approx(gain, abs=1e-5)
 
 
 def trapezoid(curves):
@@ -218,9 +220,9 @@ def test_gains_are_paired_and_positive_if_better():
     rows = faithfulness.area_rows({"curves": torch.from_numpy(curves)}, methods)
     for row in rows:
         if row["method"] == "other":
-            sign = 1 if row["kind"] == "insertion" else -1
-            assert [row[f"gain{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.1 * sign] * 3, abs=1e-5)
-        best = max if row["kind"] == "insertion" else min
+            gain = {"insertion": 0.1, "deletion": -0.1, "SRG": 0}[row["kind"]]
+            assert [row[f"gain{end}"] for end in ("", "_low", "_high")] == pytest.approx([gain] * 3, abs=1e-5)
+        best = min if row["kind"] == "deletion" else max
         baselines = [other for other in rows if other["method"] in BASELINES]
         of_column = [one for one in baselines if (one["fill"], one["kind"]) == (row["fill"], row["kind"])]
         assert row["best_baseline"] == best(of_column, key=lambda one: one["area"])["method"]

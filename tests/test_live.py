@@ -18,7 +18,7 @@ from vit_cifar10.data import dataset
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.explanation import Explanation
-from vit_cifar10.explain.lens import head_contributions, logit_lens
+from vit_cifar10.explain.lens import head_contributions, logit_lens, patch_logits
 from vit_cifar10.explain.live import rounded
 from vit_cifar10.explain.maps import (
     attention_maps,
@@ -142,6 +142,8 @@ def check_answer(page, network, inputs, parts=()):
         check_relative(values("rollout"), rollout_by_layer(maps, global_pool=model.global_pool))
         check_relative(explained("gradientRollout"), gradient_rollout_by_layer(model, inputs, target))
         check_relative(values("lens"), logit_lens(model, inputs))
+        if model.global_pool == "avg":
+            check_relative(explained("patchLogits"), patch_logits(model, inputs, target))
         contributions = head_contributions(model, inputs, target)[:, 0].clone()
         for part in parts:
             layer, _, head = part[1:].partition(".")

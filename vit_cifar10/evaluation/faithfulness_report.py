@@ -119,8 +119,14 @@ def print_faithfulness(areas, by_method, methods):
     cells = {(row["method"], row["fill"], row["kind"]): row for row in areas}
     names, fills = (list(dict.fromkeys(row[key] for row in areas)) for key in ("method", "fill"))
     reference = areas[0]["reference"]
-    for kind, better in (("deletion", "lower"), ("insertion", "higher")):
-        print(f"\n{kind}: mean probability of the predicted class along the curve, in %; {better} is better")
+    probability = "mean probability of the predicted class along the curve, in %"
+    explained = {
+        "deletion": f"{probability}; lower is better",
+        "insertion": f"{probability}; higher is better",
+        "SRG": "insertion minus deletion (symmetric relevance gain), in points; higher is better",
+    }
+    for kind, explanation in explained.items():
+        print(f"\n{kind}: {explanation}")
         print(f"in brackets: gain over {reference} in points, image by image, 95 % interval; above 0 is better\n")
         print(" " * 20 + "".join(f"{fill:<22}" for fill in fills).rstrip())
         for name in names:

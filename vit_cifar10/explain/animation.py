@@ -27,8 +27,8 @@ def draw_maps(explanation, methods, caption):
     for method in methods:
         maps = explanation.maps(method, 1 if method.by_layer else len(top))
         if method.by_layer:
-            of_predicted = maps if method.is_class_blind else maps[0]
-            rows.append(MapRow(method.name, of_predicted.cpu().numpy(), layers, is_by_layer=True))
+            of_predicted = (maps if method.is_class_blind else maps[0]).cpu().numpy()
+            rows.append(MapRow(method.name, of_predicted, layers, True, method.is_signed))
             continue
         maps = maps.expand(len(top), -1, -1) if method.is_class_blind else maps[: len(top)]
         titles = [network.classes[index] for index in top]

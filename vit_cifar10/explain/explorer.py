@@ -58,7 +58,8 @@ def page_entry(explanation, name, label):
     }
     for key, method in page_methods(model).items():
         if key != "attention":
-            entry[key] = encode(explanation.maps(method))
+            maps = explanation.maps(method)
+            entry[key] = encode(maps if follows_layers(method) or not method.by_layer else maps[:, method.result])
     if model.has_attention:
         entry |= encode_attention(explanation.attention[:, 0])
         entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
@@ -82,13 +83,18 @@ def capital(text):
     return text[:1].upper() + text[1:]
 
 
+def follows_layers(method):
+    """Whether the page shows the map of the selected layer. Of relevance "entering" layers, it shows the result."""
+    return method.by_layer not in ("", "entering")
+
+
 def method_facts(key, method):
     """What the page must know of a method."""
     return {
         "key": key,
         "name": capital(method.name),
         "meaning": capital(method.legend.format(predicted="the selected class")),
-        "layers": bool(method.by_layer),
+        "layers": follows_layers(method),
         "heads": key == "attention",
         "classes": not method.is_class_blind,
         "signed": method.is_signed,

@@ -6,7 +6,9 @@
 
 Deletion and insertion ask whether the prediction depends on the patches that a map marks as relevant. Deletion removes
 them, most relevant first: the probability of the predicted class should fall early. Insertion restores them on an empty
-image: the probability should rise early (Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421).
+image: the probability should rise early (Petsiuk et al., 2018, https://arxiv.org/abs/1806.07421). Their difference is
+the symmetric relevance gain (SRG), which depends less on how removed patches are filled (Blücher et al., 2024,
+https://arxiv.org/abs/2401.06654): insertion removes the same patches as deletion, but the least relevant first.
 
 Class sensitivity asks whether the map of a class is about this class. Patches are restored in the order of the map of
 the runner-up, the second most probable class, and in the order of the map of the predicted class. The first order
@@ -35,6 +37,8 @@ from vit_cifar10.utils.device import synchronize
 PROTOCOL = 1  # raised whenever something is measured in another way, so that old measurements are not continued
 DRAWS, T_QUANTILE = 3, 4.303  # draws of random weights, and Student's t for a 95 % interval from as many values
 LEAST_DROP = 0.1  # normalized areas leave out images whose probability falls by less than this without any patch
+SRG = "SRG"
+AREAS = (*CURVES, SRG)  # the kinds of rows of each map and fill
 REFERENCES = ("gradient rollout", "Grad-CAM")  # the first one that is measured is what other methods are compared to
 
 
@@ -232,6 +236,11 @@ def areas(curves):
     return np.trapezoid(curves, FRACTIONS, axis=-1)
 
 
+def with_srg(values):
+    """Areas (..., deletion and insertion) with the symmetric relevance gain as a third one."""
+    return np.concatenate([values, np.diff(values, axis=-1)], axis=-1)
+
+
 def normalize_curves(curves):
     """Curves (N, maps, fills, kinds, fractions), scaled so that each image's own ends are 0 and 1, and clipped to this
     range.
@@ -260,22 +269,22 @@ def mean_correlations(measured, methods):
 
 
 def area_rows(measured, methods):
-    """One row for each map, fill and kind of curve.
+    """One row for each map, fill and kind of area: deletion, insertion, and SRG, which is insertion minus deletion.
 
     Gains are differences of areas, image by image: to the method `reference_of(methods)`, and to the best baseline of
-    this fill and kind. Positive gains are better for both kinds.
+    this fill and kind. Positive gains are better for all kinds.
 
     Returns:
         A list of dicts: `area`, `normalized`, `gain` and `gain_over_baseline`, each with its 95 % bootstrap interval as
         `..._low` and `..._high`; see `measured_maps` for the names in `method`.
     """
     curves, names = measured["curves"].numpy(), measured_maps(methods)
-    raw, scaled = areas(curves), areas(normalize_curves(curves))  # (N, maps, fills, kinds)
+    raw, scaled = (with_srg(areas(each)) for each in (curves, normalize_curves(curves)))  # (N, maps, fills, kinds)
     reference = names.index(reference_of(methods))
     rows = []
     for place, name in enumerate(names):
         for fill_place, fill in enumerate(FILLS):
-            for kind_place, kind in enumerate(CURVES):
+            for kind_place, kind in enumerate(AREAS):
                 of_all, sign = raw[:, :, fill_place, kind_place], -1 if kind == "deletion" else 1
                 baseline = max(range(len(methods), len(names)), key=lambda at: sign * of_all[:, at].mean())
                 values = {

@@ -24,6 +24,7 @@ import math
 import torch
 
 from vit_cifar10.utils.device import eval_mode
+from vit_cifar10.utils.methods import LARGE
 
 HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 
@@ -31,6 +32,11 @@ HEAD_FUSIONS = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 def images_at_once(images):
     """How many images of this size fit into memory at once: 250 with 32 x 32 pixels, 5 with 224 x 224."""
     return max(1, 256_000 // (images.shape[-2] * images.shape[-1]))
+
+
+def is_large(model):
+    """Whether a network is a ViT for images of `LARGE` pixels a side or more, as those of the newer papers are."""
+    return model.kind == "vit" and model.patch_embed.img_size >= LARGE
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import importlib
 
 import torch
 
-from vit_cifar10.explain.maps import attention_maps, images_at_once
+from vit_cifar10.explain.maps import attention_maps, images_at_once, is_large
 from vit_cifar10.utils.choices import SAMPLES
 from vit_cifar10.utils.methods import METHODS, SHOWN, MethodEntry
 
@@ -32,7 +32,7 @@ class Method(MethodEntry):
         if self.explains_all_classes:
             return self.compute(model, images)[torch.arange(len(images)), targets]
         maps = self.by_layers(model, images, targets)
-        return maps[-1] if self.by_layer else maps
+        return maps[self.result] if self.by_layer else maps
 
     def by_layers(self, model, images, targets=None, attention=None):
         """The maps of all layers, (depth, B, h, w), or (B, h, w) if there are none by layer.
@@ -69,14 +69,22 @@ def masks_method(samples=SAMPLES):
 
 def methods_for(model):
     """The methods that can explain a network: {the value of --method: Method}."""
-    return {flag: find(flag) for flag, entry in METHODS.items() if model.kind in entry.networks}
+    pool = getattr(model, "global_pool", "")
+    return {
+        flag: find(flag)
+        for flag, entry in METHODS.items()
+        if model.kind in entry.networks and entry.pool in ("", pool)
+    }
 
 
 def shown_methods(model):
-    """The flags of the methods that are shown by default; the last one is the best."""
-    return SHOWN[model.kind]
+    """The flags of the methods that are shown by default; the last one is the best.
+
+    They depend on the kind of network and, for a ViT, on whether it `is_large`.
+    """
+    return SHOWN["large vit" if is_large(model) else model.kind]
 
 
 def best_method(model):
-    """The fast method that did best on the shipped networks; see docs/explanations.md."""
+    """The fast method that did best on networks like this one; see `shown_methods` and docs/explanations.md."""
     return find(shown_methods(model)[-1])

@@ -1,12 +1,17 @@
-"""Signed relevance from one changed backward pass: AttnLRP for a ViT, DeepLIFT for a CNN.
+"""Signed relevance from one changed backward pass: AttnLRP, ResLRP and FullGrad+ for a ViT, DeepLIFT for a CNN.
 
-    attn_lrp(model, images, targets)      # (B, grid, grid): what speaks for (> 0) and against (< 0) a class, in a ViT
-    deep_lift(model, images, targets)     # the same for a CNN
+    attn_lrp(model, images, targets)           # (B, grid, grid): what speaks for (> 0) and against (< 0) a class
+    attn_lrp_by_layer(model, images, targets)  # (depth, B, grid, grid): the same in the tokens that enter each layer
+    res_lrp(model, images, targets)            # AttnLRP with another rule for residual connections
+    full_grad_plus(model, images, targets)     # the inputs and the biases of all layers
+    deep_lift(model, images, targets)          # for a CNN
 
-AttnLRP:   Achtibat et al., 2024, https://arxiv.org/abs/2402.05602
-DeepLIFT:  Shrikumar et al., 2017, https://arxiv.org/abs/1704.02685
+AttnLRP:    Achtibat et al., 2024, https://arxiv.org/abs/2402.05602
+ResLRP:     Berend et al., 2026, https://arxiv.org/abs/2609.17152
+FullGrad+:  Mehri et al., 2025 (LibraGrad), https://arxiv.org/abs/2411.16760
+DeepLIFT:   Shrikumar et al., 2017, https://arxiv.org/abs/1704.02685
 
-The gradient of a deep network is noisy, because its nonlinear parts have steep slopes. Both methods replace these
+The gradient of a deep network is noisy, because its nonlinear parts have steep slopes. These methods replace the
 slopes, and then take gradient × input like any saliency method. The network's own forward pass runs inside `rules`,
 where some of its modules compute the same values in a form that has the wanted gradient.
 """
@@ -18,8 +23,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import Attention
-from vit_cifar10.explain.maps import differentiable, target_logits
+from model import Attention, Block
+from vit_cifar10.explain.maps import differentiable, is_large, target_logits
+
+GAMMA, LARGE_GAMMA = 0.1, 1.0  # of ResLRP, for small ViTs and for large ones; see docs/explanations.md
 
 
 def attn_lrp(model, images, targets=None):
@@ -39,9 +46,87 @@ def attn_lrp(model, images, targets=None):
     Returns:
         (B, grid, grid), positive where a patch speaks for the class and negative where it speaks against the class.
     """
-    with differentiable(model, images) as inputs, rules(model, ATTN_LRP):
-        (gradient,) = torch.autograd.grad(target_logits(model(inputs), targets), inputs)
-        return sum_over_patches(gradient * inputs.detach(), model.grid_size)
+    return attn_lrp_by_layer(model, images, targets)[0]
+
+
+def attn_lrp_by_layer(model, images, targets=None, gamma=0.0):
+    """AttnLRP in the tokens that enter each layer of a ViT: (depth, B, grid, grid).
+
+    The first map is that of `attn_lrp`: there, relevance is followed on to the pixels. From layer to layer, it gathers
+    in the class token, if there is one, which has no place in the maps. The relevance of all tokens that enter a layer
+    adds up to the logit, except for the part of later biases and of the softmax.
+
+    Args:
+        gamma: 0 divides relevance at residual connections as AttnLRP does. For more, see `res_lrp`.
+    """
+    entering = []
+    block = functools.partial(residual_block, entering, gamma)
+    with differentiable(model, images) as inputs, rules(model, {**ATTN_LRP, Block: block}):
+        logits = target_logits(model(inputs), targets)
+        values = [inputs, *entering[1:]]
+        gradients = torch.autograd.grad(logits, values)
+        image, *tokens = (gradient * value.detach() for gradient, value in zip(gradients, values, strict=True))
+        return torch.stack([sum_over_patches(image, model.grid_size), *(patch_sums(model, each) for each in tokens)])
+
+
+def res_lrp(model, images, targets=None, gamma=None):
+    """ResLRP of a ViT: AttnLRP, with a rule for the sums z = a + b at the residual connections.
+
+    Where a layer takes back much of what has been there, a and b are large, have opposite signs and nearly cancel.
+    AttnLRP then turns little relevance of z into much for a and much against it for b, or the reverse. ResLRP counts
+    (1 + gamma) times the one that has the sign of z, which limits the relevance of each to (1 + 1 / gamma) times that
+    of z. The two still add up to the relevance of z.
+
+    Args:
+        gamma: 0 is AttnLRP. The default is `GAMMA` or, for images of `LARGE` pixels or more, that of the paper.
+
+    Returns:
+        (B, grid, grid) as in `attn_lrp`.
+    """
+    return res_lrp_by_layer(model, images, targets, gamma)[0]
+
+
+def res_lrp_by_layer(model, images, targets=None, gamma=None):
+    """ResLRP in the tokens that enter each layer of a ViT: (depth, B, grid, grid), as in `attn_lrp_by_layer`."""
+    if gamma is None:
+        gamma = LARGE_GAMMA if is_large(model) else GAMMA
+    return attn_lrp_by_layer(model, images, targets, gamma)
+
+
+def full_grad_plus(model, images, targets=None):
+    """FullGrad+ of a ViT with LibraGrad's backward pass: what each token and each bias adds to the target's logit.
+
+    It is the sum of gradient × input over the tokens that enter all layers and, at the place of each token, over the
+    biases of all layers. The gradient treats as constants the standard deviation of a layer norm, the attention weights
+    and the factor by which a GELU multiplies its input. The network is then linear: the tokens that enter a layer and
+    all biases from there on add up to the logit. Biases after the pooling belong to no patch, and are left out.
+
+    Returns:
+        (B, grid, grid) as in `attn_lrp`, but the sum over all layers is about `depth` times as large.
+    """
+    terms = []  # pairs of tokens, whose gradient is needed, and of what this gradient is multiplied by
+
+    def enter(module, x):
+        terms.append((x, x.detach()))
+        return type(module).forward(module, x)
+
+    def add_bias(rule, module, x):
+        output = rule(module, x)
+        if terms and output.ndim == 3 and output.shape[1] == terms[0][0].shape[1]:  # between first block and pooling
+            terms.append((output, module.bias.detach()))
+        return output
+
+    table = {
+        Block: enter,
+        nn.LayerNorm: functools.partial(add_bias, layer_norm),
+        nn.Linear: functools.partial(add_bias, nn.Linear.forward),
+        nn.GELU: gelu,
+        Attention: constant_attention,
+    }
+    with differentiable(model, images) as inputs, rules(model, table):
+        logits = target_logits(model(inputs), targets)
+        gradients = torch.autograd.grad(logits, [tokens for tokens, _ in terms])
+        return sum(patch_sums(model, gradient * factor) for gradient, (_, factor) in zip(gradients, terms, strict=True))
 
 
 def deep_lift(model, images, targets=None):
@@ -86,7 +171,30 @@ def sum_over_patches(relevance, grid):
     return belongs.T @ relevance.sum(dim=1) @ belongs
 
 
-# AttnLRP
+def patch_sums(model, relevance):
+    """Relevance of each value of the tokens (B, N, D) -> relevance of each patch (B, grid, grid)."""
+    return relevance.sum(dim=2)[:, model.num_prefix_tokens :].unflatten(1, (model.grid_size, model.grid_size))
+
+
+# AttnLRP, ResLRP and FullGrad+
+
+
+def residual_block(entering, gamma, module, x):
+    """A block that appends its input to `entering`, and adds its branches with `residual_sum`."""
+    entering.append(x)
+    x = residual_sum(x, module.drop_path1(module.attn(module.norm1(x))), gamma)
+    return residual_sum(x, module.drop_path2(module.mlp(module.norm2(x))), gamma)
+
+
+def residual_sum(stream, branch, gamma):
+    """The sum of two tensors, where the one with the sign of the sum gets (1 + gamma) times its share of relevance."""
+    if not gamma:
+        return stream + branch
+    total = (stream + branch).detach()
+    weights = [1 + gamma * (part.detach() * total > 0) for part in (stream, branch)]
+    weighted = weights[0] * stream.detach() + weights[1] * branch.detach()
+    scale = torch.where(total == 0, 1.0, total / weighted)  # keeps the value of the sum
+    return stream * (weights[0] * scale) + branch * (weights[1] * scale)
 
 
 def layer_norm(module, x):
@@ -106,6 +214,12 @@ def attention(module, x):
 
 def half_gradient(x):
     return x / 2 + (x / 2).detach()
+
+
+def constant_attention(module, x):
+    query, key, value = module.project(x)
+    weights = (query @ key.transpose(-2, -1) * module.scale).softmax(dim=-1)
+    return module.merge(weights.detach() @ value)
 
 
 # DeepLIFT: each batch holds the images first, and then one reference for each image

@@ -17,7 +17,7 @@ from vit_cifar10.utils.cli import (
 )
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.limits import LARGEST_SAMPLES
-from vit_cifar10.utils.methods import METHODS, SHOWN
+from vit_cifar10.utils.methods import LARGE, METHODS, SHOWN
 
 MODES = ("cifar", "cifar-single", "custom", "faithfulness")
 SINGLE_MODES = ("cifar-single", "custom")
@@ -60,7 +60,8 @@ def build_parser():
     gif = "file for the GIF; the still is the .png next to it; default: in attention_map_gif/, named after the image"
     add("--gif_path", type=path, help=gif)
     add("--no_gif", action="store_true", help="write neither a GIF nor a still")
-    shown = ", ".join(f"{' and '.join(SHOWN[kind])} for a {title}" for kind, title in (("vit", "ViT"), ("cnn", "CNN")))
+    titles = {"vit": "ViT", "large vit": f"ViT of {LARGE} pixels or more", "cnn": "CNN"}
+    shown = ", ".join(f"{' and '.join(SHOWN[kind])} for a {title}" for kind, title in titles.items())
     slow = " and ".join(flag for flag, method in METHODS.items() if method.is_slow)
     add("--method", choices=METHODS, nargs="+", help=f"maps in the GIF; default: {shown}; {slow} takes long")
     masks = f"masks: number of random masks per image (default {choices.SAMPLES}); faithfulness: also measure masks"

@@ -56,7 +56,8 @@ class MapRow:
     def title(self, index, width):
         """A title for one map, such as "attention in layer 3" or "Grad-CAM for frog", in lines of `width` pixels."""
         entry = find_method(self.name)
-        word = ": for and against" if self.is_signed else f" {(entry and entry.by_layer) or 'for'}"
+        by_layer = (entry and entry.by_layer) if self.is_by_layer else ""
+        word = f" {by_layer or 'for'}" if by_layer or not self.is_signed else ": for and against"
         title = f"{self.name}{word} {self.titles[index]}"
         return textwrap.fill(title, max(12, int(width / 5.8)))
 
@@ -90,7 +91,8 @@ def attention_frames(image, rows, heads, probabilities, classes, caption):
     tall = max(side, 150)
     canvas = Canvas(height=tall + 160 + max(small, LINE_HEIGHT * len(legend)))
     canvas.add_input(image, (12, 58, side))
-    panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers", "in this map")
+    signed_scope = "over all layers" if any(row.is_by_layer for row in rows if row.is_signed) else "in this map"
+    panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers", signed_scope)
     canvas.add_probabilities((788, 52, 156, tall + 14), probabilities, classes)
     head_maps, below = percent_of_maximum(heads), tall + 146
     thumbnails = []

@@ -19,8 +19,11 @@ class MethodEntry:
         networks: the kinds of network that it can explain: "vit", "cnn", "other"; see `Network` in model.py.
         is_signed: whether negative values speak against the class.
         is_class_blind: whether the map is the same for every class.
-        by_layer: "in" if there is a map for each layer, "to" if there is one for all layers up to each, or empty. The
-            function then returns relevance (depth, B, h, w), and the last map is the result.
+        by_layer: what the map of a layer shows, as a word before its name: attention "in" the layer, relevance of the
+            tokens "entering" it, logits "after" it, or all layers up "to" it. Empty if there is only one map. The
+            function otherwise returns relevance (depth, B, h, w). The last map is the result; with "entering", which
+            goes from the output to the input, it is the first one.
+        pool: what a ViT must classify from (its `global_pool`), if not any.
         takes_attention: whether the function takes a ViT's attention weights and `global_pool` instead.
         explains_all_classes: whether the function takes (model, images) and explains all classes at once, (B, C, h, w).
         is_slow: whether only users who ask for it should wait for it.
@@ -35,16 +38,23 @@ class MethodEntry:
     is_signed: bool = False
     is_class_blind: bool = False
     by_layer: str = ""
+    pool: str = ""
     takes_attention: bool = False
     explains_all_classes: bool = False
     is_slow: bool = False
     page_key: str = ""
     options: dict = dataclasses.field(default_factory=dict)
 
+    @property
+    def result(self):
+        """Which of the maps by layer is the result."""
+        return 0 if self.by_layer == "entering" else -1
+
 
 VIT, CNN = ("vit",), ("cnn",)
 FROM_ATTENTION = {"networks": VIT, "is_class_blind": True, "takes_attention": True}
-MAPS, SIGNED = "vit_cifar10.explain.maps", "what adds to the score of {predicted} (red) or takes from it (blue)"
+MAPS, PROPAGATION = "vit_cifar10.explain.maps", "vit_cifar10.explain.propagation"
+SIGNED = "what adds to the score of {predicted} (red) or takes from it (blue)"
 
 METHODS = {
     "attention": MethodEntry(
@@ -79,15 +89,41 @@ METHODS = {
     ),
     "attn-lrp": MethodEntry(
         "AttnLRP",
-        "vit_cifar10.explain.propagation:attn_lrp",
-        f"{SIGNED}, over all layers",
+        f"{PROPAGATION}:attn_lrp_by_layer",
+        SIGNED,
         networks=VIT,
         is_signed=True,
+        by_layer="entering",
         page_key="evidence",
+    ),
+    "res-lrp": MethodEntry(
+        "ResLRP",
+        f"{PROPAGATION}:res_lrp_by_layer",
+        f"{SIGNED}; AttnLRP with another rule for residual connections",
+        networks=VIT,
+        is_signed=True,
+        by_layer="entering",
+    ),
+    "fullgrad-plus": MethodEntry(
+        "FullGrad+",
+        f"{PROPAGATION}:full_grad_plus",
+        f"{SIGNED}, summed over the tokens and biases of all layers",
+        networks=VIT,
+        is_signed=True,
+    ),
+    "patch-logits": MethodEntry(
+        "patch logits",
+        "vit_cifar10.explain.lens:patch_logits",
+        "the score of {predicted} in each patch in this layer; in the last one, their mean is the network's score",
+        networks=VIT,
+        pool="avg",
+        is_signed=True,
+        by_layer="after",
+        page_key="patchLogits",
     ),
     "deep-lift": MethodEntry(
         "DeepLIFT",
-        "vit_cifar10.explain.propagation:deep_lift",
+        f"{PROPAGATION}:deep_lift",
         f"{SIGNED}, compared to an image in the mean color",
         networks=CNN,
         is_signed=True,
@@ -103,9 +139,15 @@ METHODS = {
     ),
 }
 
-# The flags of the maps that are shown by default. The last one of each network is the fast method that did best on the
-# shipped networks; see docs/explanations.md.
-SHOWN = {"vit": ("attention", "attn-lrp"), "cnn": ("deep-lift",), "other": ("grad-cam",)}
+# The flags of the maps that are shown by default. The last one of each network is the fast method that did best: on the
+# shipped networks or, for large ViTs, in the papers that measured these; see docs/explanations.md.
+SHOWN = {
+    "vit": ("attention", "attn-lrp"),
+    "large vit": ("attention", "res-lrp"),
+    "cnn": ("deep-lift",),
+    "other": ("grad-cam",),
+}
+LARGE = 224  # pixels: the side of the images of a large ViT, at least
 
 
 def find_method(name):

@@ -203,6 +203,23 @@ function logitLens(vit, trace) {
   return trace.tokens.map((tokens) => vit.classify(tokens).logits);
 }
 
+/** The logit of a class in each patch after every layer, if their mean is classified: see patch_logits in lens.py. */
+function patchLogits(vit, trace, target) {
+  const { width, prefix, patches, weights } = vit;
+  const row = weights["head.weight"].subarray(target * width, (target + 1) * width);
+  const scale = weights[`${vit.norm}.weight`].map((value, k) => value * row[k]);
+  const shift = weights[`${vit.norm}.bias`], bias = weights["head.bias"][target];
+  const constant = shift.reduce((sum, value, k) => sum + value * row[k], bias);
+  return trace.tokens.slice(1).map((tokens) => {
+    const [std] = vit.classify(tokens).final.std;
+    return Float32Array.from({ length: patches }, (_, patch) => {
+      const token = tokens.subarray((patch + prefix) * width, (patch + prefix + 1) * width);
+      const mean = token.reduce((sum, value) => sum + value, 0) / width;
+      return token.reduce((sum, value, k) => sum + ((value - mean) / std) * scale[k], constant);
+    });
+  });
+}
+
 /** How far each head's output moves a logit directly, with the final norm's standard deviation as a constant. */
 function headContributions(vit, trace, target, off) {
   const { width, headWidth, prefix, heads } = vit;

@@ -94,8 +94,9 @@ function drawClasses(image) {
     list.replaceChildren();
     image.explained.forEach(() => {
       const choice = button(list, "", () => {
-        const isSameForAll = !METHODS[state.method].classes; // then show one that is not
-        choose({ target: Number(choice.dataset.class), method: isSameForAll ? "evidence" : state.method });
+        const first = data.methods.find((method) => method.classes).key; // instead of one that is the same for all
+        const method = METHODS[state.method].classes ? state.method : first;
+        choose({ target: Number(choice.dataset.class), method });
       });
       for (const className of ["bar", "before", "", ""]) {
         choice.append(Object.assign(document.createElement("span"), { className }));

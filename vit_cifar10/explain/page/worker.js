@@ -153,6 +153,7 @@ function explain(trace, inputs, target, off) {
     gradientRollout: join(gradientRollout(network, trace, gradients)),
     gradCam: vitGradCam(network, trace, gradients),
     evidence: attnLrp(network, trace, target, off),
+    ...(network.pool === "avg" && { patchLogits: join(patchLogits(network, trace, target)) }),
     contributions: join(headContributions(network, trace, target, off)),
   };
 }
