@@ -23,8 +23,9 @@ from vit_cifar10.explain.maps import (
     gradient_rollout,
 )
 from vit_cifar10.explain.masks import RIDGE, mask_maps
-from vit_cifar10.explain.methods import find, methods_for
+from vit_cifar10.explain.methods import best_method, find, methods_for
 from vit_cifar10.explain.propagation import (
+    GAMMA,
     attn_lrp,
     deep_lift,
     full_grad_plus,
@@ -533,6 +534,11 @@ def every_method():
     return sorted(pair for pair in fitting if pair[0] != "avg" or ("vit", pair[1]) not in fitting)
 
 
+def test_only_a_vit_that_classifies_from_the_mean_has_logits_of_patches():
+    offered = [("patch-logits" in methods_for(model)) for model in (random_model("vit"), average_pooled())]
+    assert offered == [False, True]
+
+
 def average_pooled():
     return random_model("vit", global_pool="avg", class_token=False)
 
@@ -556,6 +562,16 @@ def test_explaining_does_not_change_the_network_and_is_float32_also_under_autoca
     both = method.for_classes(model, images, classes)
     torch.testing.assert_close(both[:, 0], first, atol=1e-5, rtol=1e-3)
     assert torch.equal(both[:, 0], both[:, 1]) == method.is_class_blind
+
+
+def test_the_best_method_of_a_vit_depends_on_the_size_of_its_images():
+    assert best_method(random_model("vit")).name == "AttnLRP"
+    large, images = random_model("vit", img_size=224, patch_size=56), torch.randn(1, 3, 224, 224)
+    best = best_method(large)
+    assert best.name == "ResLRP"
+    of_paper, of_small = (res_lrp(large, images, gamma=gamma) for gamma in (1, GAMMA))
+    assert torch.equal(best.explain(large, images, None), of_paper)
+    assert not torch.allclose(of_paper, of_small, rtol=0.01)
 
 
 @pytest.mark.parametrize("layer", ["norm2", "mlp", None])
