@@ -71,9 +71,7 @@ def methods_for(model):
     """The methods that can explain a network: {the value of --method: Method}."""
     pool = getattr(model, "global_pool", "")
     return {
-        flag: find(flag)
-        for flag, entry in METHODS.items()
-        if model.kind in entry.networks and entry.pool in ("", pool)
+        flag: find(flag) for flag, entry in METHODS.items() if model.kind in entry.networks and entry.pool in ("", pool)
     }
 
 

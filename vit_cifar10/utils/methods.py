@@ -114,7 +114,7 @@ METHODS = {
     "patch-logits": MethodEntry(
         "patch logits",
         "vit_cifar10.explain.lens:patch_logits",
-        "the score of {predicted} in each patch in this layer; in the last one, their mean is the network's score",
+        "the score of {predicted} in each patch; after the last layer, their mean is the network's score",
         networks=VIT,
         pool="avg",
         is_signed=True,
