@@ -589,8 +589,8 @@ def test_grad_cam_refuses_a_layer_that_the_logit_does_not_reach(layer):
 @pytest.mark.parametrize(
     ("network", "steps", "least"),
     [
-        ("ViT, class token", 200, {"gradient rollout": 0.95, "AttnLRP": 0.99}),
-        ("ViT, mean of patches", 200, {"AttnLRP": 0.99}),
+        ("ViT, class token", 200, {"gradient rollout": 0.95, "AttnLRP": 0.99, "ResLRP": 0.99, "FullGrad+": 0.99}),
+        ("ViT, mean of patches", 200, {"AttnLRP": 0.99, "ResLRP": 0.99, "FullGrad+": 0.99, "patch logits": 0.99}),
         ("CNN", 100, {"DeepLIFT": 0.99}),
     ],
 )
