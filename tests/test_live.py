@@ -386,6 +386,11 @@ def test_the_walk_shows_the_numbers_of_pytorch(name, visit, tmp_path):
     page.evaluate("drawWalk = (numbers) => { window.walked = numbers; }")
     model, patch, head = network.model, 9, 1
     token = patch + model.num_prefix_tokens
+
+    def followed(rows):
+        """The row of what the head reads: the class token or the mean of the patches."""
+        return rows[0, 0] if model.global_pool == "token" else rows[0, model.num_prefix_tokens :].mean(0)
+
     with rounded(model), torch.inference_mode():
         tokens = model.embed(network.prepare(images))
         position = model.pos_embed[0]
@@ -395,16 +400,19 @@ def test_the_walk_shows_the_numbers_of_pytorch(name, visit, tmp_path):
         }
         for layer, block in enumerate(model.blocks, start=1):
             mixed, weights = block.attn.forward_with_weights(block.norm1(tokens))
-            query, key, _ = block.attn.project(block.norm1(tokens))
+            query, key, value = (part[:, head - 1] for part in block.attn.project(block.norm1(tokens)))
             made = block.mlp(block.norm2(tokens + mixed))
             expected |= {
-                "query": query[0, head - 1, token],
-                "scores": key[0, head - 1] @ query[0, head - 1, token] * block.attn.scale,
-                "weights": weights[0, head - 1, token],
-                "before": tokens[0, token],
-                "gathered": mixed[0, token],
-                "made": made[0, token],
-                "after": (tokens + mixed + made)[0, token],
+                "query": followed(query),
+                "key": key[0, token],
+                "products": followed(query) * key[0, token] * block.attn.scale,
+                "scores": followed(query @ key.mT * block.attn.scale),
+                "weights": followed(weights[:, head - 1]),
+                "mixed": followed(weights[:, head - 1] @ value),
+                "before": followed(tokens),
+                "gathered": followed(mixed),
+                "made": followed(made),
+                "after": followed(tokens + mixed + made),
             }
             tokens = tokens + mixed + made
             page.evaluate("delete window.walked")
@@ -412,6 +420,10 @@ def test_the_walk_shows_the_numbers_of_pytorch(name, visit, tmp_path):
             page.wait_for_timeout(100)
             for part, values in expected.items():
                 check_relative(evaluate(page, f"walked.{part}"), values)
+        last = {"last": followed(tokens), "logits": model(network.prepare(images))[0]}
+        norm = model.fc_norm if model.global_pool == "avg" else model.norm
+        for part, values in {**last, "final": norm(last["last"])}.items():
+            check_relative(evaluate(page, f"walked.{part}"), values)
 
 
 def test_a_page_without_an_image_opens_with_a_drawn_one(runs, visit, monkeypatch):

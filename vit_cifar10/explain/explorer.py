@@ -12,19 +12,22 @@ contains the network, and computes its numbers itself. The page is written in pl
 import base64
 import hashlib
 import html
+import io
 import json
 import math
 import re
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from vit_cifar10.explain.encoding import encode
 from vit_cifar10.explain.explanation import count_explained
 from vit_cifar10.explain.lens import head_contributions, logit_lens
-from vit_cifar10.explain.live import check_live, encode_network, rounding_effect
+from vit_cifar10.explain.live import check_live, describe_layers, encode_network, rounding_effect
 from vit_cifar10.explain.methods import methods_for, shown_methods
 from vit_cifar10.explain.removal import remove_each_patch
+from vit_cifar10.plots.network_map import SHOWN_SCORES, draw_map
 from vit_cifar10.plots.overlay import color_table
 from vit_cifar10.plots.style import COLORMAP
 from vit_cifar10.utils.errors import UserError
@@ -32,8 +35,8 @@ from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable
 
 PAGE = Path(__file__).parent / "page"
-PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "chart", "save")
-LIVE_SCRIPTS = ("image", "live", "edit", "strokes", "address", "walk")
+PAGE_SCRIPTS = ("data", "state", "maps", "texts", "pictures", "controls", "views", "chart", "map", "save")
+LIVE_SCRIPTS = ("image", "live", "edit", "strokes", "address", "walk", "cards")
 WORKER_SCRIPTS = ("kernel", "matrix", "network", "gradients", "worker")
 MAX_PRECISE = 4_000_000  # bytes of an image's attention that are stored with full precision
 MAX_PAGE = 100_000_000  # bytes of the largest numbers of a page, in base64
@@ -151,6 +154,45 @@ def page_facts(network, live):
     }
 
 
+def map_facts(network):
+    """What `draw_map` draws of a network."""
+    model, size = network.model, network.image_size
+    facts = {"size": size, "classes": len(network.classes)}
+    if model.has_attention:
+        output = {"avg": "mean token", "distilled": "two output tokens"}.get(model.global_pool, "class token")
+        parts = {"grid": model.grid_size, "tokens": model.pos_embed.shape[1], "blocks": len(model.blocks)}
+        return facts | parts | {"numbers": model.embed_dim, "output": output}
+    maps = []
+    for layer in describe_layers(model):
+        if layer["kind"] == "convolution":
+            size += 2 * layer["padding"] - layer["side"] + 1
+            maps.append([size, layer["outputs"]])
+        elif layer["kind"] == "pool":
+            size //= layer["side"]
+            maps[-1][0] = size
+    return facts | {"maps": maps, "numbers": size**2 * maps[-1][1], "output": "flattened maps"}
+
+
+def write_map(path, network, image):
+    """Write the map of a network as an SVG file in light and dark colors, with an image, uint8 (3, H, W)."""
+    probabilities, classes = network.logits(image[None])[0].softmax(dim=0).topk(min(SHOWN_SCORES, len(network.classes)))
+    scores = [(network.classes[index], value) for index, value in zip(classes, probabilities.tolist(), strict=True)]
+    picture = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(picture, format="png")
+    address = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    light, dark = re.findall(r"^:root.*?\{(.*?)\}", (PAGE / "page.css").read_text("utf-8"), re.DOTALL | re.MULTILINE)[
+        :2
+    ]
+    style = f":root {{{light}}}\n@media (prefers-color-scheme: dark) {{ :root {{{dark}}} }}\n"
+    style += f"svg {{ background: var(--panel) }}\n{(PAGE / 'map.css').read_text('utf-8')}"
+    drawn = draw_map(map_facts(network), image=address, scores=scores)
+    drawn = drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).replace(
+        ">", f"><style>\n{style}</style>", 1
+    )
+    with atomic_write(path) as partial:
+        partial.write_text(f"{drawn}\n", encoding="utf-8")
+
+
 def fill_page(network, entries, live=False, test=None):
     """The page as a string. Its Content-Security-Policy allows its own script and style, and no network access.
 
@@ -158,7 +200,7 @@ def fill_page(network, entries, live=False, test=None):
     much the rounding changes, also on images of `test`, a `Split` of test images.
     """
     script = join_scripts(PAGE_SCRIPTS + (LIVE_SCRIPTS if live else ()) + ("start",))
-    style = (PAGE / "page.css").read_text("utf-8")
+    style = "".join((PAGE / f"{name}.css").read_text("utf-8") for name in ("page", "map"))
     allowed = {"script-src": f"'sha256-{sha256(script)}'", "style-src": f"'sha256-{sha256(style)}'"}
     if live:
         allowed |= {"script-src": f"{allowed['script-src']} 'wasm-unsafe-eval'", "worker-src": "blob:"}
@@ -171,6 +213,7 @@ def fill_page(network, entries, live=False, test=None):
         "policy": f"default-src 'none'; {rules}; img-src data: blob:; base-uri 'none'; form-action 'none'",
         "title": html.escape(title),
         "css": style,
+        "map": "".join(draw_map(map_facts(network), is_narrow) for is_narrow in (False, True)),
         "js": script,
         "data": to_json(data),
         "live": embed_network(network) if live else "",

@@ -25,6 +25,7 @@ function build() {
   for (const tool of TOOLS) byId(`tool-${tool}`).addEventListener("click", () => selectTool(tool));
   byId("tools").addEventListener("keydown", moveAmong);
   buildPatches();
+  buildMap();
   if (data.isVit) {
     const names = [...(data.hasClassToken ? [CLASS_TOKEN] : []), ...(data.pool === "avg" ? [ALL_PATCHES] : [])];
     for (const token of names) {
@@ -80,8 +81,9 @@ function buildPatches() {
     const cell = button(row, "", (event) => {
       const isFirstTap = touched === patch; // a finger cannot hover, so its first tap only selects
       touched = null;
-      if (isFirstTap || (isLive && isHandledByStroke(event))) return;
+      if ((isFirstTap && state.tool !== "guess") || (isLive && isHandledByStroke(event))) return;
       if (state.tool === "select") selectPatch(patch);
+      else if (state.tool === "guess") guess(patch);
       else toggle(patch);
     });
     cells.push(cell);

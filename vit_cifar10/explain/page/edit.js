@@ -37,6 +37,7 @@ function buildEditing() {
   }
   window.addEventListener("hashchange", () => location.hash.slice(1) !== address() && readAddress());
   if (data.isVit) buildWalk();
+  buildCards();
   startLive();
 }
 

@@ -9,6 +9,7 @@ const live = {
   asked: null, // the newest task, until it is done: {answer, target, wantsRemoval}
   wholes: new Set(), // images whose answer for the untouched image is the worker's own
   walkNumber: 0, // of the newest question of the walk
+  probes: [], // what waits for the probabilities of a state that the page does not show
   progress: 0, // of the removal of single patches: a fraction
   failure: "", // what the worker reported before it gave up
   config: null, // the sizes of the network
@@ -88,6 +89,7 @@ function findAnswer(about, isWhole) {
 function receive({ kind, id, ...part }) {
   if (kind === "ready") live.isFast = part.isFast;
   if (kind === "error") fail(part.message);
+  if (kind === "probe") live.probes[id](part.probabilities);
   if (kind === "walk" && id === live.walkNumber) drawWalk(part);
   if (id !== live.number || !live.asked) return; // the state has changed since
   const { answer: answered } = live.asked;
@@ -117,6 +119,13 @@ function adoptWhole(answered) {
   image.explained = order.slice(0, data.explainedClasses);
   live.wholes.add(answered.image);
   if (isNew) state.target = order.includes(image.target) ? image.target : order[0];
+}
+
+/** The class probabilities with some changes to the present state, such as {removed: [5]}, which is not shown. */
+function probe(changes) {
+  const pixels = state.pixels ?? images[state.image].pixels;
+  live.worker.postMessage({ kind: "probe", id: live.probes.length, pixels, ...describeState(false), ...changes });
+  return new Promise((resolve) => { live.probes.push(resolve); });
 }
 
 function fail(message) {

@@ -128,12 +128,12 @@ class VisionTransformer {
     }
   }
 
-  /** What the head reads: the class token, or the mean of the patches. */
-  pooled(tokens) {
-    const { width, prefix, patches } = this;
-    if (this.pool === "token") return tokens.slice(0, width);
+  /** What the head reads of a matrix with one row per token: the class token's row, or the mean of the patches'. */
+  pooled(matrix, width = this.width) {
+    const { prefix, patches } = this;
+    if (this.pool === "token") return matrix.slice(0, width);
     const mean = new Float32Array(width);
-    for (let index = prefix * width; index < tokens.length; index += 1) mean[index % width] += tokens[index] / patches;
+    for (let index = prefix * width; index < matrix.length; index += 1) mean[index % width] += matrix[index] / patches;
     return mean;
   }
 

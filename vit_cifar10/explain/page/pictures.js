@@ -64,7 +64,7 @@ function drawBoard(canvas, map, maximum, isSigned = false) {
   const image = shownPicture();
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  const opacity = state.strength / 100;
+  const opacity = state.tool === "guess" ? 0 : state.strength / 100;
   paintMap(overlay, map, maximum, isSigned, opacity);
   for (const [layer, alpha] of [[image.color, 1], [image.gray, Math.min(1, 2 * opacity)], [overlay, 1]]) {
     context.globalAlpha = alpha;
@@ -81,6 +81,7 @@ function drawBoard(canvas, map, maximum, isSigned = false) {
   }
   context.stroke();
   for (const patch of state.removed) drawRemoved(context, patch, cell);
+  for (const patch of state.guess) outline(context, patch, cell);
   if (selectedPatch() !== null) outline(context, selectedPatch(), cell);
 }
 

@@ -24,6 +24,8 @@ const state = {
   color: "#ff2020",
   brush: 2, // its radius in pixels
   strengthBefore: null, // the overlay before painting, which lowers it
+  card: null, // the open card; see CARDS
+  guess: [], // the patches that the user has guessed; see cards.js
   step: null, // of the explanation of how the network works, or null if it is closed
 };
 

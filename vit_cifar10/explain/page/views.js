@@ -31,6 +31,7 @@ function draw() {
   }
   byId("play").textContent = state.timer ? "Pause" : "Play the layers";
   drawMaps(method);
+  drawMap();
   drawClasses(image);
   if (data.isVit) {
     drawLens(image);
@@ -40,6 +41,7 @@ function draw() {
     drawEditing();
     ask();
     if (data.isVit) askForWalk();
+    drawCard();
   }
 }
 

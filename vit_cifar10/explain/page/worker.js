@@ -17,6 +17,10 @@ onmessage = ({ data: message }) => {
     postMessage({ kind: "walk", id: message.id, ...walk(trace, message) });
     return;
   }
+  if (message.kind === "probe") {
+    postMessage({ kind: "probe", id: message.id, probabilities: softmax(see(message).trace.logits.slice(), network.classes) });
+    return;
+  }
   task = message;
   if (!isWorking) work();
 };
@@ -158,26 +162,34 @@ function explain(trace, inputs, target, off) {
   };
 }
 
-/** The numbers of the walk through a ViT, which follows one patch through one layer and head. */
+/**
+ * The numbers of the walk through a ViT. It follows what the head reads, which is the class token or the mean of the
+ * patches, and one patch, through one layer and head. The mean of the scores is the score of the mean query.
+ */
 function walk(trace, { layer, head, patch, off }) {
-  const { width, prefix, patches, tokens, headWidth } = network, token = patch + prefix;
+  const { width, prefix, patches, tokens, headWidth, depth } = network;
   const block = network.block(trace.tokens[layer], layer, new Set(off), tokens);
-  const row = (matrix, index) => matrix.slice(index * width, (index + 1) * width);
+  const row = (matrix, index, columns = width) => matrix.slice(index * columns, (index + 1) * columns);
   const position = (index) => row(network.weights.pos_embed, index + prefix);
-  const { query, key, weights } = block.attention.heads[head];
-  const ofToken = query.slice(token * headWidth, (token + 1) * headWidth);
-  const [before, middle, after] = [trace.tokens[layer], block.middle, block.out].map((matrix) => row(matrix, token));
+  const { query, key, value, weights } = block.attention.heads[head], scale = headWidth ** -0.5;
+  const [before, middle, after] = [trace.tokens[layer], block.middle, block.out].map((matrix) => network.pooled(matrix));
+  const asked = network.pooled(query, headWidth), offered = row(key, patch + prefix, headWidth);
+  const fractions = network.pooled(weights, tokens);
   return {
     patch,
-    projected: row(trace.tokens[0], token).map((value, index) => value - position(patch)[index]),
+    projected: row(trace.tokens[0], patch + prefix).map((part, index) => part - position(patch)[index]),
     similarity: Float32Array.from({ length: patches }, (_, other) => cosine(position(patch), position(other))),
-    query: ofToken,
-    scores: linear(ofToken, key, null, 1, headWidth, tokens).map((score) => score / Math.sqrt(headWidth)),
-    weights: weights.slice(token * tokens, (token + 1) * tokens),
+    query: asked,
+    key: offered,
+    products: asked.map((part, index) => part * offered[index] * scale),
+    scores: linear(asked, key, null, 1, headWidth, tokens).map((score) => score * scale),
+    weights: fractions,
+    mixed: multiply(fractions, value, 1, tokens, headWidth),
     before,
-    gathered: middle.map((value, index) => value - before[index]),
-    made: after.map((value, index) => value - middle[index]),
+    gathered: middle.map((part, index) => part - before[index]),
+    made: after.map((part, index) => part - middle[index]),
     after,
+    last: network.pooled(trace.tokens[depth]),
     final: trace.final.out,
     logits: trace.logits,
   };
