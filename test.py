@@ -64,6 +64,8 @@ from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs, output_folder
 from vit_cifar10.utils.text import printable, shorten
 
+EXAMPLES = ("cat", "deer", "truck", "bird")  # images in examples/ with which a live page opens
+
 # Everything that draws is imported inside functions: it takes a second, which single images do not wait for.
 
 
@@ -297,24 +299,31 @@ def classify_folder(run, network, args):
         write_explorer(network, [(Explanation(network, image), name, "") for image, name in named], args)
 
 
-def write_explorer(network, images, args, test=None):
-    """Write the page that --html asks for. `images` are the arguments of `page_entry`."""
+def write_explorer(network, images, args, test=None, others=()):
+    """Write the page that --html asks for. `images` are the arguments of `page_entry`, `others` names and images."""
     if args.html is not None:
         from vit_cifar10.explain import explorer
 
         bar = {"desc": "explaining", "unit": "image", "leave": False, "disable": None if len(images) > 1 else True}
         entries = [explorer.page_entry(*image) for image in tqdm(images, **bar)]
+        entries += [explorer.image_entry(image, name, "") for name, image in others]
         explorer.write_page(args.html, network, entries, args.live, test)
         size = Path(args.html).stat().st_size
         print(printable(f"wrote {args.html} ({size / 1000:,.0f} KB); open it in a browser"))
 
 
 def write_example(run, network, args):
-    """Write the live page of a network without an image of the user's own."""
-    from vit_cifar10.data.shapes import draw_shapes
+    """Write the live page of a network without an image of the user's own: it opens with examples."""
+    if network.dataset == "shapes":
+        from vit_cifar10.data.shapes import draw_shapes
 
-    image = draw_shapes(1, network.image_size, seed=0)[0][0]
-    write_explorer(network, [(Explanation(network, image), "drawn example", "")], args)
+        images, labels = draw_shapes(4, network.image_size, seed=0)
+        examples = [(f"drawn {network.classes[label]}", image) for image, label in zip(images, labels, strict=True)]
+    else:
+        folder = Path(__file__).parent / "examples"
+        examples = [(name, open_image(folder / f"{name}.png", network.image_size)) for name in EXAMPLES]
+    (name, first), *others = examples
+    write_explorer(network, [(Explanation(network, first), name, "")], args, others=others)
 
 
 def classify(network, image, name, label, args):

@@ -32,7 +32,7 @@ MOST_RELEVANT = """(() => {
 SELECT_STRONGEST_HEAD = """(() => {
     const moves = Array.from(state.answer.explanations.get(state.target).contributions);
     const strongest = moves.indexOf(Math.max(...moves)), layer = Math.floor(strongest / data.heads) + 1;
-    selectTool("remove");
+    change({ tool: "remove" });
     change({ layer, head: FIRST_HEAD + strongest % data.heads, token: defaultToken });
 })()"""
 

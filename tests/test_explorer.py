@@ -43,13 +43,15 @@ def read(page):
     return page.locator("#readout").inner_text()
 
 
-def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit):
+def test_selecting_a_patch_shows_its_row_and_column_of_the_attention(pages, visit):
     path, network, images = pages["vit"]
     page = visit(path)
     maps = attention_maps(network.model, network.prepare(images[5:6]))[:, 0]
     (row, column), grid = (2, 3), 4
     token = 1 + row * grid + column
-    page.locator("#patches button").nth(row * grid + column).hover()
+    page.locator("#tool-select").click()
+    page.locator("#patches button").nth(row * grid + column).click()
+    page.locator("#other summary").click()
     page.locator("#layer").fill("2")
     page.locator("#head").fill("3")  # mean, max, head 1, head 2
     page.locator("#strength").fill("100")
@@ -62,11 +64,18 @@ def test_hovering_a_patch_shows_its_row_and_column_of_the_attention(pages, visit
     check_readout(page.locator("#readout").inner_text(), ours[token, 1:], ours[1:, token], grid)
     token_percent = re.search(r"class token: ([\d.]+) %", page.locator("#tokens").inner_text())
     assert float(token_percent[1]) / 100 == pytest.approx(ours[token, 0].item(), abs=6e-4)
-    for board, values in (("main", ours[token, 1:]), ("other", ours[1:, token])):
-        most = re.search(r"[\d.]+", page.locator(f"#{board}-most").inner_text())
-        assert float(most[0]) / 100 == pytest.approx(values.max().item(), abs=6e-4)
-    check_colors(page, "main-canvas", ours[token, 1:])
-    check_colors(page, "other-canvas", ours[1:, token])
+    for own_scale in (False, True):
+        page.locator("#own-scale").set_checked(own_scale)
+        wait_until_drawn(page)
+        for board, values, whole in (
+            ("main", ours[token, 1:], maps[:, :, token, 1:]),
+            ("other", ours[1:, token], maps[:, :, 1:, token]),
+        ):
+            maximum = (values if own_scale else whole).max().item()
+            most = re.search(r"[\d.]+", page.locator(f"#{board}-most").inner_text())
+            assert float(most[0]) / 100 == pytest.approx(maximum, abs=6e-4)
+            check_colors(page, f"{board}-canvas", values, maximum=maximum)
+            check_uniform(page, board, maximum)
     page.locator("#head").fill("0")
     wait_until_drawn(page)
     torch.testing.assert_close(evaluate(page, "explorer.mainMap().values"), maps[1].mean(0)[token, 1:], **CLOSE)
@@ -85,7 +94,43 @@ def check_readout(text, row, column, grid):
         torch.testing.assert_close(fractions, values.topk(3).values, rtol=0, atol=6e-4)
 
 
-def check_colors(page, canvas, values, is_signed=False):
+def test_a_map_lies_over_a_faint_gray_image_and_removed_patches_have_no_color(pages, visit):
+    import matplotlib
+
+    path, network, images = pages["vit"]
+    page = visit(path)
+    page.evaluate("explorer.change({removed: new Set([5]), layer: 3})")
+    wait_until_drawn(page)
+    maps = attention_maps(network.model, network.prepare(images[5:6]))[:, 0]
+    values = maps[2].mean(0)[0, 1:].view(4, 4).double()
+    colors = 255 * matplotlib.colormaps["viridis"]((values / maps[:, :, 0, 1:].max()).sqrt().numpy())[..., :3]
+    gray = 127.5 + 0.35 * (images[5].float().mean(0).numpy() - 127.5)
+    expected = 0.75 * colors.repeat(8, 0).repeat(8, 1) + 0.25 * gray[..., None]
+    board = page.evaluate("document.getElementById('main-canvas').toDataURL().split(',')[1]")
+    board = np.asarray(Image.open(io.BytesIO(base64.b64decode(board))).convert("RGB")).astype(int)
+    shown = board[7::15, 7::15]  # the center of each pixel of the image
+    removed = np.zeros((32, 32), bool)
+    removed[8:16, 8:16] = True
+    np.testing.assert_allclose(shown[~removed], expected[~removed], atol=3)
+    assert (np.ptp(shown[removed], axis=1) == 0).all()  # gray, with a hatching in black and white
+
+
+def check_uniform(page, board, maximum):
+    """Check the text below a scale, and that the scale has a white mark at 1/N, where N is the number of tokens."""
+    assert page.locator(f"#{board}-uniform").inner_text() == "uniform = 1/17 = 5.88 %"
+    column = round(512 * (1 / 17 / maximum) ** 0.5)
+    pixel = page.evaluate(
+        """([board, column]) => {
+            const context = new OffscreenCanvas(1, 1).getContext("2d");
+            context.drawImage(document.getElementById(`${board}-scale`), -column, -9);
+            return Array.from(context.getImageData(0, 0, 1, 1).data);
+        }""",
+        [board, column],
+    )
+    assert pixel == [255] * 4
+
+
+def check_colors(page, canvas, values, is_signed=False, maximum=None):
     """Check, with the overlay at 100 %, that each patch has the color of its value.
 
     The color is viridis of the square root of the value or, if values are signed, blue to red with white at 0.
@@ -106,7 +151,8 @@ def check_colors(page, canvas, values, is_signed=False):
     )
     palette = matplotlib.colormaps["RdBu_r" if is_signed else "viridis"]
     values = values.double()
-    fractions = values / values.abs().max() / 2 + 0.5 if is_signed else (values / values.max()).sqrt()
+    maximum = maximum or values.abs().max()
+    fractions = values / maximum / 2 + 0.5 if is_signed else (values / maximum).sqrt()
     expected = 255 * palette((255 * fractions).round().int().numpy())[:, :3]
     np.testing.assert_allclose(pixels, expected, atol=3)
 
@@ -167,7 +213,7 @@ def test_red_patches_count_for_the_selected_class_and_blue_ones_against_it(name,
         mean_color_score = model(torch.zeros_like(inputs))[0, target].item()
     number, largest = r"([+−]?[\d.e-]+)", values.abs().max().item()
     rest = "everything else (.*)" if name == "vit" else "an image in the mean color()"
-    together = rf"All patches together: {number}; {rest}: {number}; the score of “{class_name}”: {number}. Select .*"
+    together = rf"All patches together: {number}; {rest}: {number}; the score of “{class_name}”: {number}. Point at .*"
     sum_shown, _, rest_shown, score_shown = re.fullmatch(together, read(page)).groups()
     check_number(sum_shown, values.sum().item())
     check_number(rest_shown, score - values.sum().item() if name == "vit" else mean_color_score)
@@ -221,7 +267,8 @@ def test_removing_one_patch_shows_the_measurement_and_removing_two_shows_no_gues
         assert float(re.search(r"[\d.]+", text)[0]) / 100 == pytest.approx(expected[index].item(), abs=6e-4)
     assert page.locator("#answers-title").inner_text() == "Probabilities without row 2, column 3"
     predicted = whole.argmax()
-    before, after = re.search(r"Without row 2, column 3: .*? ([\d.]+) % → ([\d.]+) %", read(page)).groups()
+    before, after = re.search(r"Without row 2, column 3: .*? ([\d.]+) → ([\d.]+) %", read(page)).groups()
+    assert f"still {network.classes[predicted]}" in read(page) or expected.argmax() != predicted
     assert float(before) / 100 == pytest.approx(whole[predicted].item(), abs=6e-4)
     assert float(after) / 100 == pytest.approx(expected[predicted].item(), abs=6e-4)
     for target in (0, 7):
@@ -251,7 +298,7 @@ def test_everything_works_from_the_keyboard(pages, visit):
     for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft", "Enter"):
         page.keyboard.press(key)
     wait_until_drawn(page)
-    assert (state()["token"], state()["removed"]) == (8, [8])  # it stops at the edge
+    assert (state()["token"], state()["hover"], state()["removed"]) == ("class", 8, [8])  # it stops at the edge
     assert page.locator("#patches button").nth(8).get_attribute("aria-label").endswith(", removed")
     page.locator("#methods button").first.focus()
     for method, button in (("evidence", "AttnLRP"), ("rollout", "Rollout")):
@@ -259,12 +306,26 @@ def test_everything_works_from_the_keyboard(pages, visit):
         wait_until_drawn(page)
         assert state()["method"] == method
         assert page.locator("#methods [aria-checked=true]").inner_text() == button
-    for name, value in (("Layer", "1 of 3"), ("Overlay", "60 %")):
+    for name, value in (("Layer", "1 of 3"), ("Overlay", "75 %")):
         slider = page.get_by_role("slider", name=name)
         assert slider.get_attribute("aria-valuetext") == value
+    page.locator("#tool-remove").press("ArrowRight")
+    page.locator("#patches [tabindex='0']").press("Enter")
+    wait_until_drawn(page)
+    assert state()["token"] == 8
+    assert page.locator("#patches [aria-selected=true]").get_attribute("aria-label") == "row 3, column 1, removed"
+    assert not page.locator("#announcement").inner_text()
+    page.keyboard.press("r")  # only now does a screen reader read the value
+    page.wait_for_timeout(200)
+    assert page.locator("#announcement").inner_text() == read(page)
     page.keyboard.press("Escape")
     wait_until_drawn(page)
     assert state()["token"] == "class"
+    page.locator("#thumbnails [tabindex='0']").press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert (state()["method"], state()["layer"], state()["head"]) == ("attention", 2, 3)
+    page.evaluate("explorer.change({layer: 1})")
     page.locator("#play").press("Space")
     for _ in range(100):  # Playwright's own waiting evaluates strings, which the page's policy forbids
         page.wait_for_timeout(100)
@@ -318,7 +379,7 @@ def test_thumbnails_images_and_themes_can_be_selected(pages, visit):
     assert page.locator("#head-name").inner_text() == "2 of 2"
     page.locator("#images button").nth(2).click()
     wait_until_drawn(page)
-    assert page.locator("h1").inner_text().startswith("image 13: ")
+    assert page.locator("#subtitle").inner_text().startswith("image 13 · ")
 
 
 @pytest.mark.parametrize("name", ["vit", "cnn"])
@@ -326,10 +387,19 @@ def test_it_fits_a_phone_and_responds_to_touch(name, pages, visit):
     page = visit(pages[name][0], NARROW, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     cell = page.locator("#patches button").nth(5)
+    for removed in (1, 0):  # the second tap restores the patch
+        cell.tap()
+        assert page.evaluate("explorer.state.removed.size") == removed
+    page.locator("#tool-select").tap()
     cell.tap()
+    wait_until_drawn(page)
     assert page.evaluate("[explorer.state.token, explorer.state.removed.size]") == [5, 0]
-    cell.tap()
-    assert page.evaluate("[explorer.state.token, explorer.state.removed.size]") == [5, 1]
+    small = """[...document.querySelectorAll("button, select, summary, input[type=range]")].filter((control) => {
+        const { width, height } = control.getBoundingClientRect();
+        return width && Math.min(width, height) < (control.closest("#patches") ? 40 : 44);
+    }).length"""
+    assert page.evaluate(small) == 0
+    assert page.locator("#classes").bounding_box()["y"] < 740  # a phone's first screen
 
 
 @pytest.mark.parametrize(("method", "palette"), [("attention", "viridis"), ("evidence", "RdBu_r")])
@@ -344,16 +414,22 @@ def test_the_view_is_saved_as_a_picture(method, palette, pages, visit, tmp_path)
     assert download.value.suggested_filename == f"image-5-{method}.png"
     download.value.save_as(tmp_path / "view.png")
     picture = np.asarray(Image.open(tmp_path / "view.png").convert("RGB")).astype(int)
-    board = page.evaluate("document.getElementById('main-canvas').toDataURL().split(',')[1]")
-    board = np.asarray(Image.open(io.BytesIO(base64.b64decode(board))).convert("RGB")).astype(int)
-    top, left, side = 98, 24, len(board)  # 3.8 lines of 26 pixels; the margin
-    assert abs(picture[top + 1 : top + side, left : left + side] - board[:-1]).mean() < 3
-    ends = picture[top + side + 12, [left, left + side - 1]]  # of the color scale
-    np.testing.assert_allclose(ends, 255 * matplotlib.colormaps[palette]([0.0, 1.0])[:, :3], atol=3)
+    top, margin, side = 98, 24, 480  # 3.8 lines of 26 pixels
+    for place, name in enumerate(("photo", "main")):
+        board = page.evaluate(f"document.getElementById('{name}-canvas').toDataURL().split(',')[1]")
+        board = np.asarray(Image.open(io.BytesIO(base64.b64decode(board))).convert("RGB")).astype(int)
+        left = margin + place * (side + margin)
+        assert abs(picture[top + 1 : top + side, left : left + side] - board[:-1]).mean() < 3
+    ends = picture[top + side + 15, [left, left + side - 1]]  # of the color scale
+    alpha = 0.85 if method == "evidence" else 0.75
+    expected = alpha * 255 * matplotlib.colormaps[palette]([0.0, 1.0])[:, :3] + (1 - alpha) * 127.5
+    np.testing.assert_allclose(ends, expected, atol=3)
     background = picture[2, 2]
-    title, readout, classes = np.s_[8:36, 24:300], np.s_[-40:-15, 24:500], np.s_[98:300, -270:-24]
-    for part in (title, readout, classes):
+    for part in (np.s_[8:36, 24:100], np.s_[645:668, 24:500], np.s_[98:300, -360:-24]):  # title, readout, classes
         assert (abs(picture[part] - background).max(axis=2) > 100).mean() > 0.01  # it contains text
+    probability = evaluate(page, "answer().probabilities").max().item()
+    bar = (abs(picture[106, 1140:1250] - background).max(axis=1) > 60).sum()  # of the first class
+    assert bar == pytest.approx(0.32 * 340 * probability, abs=3)
 
 
 HOSTILE = '"><script>alert(1)<\\script><img src=x onerror=alert(2)>{{data}}\u2028.png'
@@ -367,7 +443,8 @@ def test_names_from_any_source_stay_text(pages, visit, tmp_path):
     explorer.write_page(tmp_path / "page.html", hostile, [entry])
     page = visit(tmp_path / "page.html")
     assert page.locator("script").count() == 2
-    assert page.locator("h1").inner_text().startswith(f"{name}: predicted {name}")
+    assert page.locator("h1").inner_text().startswith(name)
+    assert page.locator("#subtitle").inner_text().startswith(f"{name} · {name} · ")
     assert page.title().startswith(name)
 
 
@@ -379,7 +456,7 @@ def test_a_file_name_stays_text_and_the_page_sends_nothing(runs, visit, monkeypa
     flags = ["--model_path", "model/vit", "--mode", "custom", "--no_gif", "--no_image", "--html", "hostile.html"]
     test_command.main([*flags, "--image_path", HOSTILE])
     page = visit(runs / "hostile.html")
-    assert page.locator("h1").inner_text().startswith(HOSTILE.replace("\u2028", "\ufffd"))
+    assert page.locator("#subtitle").inner_text().startswith(HOSTILE.replace("\u2028", "\ufffd"))
     assert page.locator("script").count() == 2
     assert page.locator("img").count() == 0
     blocked = page.evaluate(
@@ -425,7 +502,7 @@ def test_networks_of_other_shapes_have_pages(config, visit, tmp_path):
         for token in ("'class'" if model.num_prefix_tokens else "'all'", "'all'", "0"):
             page.evaluate(f"explorer.change({{method: '{method}', token: {token}}})")
             wait_until_drawn(page)
-            assert "NaN" not in read(page) + page.locator(".boards").inner_text()
+            assert "NaN" not in read(page) + page.locator("main").inner_text()
     maps = attention_maps(model, network.prepare(images))[-1, 0].mean(0)
     page.evaluate("explorer.change({method: 'attention', token: 'all', head: 0})")
     expected = maps[model.num_prefix_tokens :, model.num_prefix_tokens :].mean(0)

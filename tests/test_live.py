@@ -285,7 +285,7 @@ def test_an_image_can_be_dropped_or_pasted(way, visit, tmp_path):
         page.wait_for_timeout(500)
         wait_for_answer(page)
         assert page.evaluate("images.length") == expected
-    assert page.locator("h1").inner_text().startswith("a cat.png: predicted ")
+    assert page.locator("#subtitle").inner_text().startswith("a cat.png · your image · ")
     assert page.locator("#editing-note").inner_text() == "a cat.png is not an image that this browser can read."
 
 
@@ -426,11 +426,51 @@ def test_the_walk_shows_the_numbers_of_pytorch(name, visit, tmp_path):
             check_relative(evaluate(page, f"walked.{part}"), values)
 
 
-def test_a_page_without_an_image_opens_with_a_drawn_one(runs, visit, monkeypatch):
+def test_a_page_without_an_image_opens_with_drawn_ones_for_drawn_classes(runs, visit, monkeypatch):
     run_test(runs, "--model_path model/vit --html live.html --live", monkeypatch)
     page = visit(runs / "live.html")
     wait_for_answer(page)
-    assert page.locator("h1").inner_text().startswith("drawn example: predicted ")
+    names = page.locator("#images").inner_text().split()
+    assert names == ["drawn", "circle", "drawn", "square", "drawn", "triangle", "drawn", "diamond"]
+
+
+def test_a_page_without_an_image_opens_with_photos(tmp_path, visit, monkeypatch):
+    run_test(tmp_path, f"--model_path {ROOT / 'model' / 'cnn-32-cifar10'} --html live.html --live", monkeypatch)
+    page = visit(tmp_path / "live.html")
+    wait_for_answer(page)
+    assert re.fullmatch(r"cat \d\d %", page.locator("h1").inner_text())
+    network = checkpoint.load_network(ROOT / "model" / "cnn-32-cifar10", torch.device("cpu"))
+    for name in ("deer", "truck", "bird"):
+        page.get_by_role("button", name=name, exact=True).first.click()
+        wait_until_drawn(page)
+        wait_for_answer(page)
+        with rounded(network.model):
+            expected = network.logits(open_image(ROOT / "examples" / f"{name}.png", 32)[None]).softmax(1)[0]
+        torch.testing.assert_close(evaluate(page, "state.answer.probabilities"), expected, rtol=0, atol=1e-4)
+        assert page.locator("h1").inner_text() == f"{network.classes[expected.argmax()]} {100 * expected.max():.0f} %"
+
+
+def test_changes_keep_what_one_watches(visit, tmp_path):
+    images = write_live(random_network(NETWORKS["token"]), tmp_path / "page.html")
+    page = visit(tmp_path / "page.html")
+    wait_for_answer(page)
+    change(page, "{token: 20, layer: 2}")
+    scale = page.locator("#main-scale, #main-most, #main-uniform").all_inner_texts()
+    for board in ("#photo-board", "#main-board"):
+        page.locator(board).click(position={"x": 10, "y": 10})
+        wait_for_answer(page)
+        assert page.locator("#main-title").inner_text() == "Attention from row 3, column 5"
+        assert page.locator("#main-scale, #main-most, #main-uniform").all_inner_texts() == scale
+        assert page.evaluate("state.removed.has(0)") == (board == "#photo-board")  # the second click restores it
+    page.locator("#tool-paint").click()
+    page.locator("#photo-board").click()
+    page.evaluate("selectImage(1)")
+    wait_until_drawn(page)
+    wait_for_answer(page)
+    assert page.locator("#strength-name").inner_text() == "75 %"
+    assert evaluate(page, "shownPicture().color.getContext('2d').getImageData(0, 0, 1, 1).data")[:3].tolist() == (
+        images[1][:, 0, 0].tolist()
+    )
 
 
 def test_the_page_reports_what_the_rounding_of_the_weights_changes(runs, visit, monkeypatch):

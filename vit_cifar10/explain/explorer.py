@@ -29,7 +29,7 @@ from vit_cifar10.explain.methods import methods_for, shown_methods
 from vit_cifar10.explain.removal import remove_each_patch
 from vit_cifar10.plots.network_map import SHOWN_SCORES, draw_map
 from vit_cifar10.plots.overlay import color_table
-from vit_cifar10.plots.style import COLORMAP
+from vit_cifar10.plots.style import COLORMAP, LINE_COLORS, SIGNED_COLORMAP
 from vit_cifar10.utils.errors import UserError
 from vit_cifar10.utils.files import atomic_write
 from vit_cifar10.utils.text import printable
@@ -51,9 +51,7 @@ def page_entry(explanation, name, label):
     """
     model, inputs, classes = explanation.model, explanation.inputs, explanation.classes
     entry = {
-        "name": name,
-        "label": label,
-        "pixels": encode(explanation.image.permute(1, 2, 0).cpu().numpy(), "u1"),
+        **image_entry(explanation.image, name, label),
         "scores": encode(explanation.logits),
         "probabilities": encode(explanation.probabilities),
         "explained": classes.tolist(),
@@ -69,6 +67,11 @@ def page_entry(explanation, name, label):
         parts = [head_contributions(model, *part) for part in explanation.parts(len(classes))]
         entry["contributions"] = encode(torch.cat(parts, dim=1).transpose(0, 1))  # (explained, layers, heads)
     return entry
+
+
+def image_entry(image, name, label):
+    """An entry without results, for further images of a live page, which computes them. `image` is uint8 (3, H, W)."""
+    return {"name": name, "label": label, "pixels": encode(image.permute(1, 2, 0).cpu().numpy(), "u1")}
 
 
 def page_methods(model, live=False):
@@ -136,7 +139,7 @@ def page_facts(network, live):
     """The facts about the network that the page needs, and the page's color maps."""
     model = network.model
     is_vit = model.has_attention
-    palettes = {"colors": COLORMAP, "differences": "RdBu_r"}  # the second one is for values of both signs
+    palettes = {"colors": COLORMAP, "differences": SIGNED_COLORMAP}
     return {
         "network": f"{printable(network.name)}, a {model.title} {network.origin}",
         "classes": network.classes,
@@ -150,6 +153,7 @@ def page_facts(network, live):
         "hasClassToken": is_vit and model.cls_token is not None,
         "prefixTokens": model.num_prefix_tokens if is_vit else 0,
         "pool": model.global_pool if is_vit else None,
+        "lineColors": LINE_COLORS,
         **{name: encode(color_table(palette), "u1") for name, palette in palettes.items()},
     }
 

@@ -1,7 +1,7 @@
 // The chart of the class probabilities after every layer.
 
 const LINES = 5; // the number of classes in the chart
-const COLORS = 10; // of lines, in page.css
+const DASHES = ["", "7 3", "2 3"]; // of lines
 
 let lensDrawn = []; // what the chart was last drawn from
 
@@ -17,7 +17,7 @@ function drawLens(image) {
   const peak = (index) => Math.max(...layers.map((probabilities) => probabilities[index]));
   const others = image.explained.filter((index) => index !== state.target).sort((a, b) => peak(b) - peak(a));
   const shown = [state.target, ...others.slice(0, LINES - 1)];
-  const left = 44, right = 110, top = 8, height = 190, bottom = 24;
+  const left = 44, right = 128, top = 8, height = 190, bottom = 24;
   const width = Math.min(720, Math.max(300, chart.clientWidth || 720));
   const x = (layer) => left + (layer / data.layers) * (width - left - right);
   const y = (fraction) => top + (1 - fraction) * (height - top - bottom);
@@ -34,7 +34,7 @@ function drawLens(image) {
   });
   for (const index of shown) {
     const points = layers.map((probabilities, layer) => `${x(layer).toFixed(1)},${y(probabilities[index]).toFixed(1)}`);
-    svg(chart, "polyline", { points: points.join(" "), class: `line ${colorOf(index, image)}` });
+    svg(chart, "polyline", { points: points.join(" "), ...lineOf(index, image) });
   }
   const ends = shown.map((index) => ({ index, at: y(layers[data.layers][index]) })).sort((a, b) => a.at - b.at);
   let lowest = height - bottom;
@@ -44,7 +44,9 @@ function drawLens(image) {
   }
   for (const { index, at } of ends) {
     const name = data.classes[index], fitting = name.length > 14 ? `${name.slice(0, 13)}…` : name;
-    svg(chart, "text", { x: width - right + 8, y: at + 4, class: `name ${colorOf(index, image)}` }, fitting);
+    const last = y(layers[data.layers][index]), leader = `${width - right},${last} ${width - right + 22},${at}`;
+    svg(chart, "polyline", { points: leader, ...lineOf(index, image) });
+    svg(chart, "text", { x: width - right + 26, y: at + 4, class: index === state.target ? "target name" : "name" }, fitting);
   }
   const at = x(state.layer);
   if (isMarked) svg(chart, "line", { x1: at, x2: at, y1: top, y2: height - bottom, class: "layer" });
@@ -58,10 +60,18 @@ function drawLens(image) {
   byId("lens-note").textContent = lensText(layers);
 }
 
-/** The style of a class's line. If there are more classes than colors, a class's color depends on the image. */
-function colorOf(index, image) {
-  const place = data.classes.length <= COLORS ? index : image.explained.indexOf(index) % COLORS;
-  return `class-${place}${index === state.target ? " target" : ""}`;
+/**
+ * The color and dashes of a class's line. Each class of up to 21 has its own pair. Of more classes, it depends on the
+ * image.
+ */
+function lineOf(index, image) {
+  const { length } = data.lineColors, isFew = data.classes.length <= length * DASHES.length;
+  const place = isFew ? index : image.explained.indexOf(index), color = data.lineColors[place % length];
+  return {
+    class: index === state.target ? "target line" : "line",
+    stroke: color === "#000000" ? "currentColor" : color, // black would not be seen on a dark page
+    "stroke-dasharray": DASHES[Math.floor(place / length) % DASHES.length],
+  };
 }
 
 /** Add an SVG element, and return it. */

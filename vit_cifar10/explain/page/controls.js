@@ -22,7 +22,7 @@ function build() {
   }
   byId("methods").addEventListener("keydown", moveAmong);
 
-  for (const tool of TOOLS) byId(`tool-${tool}`).addEventListener("click", () => selectTool(tool));
+  for (const tool of TOOLS) byId(`tool-${tool}`).addEventListener("click", () => change({ tool }));
   byId("tools").addEventListener("keydown", moveAmong);
   buildPatches();
   buildMap();
@@ -41,6 +41,8 @@ function build() {
   byId("layer").addEventListener("input", () => change({ layer: Number(byId("layer").value) }));
   byId("head").addEventListener("input", () => change({ head: Number(byId("head").value) }));
   byId("strength").addEventListener("input", () => change({ strength: Number(byId("strength").value) }));
+  byId("own-scale").addEventListener("change", () => change({ ownScale: byId("own-scale").checked }));
+  byId("other").addEventListener("toggle", show);
   byId("play").addEventListener("click", () => (state.timer ? stop() : play()));
   byId("restore").addEventListener("click", () => {
     edit({ removed: new Set() });
@@ -51,7 +53,7 @@ function build() {
   document.addEventListener("keydown", shortcut);
   window.addEventListener("resize", show); // the chart fits its width
 
-  drawScale(byId("other-scale"), false);
+  byId("known").textContent = knownText();
   byId("origin").textContent = originText();
   byId("layer-keys").hidden = !data.isVit;
   if (isLive) buildEditing();
@@ -69,50 +71,81 @@ function buildImage(image, index) {
 const cells = []; // one button per patch
 
 function buildPatches() {
-  const board = byId("patches");
-  board.style.gridTemplate = `repeat(${data.grid}, 1fr) / repeat(${data.grid}, 1fr)`;
-  let touched = null, row;
+  const grid = byId("patches");
+  grid.style.gridTemplate = `repeat(${data.grid}, 1fr) / repeat(${data.grid}, 1fr)`;
+  let row;
   for (let patch = 0; patch < patches; patch += 1) {
     if (patch % data.grid === 0) {
       row = document.createElement("div");
       row.setAttribute("role", "row");
-      board.append(row);
+      grid.append(row);
     }
-    const cell = button(row, "", (event) => {
-      const isFirstTap = touched === patch; // a finger cannot hover, so its first tap only selects
-      touched = null;
-      if ((isFirstTap && state.tool !== "guess") || (isLive && isHandledByStroke(event))) return;
+    const cell = button(row, "", () => {});
+    cells.push(cell);
+    cell.setAttribute("role", "gridcell");
+    cell.addEventListener("focus", () => cell.matches(":focus-visible") && point(patch));
+    cell.addEventListener("blur", () => point(null));
+  }
+  rove(grid, cells, data.grid);
+  grid.addEventListener("keydown", (event) => event.key.toLowerCase() === "r" && announce());
+  for (const board of boards) {
+    board.addEventListener("pointermove", (event) => point(patchAt(placeOf(event))));
+    board.addEventListener("pointerleave", () => point(null));
+    board.addEventListener("click", (event) => {
+      if (isLive && isHandledByStroke(event)) return;
+      const cell = cells.indexOf(event.target), patch = cell < 0 ? patchAt(placeOf(event)) : cell;
+      if (patch === null) return;
       if (state.tool === "select") selectPatch(patch);
       else if (state.tool === "guess") guess(patch);
       else toggle(patch);
     });
-    cells.push(cell);
-    cell.setAttribute("role", "gridcell");
-    cell.dataset.patch = patch;
-    cell.addEventListener("pointerenter", (event) => {
-      if (event.pointerType === "mouse" && state.tool !== "select") change({ token: patch });
-    });
-    cell.addEventListener("pointerdown", (event) => {
-      touched = event.pointerType !== "mouse" && state.token !== patch ? patch : null;
-      if (touched !== null) change({ token: patch });
-    });
-    cell.addEventListener("pointercancel", () => { touched = null; });
-    cell.addEventListener("focus", () => cell.matches(":focus-visible") && change({ token: patch }));
   }
-  board.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -data.grid, ArrowDown: data.grid }[event.key];
+}
+
+const boards = [byId("photo-board"), byId("main-board")]; // both respond to the pointer
+
+/** The place of the pointer on a board, each coordinate from 0 to 1 inside it. */
+function placeOf(event) {
+  const { left, top, width, height } = event.currentTarget.getBoundingClientRect();
+  return { x: (event.clientX - left) / width, y: (event.clientY - top) / height };
+}
+
+/** The patch at a place, or null outside the image. */
+function patchAt({ x, y }) {
+  const isInside = x >= 0 && x < 1 && y >= 0 && y < 1;
+  return isInside ? Math.floor(y * data.grid) * data.grid + Math.floor(x * data.grid) : null;
+}
+
+/** Outline a patch and show its value, without selecting it. */
+function point(patch) {
+  if (patch !== state.hover) change({ hover: patch });
+}
+
+/** Let screen readers read the description of the map. They read it only on demand. */
+function announce() {
+  byId("announcement").textContent = "";
+  setTimeout(() => { byId("announcement").textContent = byId("readout").textContent; }, 100);
+}
+
+/** Let the arrow keys move among the buttons of a grid. The Tab key reaches only one, the last that had the focus. */
+function rove(grid, buttons, columns) {
+  const reach = (reached) => buttons.forEach((choice) => { choice.tabIndex = choice === reached ? 0 : -1; });
+  reach(buttons[0]);
+  grid.addEventListener("focusin", (event) => reach(event.target));
+  grid.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
     if (!step) return;
     event.preventDefault();
-    const patch = cells.indexOf(document.activeElement);
-    const isAtSide = Math.abs(step) === 1 && Math.floor((patch + step) / data.grid) !== Math.floor(patch / data.grid);
-    if (!isAtSide && patch + step >= 0 && patch + step < patches) cells[patch + step].focus();
+    const at = buttons.indexOf(document.activeElement);
+    const isAtSide = Math.abs(step) === 1 && Math.floor((at + step) / columns) !== Math.floor(at / columns);
+    if (!isAtSide) buttons[at + step]?.focus();
   });
 }
 
 /** Build the thumbnails, with one column per layer and one row per head. */
 function buildOverview() {
   const table = byId("thumbnails");
-  table.style.gridTemplateColumns = `max-content repeat(${data.layers}, minmax(0, 7rem))`;
+  table.style.gridTemplateColumns = `max-content repeat(${data.layers}, minmax(var(--least), 7rem))`;
   const label = (text) => {
     const element = document.createElement("span");
     element.textContent = text;
@@ -130,6 +163,7 @@ function buildOverview() {
       choice.append(document.createElement("canvas"), document.createElement("span"));
     }
   }
+  rove(table, [...table.querySelectorAll("button")], data.layers);
 }
 
 /** Move between radio buttons with the arrow keys. */

@@ -3,13 +3,10 @@
 const PARTS = ["head", "attention", "mlp"]; // what can be switched off in the selected layer
 
 function buildEditing() {
-  for (const id of ["editing", "tool-paint", "open", "filling"]) byId(id).hidden = false;
+  for (const id of ["editing", "tool-paint", "own"]) byId(id).hidden = false;
   byId("switches").hidden = !data.isVit;
   for (const [name, read] of [["color", String], ["brush", Number]]) {
-    byId(name).addEventListener("input", () => {
-      selectTool("paint");
-      change({ [name]: read(byId(name).value) });
-    });
+    byId(name).addEventListener("input", () => change({ [name]: read(byId(name).value) }));
   }
   byId("fill").addEventListener("change", () => edit({ fill: byId("fill").value }));
   byId("undo").addEventListener("click", () => restore(past, future));
@@ -28,9 +25,10 @@ function buildEditing() {
     openImage(event.dataTransfer.files[0]);
   });
   document.addEventListener("paste", (event) => openImage(event.clipboardData.files[0]));
-  const board = byId("patches");
-  board.addEventListener("pointerdown", startStroke);
-  board.addEventListener("pointermove", continueStroke);
+  for (const board of boards) {
+    board.addEventListener("pointerdown", startStroke);
+    board.addEventListener("pointermove", continueStroke);
+  }
   for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, () => { stroke = null; });
   for (const part of PARTS) {
     byId(`switch-${part}`).addEventListener("click", () => toggleSwitch(partOf(part)));
@@ -96,6 +94,8 @@ function switchName(name) {
 }
 
 function drawEditing() {
+  byId("painting").hidden = state.tool !== "paint";
+  byId("filling").hidden = state.removed.size === 0;
   byId("progress").hidden = !live.asked?.wantsRemoval;
   byId("progress").value = live.progress;
   byId("color").value = state.color;

@@ -9,8 +9,10 @@ const state = {
   method: firstMethod,
   layer: data.layers, // from 1
   head: MEAN,
-  strength: 60,
+  strength: 75, // of the map over the image, in percent; OPACITY in pictures.js
+  ownScale: false, // whether each map has its own color scale
   token: defaultToken,
+  hover: null, // the patch below the pointer or with the keyboard's focus
   tool: "remove", // what pressing or dragging on the image does; see TOOLS
   target: images[0].explained[0],
   removed: new Set(),
@@ -23,7 +25,6 @@ const state = {
   version: 0, // a number for these pixels; 0 for the original ones
   color: "#ff2020",
   brush: 2, // its radius in pixels
-  strengthBefore: null, // the overlay before painting, which lowers it
   card: null, // the open card; see CARDS
   guess: [], // the patches that the user has guessed; see cards.js
   step: null, // of the explanation of how the network works, or null if it is closed
@@ -36,14 +37,6 @@ function choose(changes) {
 
 const TOOLS = ["select", "remove", "paint"]; // "paint" is for live pages only
 
-/** Painting makes the map on the image faint, because it would hide the colors. */
-function selectTool(tool) {
-  const isPainting = tool === "paint", wasPainting = state.tool === "paint";
-  const faint = { strength: Math.min(state.strength, 15), strengthBefore: state.strength };
-  const restored = { strength: state.strengthBefore ?? state.strength, strengthBefore: null };
-  change({ tool, ...(isPainting !== wasPainting && (isPainting ? faint : restored)) });
-}
-
 /** Select a patch, or clear the selection if it is selected already. */
 function selectPatch(patch) {
   change({ token: state.token === patch ? defaultToken : patch });
@@ -52,7 +45,7 @@ function selectPatch(patch) {
 function toggle(patch) {
   const removed = new Set(state.removed);
   if (!removed.delete(patch)) removed.add(patch);
-  edit({ removed, token: patch });
+  edit({ removed });
 }
 
 /** Show another image. What was changed on the last one can no longer be undone. */
@@ -64,7 +57,8 @@ function selectImage(index) {
 /** The changes of the state that show an image without changes to it. */
 function stateOfImage(index) {
   const target = images[index].explained[0];
-  return { image: index, token: defaultToken, target, removed: new Set(), pixels: null, version: 0, answer: null };
+  const untouched = { removed: new Set(), pixels: null, version: 0, answer: null };
+  return { image: index, token: defaultToken, hover: null, target, ...untouched };
 }
 
 function play() {

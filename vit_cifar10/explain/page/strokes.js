@@ -1,6 +1,6 @@
 // Live pages: dragging over the image removes or restores patches, or paints.
 
-let stroke = null; // while a mouse button or finger is down: {removes, at}; `at` is the last place, from 0 to 1
+let stroke = null; // while a mouse button or finger is down: {board, removes, at}; `at` is the last place, from 0 to 1
 let wasStroke = false; // whether the last press was the start of a stroke, so that its click must not count again
 
 /** Whether a click on a patch has already been handled as a stroke. Clicks by the keyboard have no detail. */
@@ -12,19 +12,14 @@ function startStroke(event) {
   const isDragged = state.tool === "paint" || (state.tool === "remove" && event.pointerType === "mouse");
   wasStroke = event.button === 0 && isDragged;
   if (!wasStroke) return;
-  stroke = { removes: !state.removed.has(Number(event.target.dataset.patch)), at: placeOf(event) };
+  const at = placeOf(event);
+  stroke = { board: event.currentTarget, removes: !state.removed.has(patchAt(at)), at };
   remember();
   continueStroke(event);
 }
 
-/** The place of the pointer on the image, each coordinate from 0 to 1 inside it. */
-function placeOf(event) {
-  const { left, top, width, height } = byId("patches").getBoundingClientRect();
-  return { x: (event.clientX - left) / width, y: (event.clientY - top) / height };
-}
-
 function continueStroke(event) {
-  if (!stroke) return;
+  if (stroke?.board !== event.currentTarget) return;
   const from = stroke.at, to = placeOf(event);
   const steps = 1 + Math.ceil(2 * data.imageSize * Math.hypot(to.x - from.x, to.y - from.y));
   const places = Array.from({ length: steps }, (_, step) => {
@@ -38,14 +33,13 @@ function continueStroke(event) {
 
 function removeAlong(places) {
   const removed = new Set(state.removed);
-  let token = state.token;
-  for (const { x, y } of places) {
-    if (x < 0 || x >= 1 || y < 0 || y >= 1) continue;
-    token = Math.floor(y * data.grid) * data.grid + Math.floor(x * data.grid);
-    if (stroke.removes) removed.add(token);
-    else removed.delete(token);
+  for (const place of places) {
+    const patch = patchAt(place);
+    if (patch === null) continue;
+    if (stroke.removes) removed.add(patch);
+    else removed.delete(patch);
   }
-  change({ removed, token });
+  change({ removed });
 }
 
 let versions = 0; // the number of different pixels so far

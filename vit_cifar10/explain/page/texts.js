@@ -49,6 +49,15 @@ function showsEvidence() {
 
 const percent = (fraction) => `${(100 * fraction).toFixed(Math.abs(fraction) < 0.0995 ? 2 : 1)} %`;
 
+/** A probability before and after a change, with as many decimals as needed to tell them apart from 0. */
+const moved = (before, after) => `${percent(before).replace(" %", "")} → ${percent(after)}`;
+
+/** A probability in whole percent, without the sign. */
+function rounded(fraction) {
+  if (fraction > 0 && fraction < 0.005) return "<1";
+  return fraction < 1 && fraction > 0.995 ? ">99" : Math.round(100 * fraction);
+}
+
 /** A change of a probability, in percentage points. */
 function points(change) {
   const size = Math.abs(100 * change).toFixed(2);
@@ -89,7 +98,7 @@ function valueName(map, patch) {
   if (state.method === "removal") return `${data.classes[state.target]} ${points(-value)}`;
   if (state.method === "evidence") return `${contribution(value)} of the score of ${targetName()}`;
   if (showsEvidence()) return contribution(value);
-  const maximum = Math.max(...map.values);
+  const maximum = scaleOf(map);
   return maximum > 0 ? `${Math.round((100 * value) / maximum)} % of the maximum` : "0";
 }
 
@@ -105,10 +114,11 @@ function mainTitle(map) {
 
 /** A description of the boards. */
 function readout(map, to) {
-  const patch = selectedPatch();
+  const patch = state.hover ?? selectedPatch();
   const sentences = [];
   if (map.isPending) return "";
   if (state.method === "attention") {
+    if (state.hover !== null) sentences.push(`${capital(patchName(patch))}: ${percent(map.values[patch])}.`);
     if (state.off.has(`a${state.layer}`)) sentences.push("The attention of this layer is off, so it has no effect.");
     if (state.off.has(`h${state.layer}.${state.head - FIRST_HEAD + 1}`)) {
       sentences.push("This head is off, so its attention has no effect.");
@@ -125,7 +135,7 @@ function readout(map, to) {
       sentences.push(`All patches together: ${contribution(sum)}; ${rest}: ${contribution(score - sum)}; `
         + `the score of ${targetName()}: ${contribution(score)}.`);
     }
-    sentences.push("Select a patch to read its value.");
+    sentences.push("Point at a patch to read its value.");
   } else {
     sentences.push(`${capital(patchName(patch))}: ${valueName(map, patch)}.`);
   }
@@ -134,8 +144,8 @@ function readout(map, to) {
     const { before, after } = effect;
     const was = largestOf(before), is = largestOf(after);
     const then = was === is ? "" : `; the prediction becomes ${data.classes[is]}, ${percent(after[is])}`;
-    const moved = `${data.classes[was]} ${percent(before[was])} → ${percent(after[was])}`;
-    sentences.push(`${capital(effect.cause)}: ${moved}${then}.`);
+    const kept = `${was === is ? "still " : ""}${data.classes[was]}, ${moved(before[was], after[was])}`;
+    sentences.push(`${capital(effect.cause)}: ${kept}${then}.`);
   } else if (state.removed.size && !isLive) {
     sentences.push(`${state.removed.size} patches are removed. Their joint effect was not measured.`);
   }
@@ -163,18 +173,31 @@ const largestOf = (values) => values.indexOf(Math.max(...values));
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
-/** The name of an image and its prediction, before and after what the user has changed. */
-function headline({ name, whole }) {
-  const effect = isLive ? comparison() : null, { probabilities } = whole;
-  const was = largestOf(probabilities), is = largestOf(effect?.after ?? probabilities);
-  const before = effect ? `${data.classes[was]} → ` : "";
-  return `${name}: predicted ${before}${data.classes[is]}, ${percent((effect?.after ?? probabilities)[is])}`;
+/** The prediction in a line, before and after what the user has changed: "deer 82 → 69 %". */
+function headline({ whole }) {
+  const before = whole.probabilities, after = comparison()?.after ?? before, was = largestOf(before), is = largestOf(after);
+  const first = `${data.classes[was]} ${rounded(before[was])}`;
+  if (after === before) return `${first} %`;
+  return was === is ? `${first} → ${rounded(after[is])} %` : `${first} % → ${data.classes[is]} ${rounded(after[is])} %`;
+}
+
+/** What a press on the image does, by tool. */
+const HINTS = {
+  remove: "Press a patch to remove it.",
+  select: `Press a patch to ${data.isVit ? "see where it looks" : "select it"}.`,
+  paint: "Drag over the image to paint.",
+  guess: "Press the patches that you think matter most.",
+};
+
+function knownText() {
+  const count = data.classes.length;
+  return `It knows only these ${count} classes; anything else gets one of them.`;
 }
 
 function removalNote() {
   if (isLive) return liveNote();
   return {
-    0: "Select a class to explain it. Click a patch to remove it.",
+    0: "Select a class to explain it.",
     1: "Measured with this patch replaced by the mean color of the data set.",
   }[state.removed.size] ?? `Only single removals were measured. The effect of removing these ${state.removed.size} `
     + "patches together is unknown, so the bars show the whole image.";
