@@ -8,6 +8,7 @@
 | scores | the tables of model/README.md; confusion-matrix.png and reliability.png |
 | gifs | the GIFs and stills in attention_map_gif/ |
 | disagreements | vit-vs-cnn-disagreements.png |
+| map | network.svg, the map of the network in the README |
 | pages | explorer.png and live.gif; needs Chromium |
 | live | the table about the live page in docs/explanations.md; needs Chromium |
 | notebook | the stored outputs of visualize_attention_map.ipynb |
@@ -31,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from shipped import MAIN_CNN, MAIN_VIT, ROOT, describe_scores, read_records, record, shipped_runs
+from vit_cifar10.data.images import open_image
+from vit_cifar10.explain import explorer
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.utils.cli import POSITIVE_INT, ArgumentParser, command
 from vit_cifar10.utils.errors import UserError
@@ -106,6 +109,11 @@ def draw_disagreements(args):
     shutil.copy(folder / "disagreements.png", EXAMPLES / "vit-vs-cnn-disagreements.png")
 
 
+def draw_network(args):
+    network = checkpoint.load_network(ROOT / "model" / MAIN_VIT, torch.device("cpu"))
+    explorer.write_map(EXAMPLES / "network.svg", network, open_image(EXAMPLES / "cat.png", network.image_size))
+
+
 def draw_pages(args):
     from pages import draw_explorer, draw_live_page  # needs Chromium and Playwright, unlike most parts
 
@@ -170,6 +178,7 @@ PARTS = {
     "scores": measure_scores,
     "gifs": draw_gifs,
     "disagreements": draw_disagreements,
+    "map": draw_network,
     "pages": draw_pages,
     "live": measure_live,
     "notebook": run_notebook,

@@ -184,17 +184,14 @@ def write_map(path, network, image):
     picture = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(picture, format="png")
     address = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    light, dark = re.findall(r"^:root.*?\{(.*?)\}", (PAGE / "page.css").read_text("utf-8"), re.DOTALL | re.MULTILINE)[
-        :2
-    ]
+    css, map_css = ((PAGE / f"{name}.css").read_text("utf-8") for name in ("page", "map"))
+    light, dark = re.findall(r"^:root.*?\{(.*?)\}", css, re.DOTALL | re.MULTILINE)[:2]
     style = f":root {{{light}}}\n@media (prefers-color-scheme: dark) {{ :root {{{dark}}} }}\n"
-    style += f"svg {{ background: var(--panel) }}\n{(PAGE / 'map.css').read_text('utf-8')}"
-    drawn = draw_map(map_facts(network), image=address, scores=scores)
-    drawn = drawn.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).replace(
-        ">", f"><style>\n{style}</style>", 1
-    )
+    style += f"svg {{ background: var(--panel) }}\n{map_css}"
+    start, rest = draw_map(map_facts(network), image=address, scores=scores).split(">", 1)
     with atomic_write(path) as partial:
-        partial.write_text(f"{drawn}\n", encoding="utf-8")
+        namespace = 'xmlns="http://www.w3.org/2000/svg"'
+        partial.write_text(f"{start} {namespace}><style>\n{style}</style>{rest}\n", encoding="utf-8")
 
 
 def fill_page(network, entries, live=False, test=None):

@@ -8,8 +8,8 @@ scores and marks the selected block.
 
 import html
 
-WIDE, NARROW = 1184, 344  # width of a map; one unit is a pixel on a screen of 1280 or 390 pixels
-TALL, LABELS, GAP = 56, 44, 22  # height of a stage, of its labels with the space below, and the space between stages
+WIDE, NARROW = 1184, 392  # width of a map; one unit is a pixel on a screen of 1280 or 390 pixels
+TALL, LABELS, GAP = 56, 48, 22  # height of a stage, of its labels with the space below, and the space between stages
 SHOWN_SCORES = 3
 IN_ROW = 12  # blocks in a row of the narrow map
 
@@ -39,8 +39,8 @@ def draw_map(network, is_narrow=False, image="", scores=()):
             drawn, height = draw(slot)
             if place:
                 parts.append(f'<path class="arrow" d="M{left - 18:g} {top + 28}h13m-4 -4l4 4-4 4"/>')
-            frame = f'<rect class="frame" x="-3" y="-3" width="{slot + 6:g}" height="{height + 42}" rx="5"/>'
-            labels = text(slot / 2, height + 17, "name", name) + text(slot / 2, height + 32, "note", note)
+            frame = f'<rect class="frame" x="-3" y="-3" width="{slot + 6:g}" height="{height + 45}" rx="5"/>'
+            labels = text(slot / 2, height + 18, "name", name) + text(slot / 2, height + 35, "note", note)
             parts.append(f'<g class="stage" data-step="{step}" transform="translate({left:g} {top})">')
             parts.append(f"{frame}{drawn}{labels}</g>")
             left += slot + GAP
@@ -53,25 +53,25 @@ def draw_map(network, is_narrow=False, image="", scores=()):
 def describe_stages(network, is_narrow, image, scores):
     """(step of the walk, width or None for the rest, function of the width that draws it, name, note) of each stage."""
     size, output, classes = network["size"], network["output"], network["classes"]
-    yield 0, 88, lambda slot: (picture(slot, image), TALL), "image", f"{size} × {size} pixels"
+    yield 0, 100, lambda slot: (picture(slot, image), TALL), "image", f"{size} × {size} pixels"
     if "grid" in network:
         grid, count = network["grid"], network["blocks"]
         cell = f"{size // grid} × {size // grid} pixels each"
-        yield 0, 96, lambda slot: (picture(slot, image, grid), TALL), f"{grid**2} patches", cell
+        yield 0, 108, lambda slot: (picture(slot, image, grid), TALL), f"{grid**2} patches", cell
         tokens = f"{network['tokens']} × {network['numbers']} numbers"
-        yield 1, 116, lambda slot: (draw_tokens(slot, 10), TALL), "tokens + positions", tokens
+        yield 1, 136, lambda slot: (draw_tokens(slot, 10), TALL), "tokens + positions", tokens
         parts = {"attention": "attention, between tokens", "mlp": "MLP, in each token"}
         legend = " ".join(f'<tspan class="{part}">■</tspan> {what}' for part, what in parts.items())
         in_row = IN_ROW if is_narrow else count
         yield 2, None, lambda slot: draw_blocks(slot, count, in_row), plural(count, "block"), legend
-        yield 5, 92, lambda slot: (draw_tokens(slot, 1), TALL), output, "LayerNorm, head"
+        yield 5, 112, lambda slot: (draw_tokens(slot, 1), TALL), output, "LayerNorm, head"
     else:
         maps = network["maps"]
-        sides = f"number of maps; each from {maps[0][0]} × {maps[0][0]} down to {maps[-1][0]} × {maps[-1][0]}"
+        sides = f"numbers of maps, which shrink from {maps[0][0]} × {maps[0][0]} to {maps[-1][0]} × {maps[-1][0]}"
         yield 2, None, lambda slot: draw_convolutions(slot, maps), plural(len(maps), "convolution"), sides
-        yield 5, 92, lambda slot: (draw_tokens(slot, 5), TALL), output, f"{network['numbers']:,} numbers"
+        yield 5, 112, lambda slot: (draw_tokens(slot, 5), TALL), output, f"{network['numbers']:,} numbers"
     rows = [*scores, ("", 0), ("", 0), ("", 0)][: min(SHOWN_SCORES, classes)]
-    yield 5, 170, lambda slot: (draw_scores(slot, rows), TALL), plural(classes, "score"), "one for each class"
+    yield 5, 178, lambda slot: (draw_scores(slot, rows), TALL), plural(classes, "score"), "one for each class"
 
 
 def plural(count, noun):
@@ -117,11 +117,11 @@ def draw_blocks(slot, count, in_row):
 
 def draw_convolutions(slot, maps):
     """The convolutions of a CNN, as high as their maps: (SVG, height)."""
-    pitch, parts, largest = min(64, slot / len(maps)), [], max(side for side, _ in maps)
+    pitch, parts, largest = min(110, slot / len(maps)), [], max(side for side, _ in maps)
     left = (slot - pitch * len(maps)) / 2
     for place, (side, channels) in enumerate(maps):
-        high, wide = 38 * (side / largest) ** 0.5, pitch - 12
-        x = left + pitch * place + 6
+        high, wide = 38 * (side / largest) ** 0.5, min(64, pitch - 12)
+        x = left + pitch * place + (pitch - wide) / 2
         parts.append(f'<rect class="maps" x="{x:g}" y="{19 - high / 2:g}" width="{wide:g}" height="{high:g}" rx="2"/>')
         parts.append(text(x + wide / 2, 51, "number", channels))
     return "".join(parts), TALL

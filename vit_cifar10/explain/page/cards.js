@@ -14,11 +14,11 @@ const methodName = () => METHODS.evidence.name;
 const predicted = () => data.classes[largestOf(images[state.image].whole.probabilities)];
 const listOf = (chosen) => chosen.map(patchName).join("; ");
 
-/** The answer to an experiment: "deer 81.7 → 55.4 %" or "airplane, 48.5 %". */
+/** The answer to an experiment: "still deer, 81.7 → 55.4 %" or "airplane, 48.5 % (deer 81.7 → 37.1 %)". */
 function outcome(probabilities, before = images[state.image].whole.probabilities) {
   const was = largestOf(before), is = largestOf(probabilities);
-  const moved = `${data.classes[was]} ${percent(before[was])} → ${percent(probabilities[was])}`;
-  return was === is ? `still ${moved}` : `${data.classes[is]}, ${percent(probabilities[is])} (${moved})`;
+  const name = data.classes[was], moved = `${percent(before[was]).slice(0, -2)} → ${percent(probabilities[was])}`;
+  return was === is ? `still ${name}, ${moved}` : `${data.classes[is]}, ${percent(probabilities[is])} (${name} ${moved})`;
 }
 
 /** Ask for the probabilities of many states, one after the other, until one is `enough`, and show how far it is. */
@@ -127,14 +127,14 @@ const CARDS = {
   off: {
     title: "Switch parts off",
     isVit: true,
-    text: () => `Switch off the head with the longest red bar, which pushes “${predicted()}” most. Or try the attention of `
-      + "each layer: some are needed, and some hardly.",
+    text: () => `Switch off the heads with the longest red bars, which push ${targetName()} most, one after the other. `
+      + "Then try the attention of each layer: some layers are needed, and some hardly.",
     actions: [
-      ["Switch off that head", () => {
+      ["Switch off the strongest head", () => {
         const strongest = largestOf(answer().explanations.get(state.target).contributions);
         const layer = Math.floor(strongest / data.heads) + 1, head = strongest % data.heads;
         change({ layer, head: FIRST_HEAD + head });
-        edit({ off: new Set([`h${layer}.${head + 1}`]) });
+        edit({ off: new Set([...state.off, `h${layer}.${head + 1}`]) });
       }],
       ["Try every layer", async () => {
         const was = largestOf(images[state.image].whole.probabilities);
