@@ -9,7 +9,7 @@ scores and marks the selected block.
 import html
 
 WIDE, NARROW = 1184, 392  # width of a map; one unit is a pixel on a screen of 1280 or 390 pixels
-TALL, LABELS, GAP = 56, 48, 22  # height of a stage, of its labels with the space below, and the space between stages
+TALL, LABELS, GAP = 56, 45, 22  # height of a stage, of its labels with the space below, and the space between stages
 SHOWN_SCORES = 3
 IN_ROW = 12  # blocks in a row of the narrow map
 
@@ -39,7 +39,7 @@ def draw_map(network, is_narrow=False, image="", scores=()):
             drawn, height = draw(slot)
             if place:
                 parts.append(f'<path class="arrow" d="M{left - 18:g} {top + 28}h13m-4 -4l4 4-4 4"/>')
-            frame = f'<rect class="frame" x="-3" y="-3" width="{slot + 6:g}" height="{height + 45}" rx="5"/>'
+            frame = f'<rect class="frame" x="-3" y="-3" width="{slot + 6:g}" height="{height + 43}" rx="5"/>'
             labels = text(slot / 2, height + 18, "name", name) + text(slot / 2, height + 35, "note", note)
             parts.append(f'<g class="stage" data-step="{step}" transform="translate({left:g} {top})">')
             parts.append(f"{frame}{drawn}{labels}</g>")

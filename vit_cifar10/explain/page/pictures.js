@@ -115,7 +115,8 @@ function markPatches(context, image = null) {
   twoLines(context, 3.5, 1.5);
   context.restore();
   for (const patch of state.guess) outline(context, patch, cell);
-  if (selectedPatch() !== null) outline(context, selectedPatch(), cell);
+  const shown = state.step === null ? selectedPatch() : walkPatch();
+  if (shown !== null) outline(context, shown, cell);
   if (state.hover !== null) outline(context, state.hover, cell, 3, 1.5);
 }
 

@@ -15,18 +15,16 @@ const STEPS = [
       + `numbers of each patch are multiplied by one matrix. The result is its token: ${live.config.width} numbers.`
       + READ,
     draw({ patch, projected }) {
-      addImageWith(patch);
-      addPicture("enlarged", (canvas) => drawPatch(canvas, patch), true);
-      addStrip(`its token: ${projected.length} numbers, red if positive, blue if negative`, projected);
+      addPicture("the patch, enlarged", (canvas) => drawPatch(canvas, patch), true);
+      addStrip("its token: red numbers are positive, blue ones negative", projected);
     },
   },
   {
     title: "Positions",
     text: () => "Attention alone would not know where a patch was. So the network adds a learned vector to each token, "
       + "a different one for each position. The map compares the vector of this position with all others.",
-    draw({ patch, similarity }) {
-      addImageWith(patch);
-      addMap("from −1 to 1", similarity, 1, true);
+    draw({ similarity }) {
+      addMap("similarity, from −1 to 1", similarity, 1, true);
     },
   },
   {
@@ -34,14 +32,13 @@ const STEPS = [
     text: ({ head, length }) => "A LayerNorm and three matrices make a query, a key and a value from each token: "
       + `${length} numbers each in head ${head} of layer ${state.layer}. A score is the sum of the products of a query `
       + `and a key, divided by √${length}.${MEAN_NOTE}`,
-    draw({ patch, name, query, key, products, scores }) {
+    draw({ name, query, key, products, scores }) {
       const shown = scores.subarray(prefix), largest = Math.max(...shown.map(Math.abs));
       const sum = products.reduce((total, product) => total + product, 0);
       addNumbers(`query of ${output}`, query);
       addNumbers(`× key of ${name}`, key);
       addStrip(`= products / √${query.length}; their sum is the score, ${contribution(sum)}`, products);
-      addMap(`scores ±${contribution(largest).slice(1)}`, shown, largest, true);
-      addImageWith(patch);
+      addMap(`scores, ${rangeOf(largest)}`, shown, largest, true);
     },
   },
   {
@@ -49,10 +46,9 @@ const STEPS = [
     text: ({ head }) => `The softmax turns the scores into fractions that add up to 100 %: the attention of layer `
       + `${state.layer}, head ${head}. The head's output is the mean of all tokens' values, weighted by these `
       + `fractions.${MEAN_NOTE}${prefix ? " The class token gets its share, too." : ""}`,
-    draw({ patch, weights, mixed }) {
+    draw({ weights, mixed }) {
       const shown = weights.subarray(prefix), largest = Math.max(...shown);
-      addMap(`0 to ${percent(largest)}`, shown, largest, false);
-      addImageWith(patch);
+      addMap(`attention, up to ${percent(largest)}`, shown, largest, false);
       addNumbers("the head's output", mixed);
     },
   },
@@ -145,17 +141,6 @@ function addPicture(caption, draw, isSmall = false) {
   figure.className = isSmall ? "small" : "";
   byId("walk-picture").append(figure);
   draw(canvas);
-}
-
-/** The image, with a patch outlined. */
-function addImageWith(patch) {
-  addPicture("the image", (canvas) => {
-    const side = 224, context = canvas.getContext("2d");
-    canvas.width = canvas.height = side;
-    context.imageSmoothingEnabled = false;
-    context.drawImage(shownPicture().color, 0, 0, side, side);
-    outline(context, patch, side / data.grid);
-  }, true);
 }
 
 function addMap(caption, values, maximum, isSigned) {
