@@ -21,6 +21,7 @@ from vit_cifar10.explain.lens import logit_lens
 from vit_cifar10.explain.maps import attention_maps, grad_cam, gradient_rollout_by_layer, rollout_by_layer
 from vit_cifar10.explain.methods import best_method
 from vit_cifar10.explain.propagation import attn_lrp, deep_lift
+from vit_cifar10.plots.style import LINE_COLORS
 from vit_cifar10.runs import checkpoint
 
 CLOSE = {"rtol": 0, "atol": 1e-5}  # attention has 16 bits, everything else is float32
@@ -268,9 +269,10 @@ def test_removing_one_patch_shows_the_measurement_and_removing_two_shows_no_gues
     assert page.locator("#answers-title").inner_text() == "Probabilities without row 2, column 3"
     predicted = whole.argmax()
     before, after = re.search(r"Without row 2, column 3: .*? ([\d.]+) → ([\d.]+) %", read(page)).groups()
-    assert f"still {network.classes[predicted]}" in read(page) or expected.argmax() != predicted
     assert float(before) / 100 == pytest.approx(whole[predicted].item(), abs=6e-4)
     assert float(after) / 100 == pytest.approx(expected[predicted].item(), abs=6e-4)
+    kept = whole.argmax() == expected.argmax()
+    assert re.search(r": still .* → " if kept else r"; now ", page.locator("#removal-note").inner_text())
     for target in (0, 7):
         page.evaluate(f"explorer.change({{method: 'removal', target: {target}}})")
         lost = page.evaluate(f"explorer.mainMap().values[{grid + 2}]")
@@ -366,6 +368,29 @@ def test_a_click_on_the_chart_selects_a_layer(pages, visit):
         for class_name, value in (part.removesuffix(" %").rsplit(" ", 1) for part in values.split(", ")):
             expected = lens[layer, network.classes.index(class_name)].item()
             assert float(value) == pytest.approx(100 * expected, abs=0.051)
+
+
+def test_classes_have_their_own_lines_in_the_colors_of_the_other_pictures(pages, visit):
+    page = visit(pages["vit"][0])
+    lines = page.evaluate("data.classes.map((_, index) => lineOf(index, images[0]))")
+    assert len({(line["stroke"], line["stroke-dasharray"]) for line in lines}) == 10
+    assert {line["stroke"].replace("currentColor", "#000000") for line in lines} == set(LINE_COLORS)
+
+
+@pytest.mark.quick
+def test_borders_and_bars_have_enough_contrast_in_both_themes():
+    def luminance(color):
+        parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    themes = re.findall(r"^:root.*?\{(.*?)\}", (explorer.PAGE / "page.css").read_text(), re.DOTALL | re.MULTILINE)[:2]
+    for theme in themes:
+        colors = dict(re.findall(r"--([\w-]+): (#\w{6})", theme))
+        for name, least in (("edge", 3), ("bar", 3), ("mark", 3), ("accent", 3), ("soft", 4.5)):
+            for ground in ("panel", "ground"):
+                darker, lighter = sorted(luminance(colors[part]) for part in (name, ground))
+                assert (lighter + 0.05) / (darker + 0.05) >= least, (name, ground)
 
 
 def test_thumbnails_images_and_themes_can_be_selected(pages, visit):

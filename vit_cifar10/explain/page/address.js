@@ -6,7 +6,7 @@ function address() {
   const own = isOwn ? images[state.image].name : null;
   const { method, layer, head, token, target, fill, step, card } = state;
   const { removed, off } = describeState(false);
-  const parts = { image, own, method, layer, head, token, target };
+  const parts = { image, own, method, layer, head, token, target, scale: state.ownScale ? "own" : null };
   Object.assign(parts, { removed: removed.join("."), off: off.join("-"), fill, step, card });
   if (isOwn) parts.pixels = encode(images[state.image].pixels);
   if (state.pixels) parts.paint = encode(runsOf(state.pixels, images[state.image].pixels));
@@ -65,6 +65,7 @@ function readAddress() {
     removed: new Set(listed("removed", ".").map(Number).filter(isPatch)),
     off: new Set(listed("off", "-").filter(isSwitch)),
     fill: parts.get("fill") === "blur" ? "blur" : "mean",
+    ownScale: parts.get("scale") === "own",
     step: data.isVit ? number("step", 0, STEPS.length - 1, null) : null,
     card: isCard(parts.get("card")) ? parts.get("card") : null,
     ...(pixels && { pixels, version: versions }),

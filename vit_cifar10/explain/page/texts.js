@@ -139,13 +139,8 @@ function readout(map, to) {
   } else {
     sentences.push(`${capital(patchName(patch))}: ${valueName(map, patch)}.`);
   }
-  const effect = comparison();
-  if (effect) {
-    const { before, after } = effect;
-    const was = largestOf(before), is = largestOf(after);
-    const then = was === is ? "" : `; the prediction becomes ${data.classes[is]}, ${percent(after[is])}`;
-    const kept = `${was === is ? "still " : ""}${data.classes[was]}, ${moved(before[was], after[was])}`;
-    sentences.push(`${capital(effect.cause)}: ${kept}${then}.`);
+  if (comparison()) {
+    sentences.push(effectText(comparison()));
   } else if (state.removed.size && !isLive) {
     sentences.push(`${state.removed.size} patches are removed. Their joint effect was not measured.`);
   }
@@ -164,6 +159,13 @@ function comparison() {
   const [patch] = state.removed, count = data.classes.length;
   const after = images[state.image].whole.removal.subarray(patch * count, (patch + 1) * count);
   return { before, after, cause: `without ${patchName(patch)}` };
+}
+
+/** What a change does: "Without row 4, column 4: still deer, 81.7 → 78.8 %." */
+function effectText({ before, after, cause }) {
+  const was = largestOf(before), is = largestOf(after), change = `${data.classes[was]}, ${moved(before[was], after[was])}`;
+  const then = was === is ? `still ${change}` : `${change}; now ${data.classes[is]}, ${percent(after[is])}`;
+  return `${capital(cause)}: ${then}.`;
 }
 
 /** The indices of values, that of the largest value first. */
@@ -194,8 +196,12 @@ function knownText() {
   return `It knows only these ${count} classes; anything else gets one of them.`;
 }
 
+/** What the change does, if there is one, and what the user can do next. */
 function removalNote() {
-  if (isLive) return liveNote();
+  return [comparison() && effectText(comparison()), isLive ? liveNote() : measuredNote()].filter(Boolean).join(" ");
+}
+
+function measuredNote() {
   return {
     0: "Select a class to explain it.",
     1: "Measured with this patch replaced by the mean color of the data set.",
