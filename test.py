@@ -320,8 +320,8 @@ def write_example(run, network, args):
         images, labels = draw_shapes(4, network.image_size, seed=0)
         examples = [(f"drawn {network.classes[label]}", image) for image, label in zip(images, labels, strict=True)]
     else:
-        folder = Path(__file__).parent / "examples"
-        examples = [(name, open_image(folder / f"{name}.png", network.image_size)) for name in EXAMPLES]
+        files = {name: Path(__file__).parent / "examples" / f"{name}.png" for name in EXAMPLES}
+        examples = [(name, open_image(file, network.image_size, prints_notes=False)) for name, file in files.items()]
     (name, first), *others = examples
     write_explorer(network, [(Explanation(network, first), name, "")], args, others=others)
 

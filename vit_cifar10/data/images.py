@@ -40,10 +40,11 @@ FILES_PER_PROCESS = 100  # a process that decodes fewer files takes longer to st
 # One image file
 
 
-def open_image(path, image_size, resize="crop"):
+def open_image(path, image_size, resize="crop", prints_notes=True):
     """Read any image file, and make it a square of this size as `resize`, one of `RESIZES`, says; see `fit_square`.
 
-    See `read_image` for rotation, transparency and animations. Notes are printed on standard error.
+    See `read_image` for rotation, transparency and animations. With `prints_notes`, notes are printed on
+    standard error.
 
     Returns:
         uint8 (3, image_size, image_size), RGB.
@@ -52,7 +53,7 @@ def open_image(path, image_size, resize="crop"):
         UserError: there is no such file, or it cannot be read as an image.
     """
     pixels, notes = _open(path, image_size, resize)
-    for note in notes:
+    for note in notes if prints_notes else ():
         print(one_line(f"note: {path}: {note}"), file=sys.stderr)
     return torch.from_numpy(pixels)
 

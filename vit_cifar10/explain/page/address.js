@@ -52,7 +52,8 @@ function readAddress() {
   const shown = number("image", 0, data.images.length - 1, 0);
   const image = isOwn ? addImage(sent, parts.get("own").slice(0, 200)) : shown;
   const pixels = isOwn || !sent ? withRuns(images[image].pixels, decode(parts.get("paint"), null)) : sent;
-  const target = number("target", 0, data.classes.length - 1, images[image].explained[0]);
+  const { whole, explained } = images[image]; // without an answer yet, the predicted class is not known
+  const target = number("target", 0, data.classes.length - 1, whole ? explained[0] : null);
   images[image].target = target;
   versions += 1;
   change({

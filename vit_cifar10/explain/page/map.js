@@ -18,7 +18,8 @@ function buildMap() {
 }
 
 function drawMap() {
-  const { probabilities } = answer(), order = orderOf(probabilities), { color } = shownPicture();
+  const probabilities = comparison()?.after ?? answer().probabilities, order = orderOf(probabilities);
+  const { color } = shownPicture();
   for (const map of document.querySelectorAll(".map")) { // one for wide and one for narrow screens
     map.querySelectorAll(".score").forEach((score, row) => {
       const [bar, name, value] = score.children, index = order[row];
