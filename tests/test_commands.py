@@ -766,7 +766,7 @@ def test_the_scripts_themselves_end_with_status_2():
 
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "[!.]*/README.md")
+    for pattern in ("*.md", "docs/*.md", "[!.]*/README.md", ".github/workflows/pages.yml")
     for path in ROOT.glob(pattern)
 )
 FEWEST_COMMANDS = {"README.md": 18, "docs/training.md": 8, "docs/comparison.md": 10, "docs/your-own.md": 8}
@@ -795,6 +795,16 @@ def test_commands_in_documents_parse(document):
         parser.parse_args([flag for flag in flags if not flag.startswith("@")])
         for recipe in (flag[1:] for flag in flags if flag.startswith("@") and "NAME" not in flag):
             assert (ROOT / recipe).is_file(), recipe
+
+
+@pytest.mark.quick
+def test_the_published_pages_come_from_the_readme_and_need_no_data_set():
+    commands = re.findall(r"run: (python test\.py (.*))", (ROOT / ".github" / "workflows" / "pages.yml").read_text())
+    assert commands[0][0] in (ROOT / "README.md").read_text()
+    for _, flags in commands:
+        args = FLAGS["test"].parse(shlex.split(flags))
+        assert FLAGS["test"].shows_example(args)
+        assert (ROOT / "model" / args.model_path / "best.pt").is_file()
 
 
 @pytest.mark.quick

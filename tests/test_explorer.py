@@ -14,7 +14,9 @@ from browser import NARROW, evaluate, small_network, wait_until_drawn
 from helpers import ROOT, run_test
 from PIL import Image
 
+from model import build_model
 from vit_cifar10.data import dataset
+from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.explanation import Explanation
 from vit_cifar10.explain.lens import logit_lens
@@ -391,6 +393,51 @@ def test_borders_and_bars_have_enough_contrast_in_both_themes():
             for ground in ("panel", "ground"):
                 darker, lighter = sorted(luminance(colors[part]) for part in (name, ground))
                 assert (lighter + 0.05) / (darker + 0.05) >= least, (name, ground)
+
+
+def test_the_map_shows_the_scores_and_a_click_on_a_block_selects_its_layer(pages, visit):
+    path, network, images = pages["vit"]
+    page = visit(path)
+    page.evaluate("explorer.change({method: 'evidence'})")  # which has no layers
+    page.locator(".wide .block").nth(1).click()
+    wait_until_drawn(page)
+    assert page.evaluate("[explorer.state.layer, explorer.state.method]") == [2, "attention"]
+    assert page.locator(".wide .block.selected").get_attribute("data-layer") == "2"
+    top = network.logits(images[5:6]).softmax(1)[0].topk(3)
+    shown = page.locator(".wide .score").all_text_contents()
+    for text, index, value in zip(shown, top.indices.tolist(), top.values.tolist(), strict=True):
+        assert text.startswith(network.classes[index])
+        assert float(re.search(r"([\d.]+) %", text)[1]) / 100 == pytest.approx(value, abs=6e-4)
+    page.set_viewport_size(NARROW)
+    assert page.locator(".narrow .block").count() == 3
+    assert page.locator(".narrow").is_visible()
+    assert not page.locator(".wide").is_visible()
+
+
+@pytest.mark.parametrize("config", [{"width": 6}, {"model": "fast-cnn", "width": 6}])
+def test_the_map_of_a_cnn_has_the_sizes_of_its_layers(config):
+    config = {"model": "cnn", "num_classes": 10, "img_size": 32, **config}
+    network = dataclasses.replace(small_network({}), model=build_model(config).eval(), saved={"model_config": config})
+    sizes = []  # of the input of every convolution and of the head
+    for module in network.model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[1:]))
+    network.model(torch.zeros(1, 3, 32, 32))
+    convolutions = [size for size in sizes if len(size) == 3]
+    facts = explorer.map_facts(network)
+    assert [(channels, side, side) for side, channels in facts["maps"]][:-1] == convolutions[1:]
+    assert facts["numbers"] == sizes[len(convolutions)].numel()
+
+
+def test_the_diagram_in_the_readme_is_the_map_of_the_page(tmp_path):
+    network = checkpoint.load_network(ROOT / "model" / "vit-layer12-32-cifar10", torch.device("cpu"))
+    explorer.write_map(tmp_path / "network.svg", network, open_image(ROOT / "examples" / "cat.png", 32))
+    drawn, stored = (
+        re.sub(r"""scale\([\d.e-]+|\d+ %|base64,[^"]+""", "", (folder / "network.svg").read_text())
+        for folder in (tmp_path, ROOT / "examples")
+    )
+    assert drawn == stored, "run benchmarks/showcase.py map"
+    assert stored.count('class="block"') == 12
 
 
 def test_thumbnails_images_and_themes_can_be_selected(pages, visit):

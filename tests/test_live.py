@@ -351,6 +351,64 @@ def test_changes_can_be_undone_and_are_in_the_address(visit, tmp_path):
     torch.testing.assert_close(evaluate(other, "state.answer.probabilities"), probabilities)
 
 
+def press(page, name):
+    """Press a button of the open card and return the card's result."""
+    page.locator("#card-actions").get_by_text(name, exact=True).click()
+    for _ in range(600):
+        page.wait_for_timeout(20)
+        if not page.evaluate("game.busy") and page.evaluate(SHOWS_ANSWER):
+            wait_until_drawn(page)
+            return page.locator("#card-result").inner_text()
+    raise AssertionError("the card has not answered")
+
+
+def test_cards_measure_the_network(visit, tmp_path):
+    network = random_network(NETWORKS["token"])
+    inputs = network.prepare(write_live(network, tmp_path / "page.html", 1))
+    page = visit(tmp_path / "page.html", fragment="card=fool")
+    wait_for_answer(page)
+    order = page.evaluate("ranking(64)")
+
+    def predict(inputs):
+        with rounded(network.model), torch.inference_mode():
+            return network.model(inputs)[0].softmax(0)
+
+    def without(patches):
+        mask = torch.zeros(1, 8, 8)
+        mask.view(-1)[patches] = 1
+        return predict(torch.where(at_pixels(mask, 32).bool(), 0.0, inputs))
+
+    whole = predict(inputs)
+    was = whole.argmax().item()
+    fewest = next(count for count in range(1, 65) if without(order[:count]).argmax() != was)
+    assert press(page, "Let AttnLRP try").startswith(f"AttnLRP needs {fewest}: ")
+    change(page, f"{{removed: new Set({order[:fewest]})}}")
+    assert page.locator("#card-result").inner_text().startswith("Fooled! ")
+    assert page.locator("#count").inner_text() == f"{fewest} of 64 removed"
+
+    page.evaluate("edit({removed: new Set()})")
+    page.evaluate("openCard('head')")
+    change(page, "{layer: 2, head: 3}")
+    result = press(page, "Measure all heads")
+    losses = {}
+    for layer in range(1, 4):
+        for head in range(1, 4):
+            with switched_off(network.model, [f"h{layer}.{head}"]):
+                losses[layer, head] = predict(inputs)[was].item()
+    ranked = sorted(losses, key=losses.get)
+    assert result.startswith("1. Without head {1} of layer {0}: ".format(*ranked[0]))
+    assert f"number {ranked.index((2, 2)) + 1} of 9: " in result
+
+    page.evaluate("openCard('guess')")
+    press(page, "Start")
+    for patch in (0, 1, order[0]):
+        page.locator("#patches button").nth(patch).click()
+    result = press(page, "Show the map")
+    assert f"You found {len({0, 1, order[0]} & set(order[:3]))} of 3" in result
+    assert page.evaluate("state.removed.size") == 0
+    assert page.locator("#main-title").inner_text().startswith("AttnLRP")
+
+
 @pytest.mark.parametrize("name", ["token", "cnn"])
 def test_the_walk_and_the_page_fit_a_phone(name, visit, tmp_path):
     write_live(random_network(NETWORKS[name]), tmp_path / "page.html")

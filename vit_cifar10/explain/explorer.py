@@ -185,9 +185,12 @@ def write_map(path, network, image):
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(picture, format="png")
     address = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
     css, map_css = ((PAGE / f"{name}.css").read_text("utf-8") for name in ("page", "map"))
-    light, dark = re.findall(r"^:root.*?\{(.*?)\}", css, re.DOTALL | re.MULTILINE)[:2]
-    style = f":root {{{light}}}\n@media (prefers-color-scheme: dark) {{ :root {{{dark}}} }}\n"
-    style += f"svg {{ background: var(--panel) }}\n{map_css}"
+    map_css += "svg { background: var(--panel); }\n"
+    light, dark = (  # the colors that the map uses
+        "".join(color for color in re.findall(r"--[\w-]+: [^;]+;", block) if f"var({color.split(':')[0]})" in map_css)
+        for block in re.findall(r"^:root.*?\{(.*?)\}", css, re.DOTALL | re.MULTILINE)[:2]
+    )
+    style = f":root {{{light}}}\n@media (prefers-color-scheme: dark) {{ :root {{{dark}}} }}\n{map_css}"
     start, rest = draw_map(map_facts(network), image=address, scores=scores).split(">", 1)
     with atomic_write(path) as partial:
         namespace = 'xmlns="http://www.w3.org/2000/svg"'
