@@ -242,8 +242,9 @@ def read_pixels(entry):
 
 
 def join_scripts(names):
-    """The scripts of the page with these names as one script."""
-    return "\n".join(['"use strict";\n', *((PAGE / f"{name}.js").read_text("utf-8") for name in names)])
+    """The scripts of the page with these names as one script, without indentation and lines of comments."""
+    lines = (line.strip() for name in names for line in (PAGE / f"{name}.js").read_text("utf-8").splitlines())
+    return "\n".join(['"use strict";', *(line for line in lines if line and not line.startswith(("//", "/*", "*")))])
 
 
 def sha256(text):
