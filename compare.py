@@ -3,13 +3,15 @@
     python compare.py model/VIT_RUN model/CNN_RUN                # any number of runs
     python compare.py model/vit-seed* model/cnn-seed*            # several seeds: mean and standard deviation
     python compare.py model/cnn-500 model/cnn-5000 model/cnn     # accuracy against the number of training images
+    python compare.py model/VIT_RUN model/CNN_RUN --robustness   # also on corrupted images and under attack
 
 Each RUN is a folder under model/ or output/, a checkpoint, or a name. Runs that cannot be read are reported and left
 out, and the exit status is then 2. A run without a full test of its current weights is tested first.
 
 Writes to --compare_path: comparison.md (tables and pictures), comparison.json (tables), comparison.csv (the first
 table), model_comparison.png, class_accuracy.png, disagreements.png and, for runs with different numbers of training
-images, accuracy_by_images.png. Pictures of an earlier comparison are replaced or, if they do not apply, removed.
+images, accuracy_by_images.png. Pictures of an earlier comparison are replaced or, if they do not apply, removed. With
+--robustness, it also writes robustness.csv and robustness.png, and can be stopped and continued.
 """
 
 if __name__ == "__main__":
@@ -28,6 +30,8 @@ import sys
 from pathlib import Path
 
 from vit_cifar10.data.classes import read_class_names
+from vit_cifar10.data.corruptions import SIDE_MULTIPLE
+from vit_cifar10.data.dataset import SUBSET_SEED, stratified_sample
 from vit_cifar10.data.image_files import image_folders
 from vit_cifar10.evaluation.comparison import (
     class_recalls,
@@ -43,13 +47,14 @@ from vit_cifar10.evaluation.comparison import (
     summarize,
     summarize_seeds,
 )
-from vit_cifar10.evaluation.tables import all_tables, write_markdown, write_tables
+from vit_cifar10.evaluation.robustness import measure_robustness, robustness_rows, write_robustness
+from vit_cifar10.evaluation.tables import all_tables, robustness_section, write_markdown, write_tables
 from vit_cifar10.explain.methods import best_method
 from vit_cifar10.flags.compare import parse
 from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
 from vit_cifar10.plots.explanations import save_disagreements
 from vit_cifar10.plots.scores import save_class_accuracy
-from vit_cifar10.runs.run import TEST_FILES
+from vit_cifar10.runs.run import ROBUSTNESS_FILE, TEST_FILES
 from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
@@ -63,6 +68,7 @@ PICTURES = {
     "accuracy_by_images.png": "Test accuracy by the number of training images",
     "disagreements.png": "Images that one network gets right and the other gets wrong",
 }
+ROBUSTNESS_OUTPUTS = ("robustness.csv", "robustness.png")
 
 
 @command
@@ -85,22 +91,33 @@ def compare(args):
     classes = [{"dataset": group[0].dataset, "classes": class_recalls(group)} for group in group_by_images(runs)]
     text = all_tables(rows, seeds, pairs, classes)
     print(text)
-    write_tables(folder, rows, seeds=seeds, pairs=pairs, classes=classes)
+    tables = {"seeds": seeds, "pairs": pairs, "classes": classes}
+    write_tables(folder, rows, **tables)
     write_markdown(folder, text, pictures={})
-    pictures = list(draw(folder, runs, test_images))
-    write_markdown(folder, text, {name: PICTURES[name] for name in pictures})
+    pictures = {name: PICTURES[name] for name in draw(folder, runs, test_images)}
+    write_markdown(folder, text, pictures)
     print(printable(f"wrote {', '.join([*TABLES, *pictures])} to {folder}"))
     removed = [name for name in earlier if name not in pictures]
     if removed:
         print(f"removed pictures of an earlier comparison that cannot be drawn for these runs: {', '.join(removed)}")
+    if args.robustness:
+        measured = compare_robustness(runs, test_images, args.num_images)
+        tables["robustness"] = robustness_rows(measured)
+        write_robustness(folder, tables["robustness"], measured)
+        found = robustness_section(tables["robustness"])
+        print(f"\n{found}")
+        write_tables(folder, rows, **tables)
+        pictures["robustness.png"] = "Accuracy retained on corrupted images"
+        write_markdown(folder, f"{text}\n{found}", pictures)
+        print(printable(f"wrote {', '.join(ROBUSTNESS_OUTPUTS)} to {folder}"))
     if unreadable:
         raise UserError(f"{unreadable} of the runs could not be compared; see above")
 
 
 def output_files(runs, folder):
     """The paths of all files that the command may write or remove."""
-    results = [run.run.output_folder / name for run in runs for name in TEST_FILES]
-    return [*results, *(folder / name for name in (*TABLES, *PICTURES))]
+    results = [run.run.output_folder / name for run in runs for name in (*TEST_FILES, ROBUSTNESS_FILE)]
+    return [*results, *(folder / name for name in (*TABLES, *PICTURES, *ROBUSTNESS_OUTPUTS))]
 
 
 def folders_of_images(runs, args):
@@ -176,6 +193,29 @@ def test_all(runs, args):
 def images_key(run):
     """The test images that a run needs: the data set, the side of its images in pixels, and how they become square."""
     return run.dataset, run.network.image_size, run.network.resize
+
+
+def compare_robustness(runs, test_images, num_images):
+    """Measure the robustness of the runs that take the same test images as the first one.
+
+    Raises:
+        UserError: there are no test images, or their side cannot be divided into patches.
+    """
+    tested = [run for run in runs if run.tested and test_images[images_key(run)]]
+    if not tested:
+        raise UserError("--robustness needs the test images; give their folder with --data_path")
+    key = images_key(tested[0])
+    for run in runs:
+        if run not in tested or images_key(run) != key:
+            warn(f"--robustness leaves out {run.name}, whose test images are missing or others than the first run's")
+    if key[1] % SIDE_MULTIPLE:
+        raise UserError(
+            f"--robustness needs images whose side is a multiple of {SIDE_MULTIPLE} pixels, but {tested[0].name} takes"
+            f" {key[1]}; leave out --robustness"
+        )
+    test = test_images[key]
+    subset = test.subset(stratified_sample(test.labels, min(num_images, len(test)), SUBSET_SEED))
+    return measure_robustness([run for run in tested if images_key(run) == key], subset)
 
 
 def draw(folder, runs, test_images):

@@ -1,11 +1,12 @@
 """What was measured of the shipped networks: the records in shipped.json, and the tables that are generated from them.
 
 records = read_records()       # {run: {part: {"checkpoint_sha256": ..., ...}}}, written by showcase.py
-write_tables(records)          # the tables of model/README.md and docs/explanations.md
+write_tables(records)          # the tables of model/README.md, docs/explanations.md and docs/comparison.md
 
 A test checks that every record belongs to the weights in model/, and that the tables match the records.
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from model import build_model, count_parameters
 from tables import replace_text, write_blocks
+from vit_cifar10.evaluation.robustness import CLEAN
 from vit_cifar10.evaluation.tables import markdown_table, percent
 from vit_cifar10.explain.faithfulness import AREAS
 from vit_cifar10.explain.removal import FILLS
@@ -24,6 +26,8 @@ from vit_cifar10.runs import checkpoint
 RECORDS = ROOT / "benchmarks" / "shipped.json"
 MODEL_CARD = ROOT / "model" / "README.md"
 EXPLANATIONS = ROOT / "docs" / "explanations.md"
+COMPARISON = ROOT / "docs" / "comparison.md"
+ROBUSTNESS = ROOT / "examples" / "robustness.csv"  # as compare.py wrote it
 MAIN_VIT, MAIN_CNN = "vit-layer12-32-cifar10", "cnn-32-cifar10"  # their explanations have tables of their own
 BEST_METHODS = {"vit": "AttnLRP", "cnn": "DeepLIFT"}  # among those that are fast
 PARTS = ("scores", "live", "faithfulness")  # of a record
@@ -77,11 +81,46 @@ def generated_blocks(records):
             blocks[EXPLANATIONS, f"areas of {run}"] = areas_table(measured)
         blocks[EXPLANATIONS, f"methods of {MAIN_VIT}"] = methods_table(records[MAIN_VIT]["faithfulness"])
         blocks[EXPLANATIONS, "gains"] = gains_table(records)
-    return blocks
+    return {**blocks, (COMPARISON, "robustness"): robustness_table(read_csv(ROBUSTNESS))}
+
+
+def read_csv(path):
+    """The rows of a CSV file, with numbers as numbers, and None for empty cells."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{key: parse_cell(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def parse_cell(cell):
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
 
 
 def has_all(records, part):
     return all(part in of_run for of_run in records.values())
+
+
+# Robustness
+
+
+def robustness_table(rows):
+    """A line per kind of corruption, from the rows of robustness.csv of two runs."""
+    names, lines = list(dict.fromkeys(row["run"] for row in rows)), {}
+    for row in rows:
+        lines.setdefault(row["corruption"], []).append(row)
+    shown = []
+    for kind, of_kind in lines.items():
+        clean, levels = kind == CLEAN, [str(row["level"] or "").removesuffix(".0") for row in of_kind[::2]]
+        cells = [
+            ", ".join(f"{100 * row['accuracy' if clean else 'retained']:.1f}" for row in of_kind if row["run"] == name)
+            for name in names
+        ]
+        last = "" if clean else mean_and_interval(of_kind[-1], "difference", 100, 1)
+        shown.append(
+            [f"{kind} (accuracy)" if clean else kind, ", ".join(levels), *(f"{cell} %" for cell in cells), last]
+        )
+    return markdown_table(["corruption", "level", *names, "difference at the last level"], shown)
 
 
 # Scores

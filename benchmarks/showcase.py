@@ -9,6 +9,7 @@
 | gifs | the GIFs and stills in attention_map_gif/ |
 | disagreements | vit-vs-cnn-disagreements.png |
 | map | network.svg, the map of the network in the README |
+| robustness | the table of robustness in docs/comparison.md, robustness.csv and robustness.png |
 | pages | explorer.png and live.gif; needs Chromium |
 | live | the table about the live page in docs/explanations.md; needs Chromium |
 | notebook | the stored outputs of visualize_attention_map.ipynb |
@@ -19,7 +20,6 @@ shipped.py. A network whose figures were measured with its present weights is no
 given. Sentences about figures and pictures have to be checked by hand. It needs `pip install -r requirements-dev.txt`.
 """
 
-import csv
 import json
 import os
 import shutil
@@ -31,7 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from shipped import MAIN_CNN, MAIN_VIT, ROOT, describe_scores, read_records, record, shipped_runs
+from shipped import (
+    MAIN_CNN,
+    MAIN_VIT,
+    ROOT,
+    describe_scores,
+    read_csv,
+    read_records,
+    record,
+    shipped_runs,
+    write_tables,
+)
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer
 from vit_cifar10.runs import checkpoint
@@ -53,7 +63,9 @@ def main(argv=None):
     parser.add_argument("--data_path", default="./data", help="folder of the data set")
     again = "measure all networks, also those that were measured with their present weights"
     parser.add_argument("--again", action="store_true", help=again)
-    parser.add_argument("--num_images", type=POSITIVE_INT, default=500, help="faithfulness: number of test images")
+    parser.add_argument(
+        "--num_images", type=POSITIVE_INT, default=500, help="faithfulness, robustness: number of test images"
+    )
     args = parser.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
@@ -114,6 +126,15 @@ def draw_network(args):
     explorer.write_map(EXAMPLES / "network.svg", network, open_image(EXAMPLES / "cat.png", network.image_size))
 
 
+def measure_robustness(args):
+    folder = OUTPUT / "showcase"
+    flags = [MAIN_VIT, MAIN_CNN, "--robustness", "--num_images", str(args.num_images), "--compare_path", str(folder)]
+    run_script("compare.py", flags, args)
+    for name in ("robustness.csv", "robustness.png"):
+        shutil.copy(folder / name, EXAMPLES)
+    write_tables(read_records())
+
+
 def draw_pages(args):
     from pages import draw_explorer, draw_live_page  # needs Chromium and Playwright, unlike most parts
 
@@ -161,24 +182,12 @@ def measure_faithfulness(args):
             shutil.copy(OUTPUT / run / "faithfulness.png", EXAMPLES)
 
 
-def read_csv(path):
-    """The rows of a CSV file, with numbers as numbers, and None for empty cells."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{key: parse_cell(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-
-
-def parse_cell(cell):
-    try:
-        return float(cell)
-    except ValueError:
-        return cell or None
-
-
 PARTS = {
     "scores": measure_scores,
     "gifs": draw_gifs,
     "disagreements": draw_disagreements,
     "map": draw_network,
+    "robustness": measure_robustness,
     "pages": draw_pages,
     "live": measure_live,
     "notebook": run_notebook,

@@ -11,6 +11,7 @@ from torch import nn
 
 import compare
 import model
+from vit_cifar10.data.corruptions import CORRUPTIONS, Corruption
 from vit_cifar10.utils.cli import SIZE
 from vit_cifar10.utils.methods import METHODS, MethodEntry
 from vit_cifar10.utils.networks import NETWORKS, Network, Size
@@ -63,6 +64,19 @@ def test_a_network_is_one_class_and_one_entry(added_network, tmp_path, monkeypat
     with pytest.raises(SystemExit):
         run_training(tmp_path, "--filters 5")
     assert "--filters is a size of --model two-layers, not of vit" in capsys.readouterr().err
+
+
+def test_a_corruption_is_one_function_and_one_entry(runs, tmp_path, monkeypatch, no_pictures, capsys):
+    """It is measured, and shown in the table and the picture."""
+    for kind in CORRUPTIONS.keys() - {"contrast"}:
+        monkeypatch.delitem(CORRUPTIONS, kind)
+    inverted = Corruption(lambda images, strength, random: strength - images, {"255": 255}, "sum of both")
+    monkeypatch.setitem(CORRUPTIONS, "inverted", inverted)
+    folders = [f"--{name}_path={runs / name}" for name in ("model", "data")]
+    folders += [f"--{name}_path={tmp_path / name}" for name in ("output", "compare")]
+    compare.main(["cnn", "--robustness", "--num_images", "10", *folders])
+    assert "| inverted              | 255     |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "compare" / "robustness.png").width > 1000
 
 
 def input_times_gradient(model, images, targets):

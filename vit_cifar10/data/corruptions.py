@@ -247,12 +247,16 @@ class Corruption:
     Attributes:
         function: changes a batch of images; see the top of this file.
         strengths: {level: the function's strength}, from weak to strong. The level is what tables and pictures show.
-        in_cifar_c: whether the kind and its strengths are those of CIFAR-10-C.
+        unit: what the level is. If it is a severity, the kind and the strengths are those of CIFAR-10-C.
     """
 
     function: Callable
     strengths: dict
-    in_cifar_c: bool = False
+    unit: str = "severity"
+
+    @property
+    def in_cifar_c(self):
+        return self.unit == "severity"
 
     def apply(self, images, level, seed):
         """Corrupt uint8 (B, 3, H, W). Equal images, levels and seeds give equal bytes."""
@@ -262,7 +266,7 @@ class Corruption:
 
 def severities(function, *strengths):
     """A kind of CIFAR-10-C with its strengths at severities 1, 3 and 5."""
-    return Corruption(function, dict(zip(("1", "3", "5"), strengths, strict=True)), in_cifar_c=True)
+    return Corruption(function, dict(zip(("1", "3", "5"), strengths, strict=True)))
 
 
 CORRUPTIONS = {
@@ -276,8 +280,8 @@ CORRUPTIONS = {
     "brightness": severities(brightness, 0.05, 0.15, 0.3),
     "pixelate": severities(pixelate, 0.95, 0.85, 0.65),
     "JPEG": severities(jpeg, 80, 58, 40),
-    "shuffled patches": Corruption(shuffle_patches, {"2×2": 2, "4×4": 4, "8×8": 8}),
-    "low-pass": Corruption(low_pass, {"12": 12, "8": 8, "4": 4}),
-    "high-pass": Corruption(high_pass, {"1": 1, "2": 2, "4": 4}),
-    "occlusion": Corruption(occlude, {"20 %": 0.2, "40 %": 0.4, "60 %": 0.6, "80 %": 0.8}),
+    "shuffled patches": Corruption(shuffle_patches, {"2×2": 2, "4×4": 4, "8×8": 8}, "grid of patches"),
+    "low-pass": Corruption(low_pass, {"12": 12, "8": 8, "4": 4}, "highest frequency kept (cycles per image)"),
+    "high-pass": Corruption(high_pass, {"1": 1, "2": 2, "4": 4}, "highest frequency removed (cycles per image)"),
+    "occlusion": Corruption(occlude, {"20 %": 0.2, "40 %": 0.4, "60 %": 0.6, "80 %": 0.8}, "part that is gray"),
 }

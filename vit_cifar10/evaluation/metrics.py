@@ -194,6 +194,57 @@ def paired_difference(only_one, only_other, count, z=1.959964):
     return (only_one - only_other) / count, (max(-1.0, low), min(1.0, high))
 
 
+def retained_accuracy(corrupted, clean, z=1.959964):
+    """The fraction of a network's accuracy that is left on corrupted images.
+
+    Args:
+        corrupted, clean: float64 (N,), for each image whether, or how often, the prediction for it is correct.
+
+    Returns:
+        The first accuracy divided by the second, and its 95 % interval (low, high), which takes into account that both
+        are measured on the same images: that of a ratio estimator (Cochran, 1977). As in `paired_difference`, two
+        images are added, one right only before and one right only after the corruption, so that an accuracy of 0 has
+        an interval, too. None where the accuracy on clean images is 0.
+    """
+    if not clean.any():
+        return None, (None, None)
+    center, parts = _linearized_ratio(corrupted, clean, added=(1, 0))
+    return (corrupted.mean() / clean.mean()).item(), _interval(center, parts, z, low=0.0)
+
+
+def retained_difference(one, other, z=1.959964):
+    """How much more of its accuracy one network retains than another one, on the same images.
+
+    Args:
+        one, other: the arguments of `retained_accuracy` for each network.
+
+    Returns:
+        The first fraction minus the second, and its paired 95 % interval (low, high). None where one is unknown.
+    """
+    (fraction, _), (other_fraction, _) = retained_accuracy(*one), retained_accuracy(*other)
+    if fraction is None or other_fraction is None:
+        return None, (None, None)
+    (center, parts), (other_center, other_parts) = (
+        _linearized_ratio(*values, added=added) for values, added in ((one, (1, 0)), (other, (0, 1)))
+    )
+    return fraction - other_fraction, _interval(center - other_center, parts - other_parts, z)
+
+
+def _linearized_ratio(corrupted, clean, added):
+    """The ratio of two means with two images added, and what each image contributes to its error, (N + 2,)."""
+    corrupted, clean = (
+        torch.cat([values, torch.tensor(ends, dtype=torch.float64)])
+        for values, ends in ((corrupted, added), (clean, added[::-1]))
+    )
+    ratio = corrupted.mean() / clean.mean()
+    return ratio.item(), (corrupted - ratio * clean) / clean.mean()
+
+
+def _interval(center, parts, z, low=-math.inf):
+    half_width = z * (parts.std() / math.sqrt(len(parts))).item()
+    return max(low, center - half_width), center + half_width
+
+
 def all_scores(logits, labels):
     """Compute all metrics of a full test, as plain numbers, lists and dicts.
 

@@ -34,6 +34,11 @@ PAIRS_NOTE = """This table shows how much more accurate A is than B, in percenta
 many test images only one of them gets right. McNemar's p is the probability that two equally accurate networks differ
 at least this much (exact test). The test is about these two networks, not about others trained in the same way. Of
 twenty pairs of equally accurate networks, one is expected to have a p below 0.05."""
+ROBUSTNESS_NOTE = """This table shows how much of its accuracy on clean images each run retains on corrupted ones, with
+a 95 % interval that is paired image by image, and how much more a run retains than the first one. All runs see the same
+{images} test images. The kinds down to JPEG, at severities 1, 3 and 5, are in the style of CIFAR-10-C, but are not its
+images. The levels of the others are: the grid of patches, the highest frequency that is kept or removed in cycles per
+image, the fraction that is gray, and the largest change of a pixel value."""
 
 
 def as_markdown(headings, rows):
@@ -110,6 +115,37 @@ def classes_table(rows):
         difference = [f"{100 * (values[0] - values[1]):+.1f}"] if len(names) == 2 else []
         shown.append([row["class"], *(f"{100 * value:.1f} %" for value in values), *difference])
     return as_markdown(["class", *names, *["difference (points)"] * (len(names) == 2)], shown)
+
+
+def robustness_table(rows):
+    """A line per kind and level of corruption, from `robustness_rows`; the first line has the clean accuracies."""
+    names, lines = list(dict.fromkeys(row["run"] for row in rows)), {}
+    for row in rows:
+        lines.setdefault((row["corruption"], row["level"]), []).append(row)
+    shown = []
+    for place, (condition, line) in enumerate(lines.items()):
+        if place:
+            cells = [show_interval(row, "retained", ".1f", " %") for row in line]
+            cells += [show_interval(row, "difference", "+.1f") for row in line[1:]]
+        else:
+            cells = [f"accuracy {percent(row['accuracy'], 1)}" for row in line] + [""] * (len(line) - 1)
+        shown.append([*condition, *cells])
+    differences = [f"{name} - {names[0]} (points)" for name in names[1:]]
+    return as_markdown(["corruption", "level", *names, *differences], shown)
+
+
+def show_interval(row, key, digits, unit=""):
+    """A fraction in percent with its interval, such as "61.2 % (58.0 to 64.5)"; empty if it is unknown."""
+    if row[key] is None:
+        return ""
+    value, low, high = (f"{100 * row[f'{key}{end}']:{digits}}" for end in ("", "_low", "_high"))
+    return f"{value}{unit} ({low} to {high})"
+
+
+def robustness_section(rows):
+    """The table of robustness with its heading, as Markdown."""
+    note = ROBUSTNESS_NOTE.format(images=f"{rows[0]['images']:,}")
+    return "\n\n".join(["## Robustness", note, robustness_table(rows)]) + "\n"
 
 
 def all_tables(rows, seeds, pairs, classes):

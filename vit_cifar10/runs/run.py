@@ -28,6 +28,7 @@ TRAINING_FILES = (*checkpoint.NAMES, "config.json", "metrics.csv", "curves.png",
 TEST_FILES = ("test_results.json", "test_logits.pt", "confusion_matrix.png", "reliability.png", "mistakes.png")
 PREDICTION_FILES = ("predictions.csv", "embeddings.npz", "overview.png")  # that test.py writes if they are asked for
 FAITHFULNESS_FILES = ("faithfulness.csv", "faithfulness_methods.csv", "faithfulness.png", "faithfulness.pt")
+ROBUSTNESS_FILE = "robustness.pt"
 SHIPPED_VIT = "vit-layer12-32-cifar10"  # the network that test.py takes if none has been trained
 
 # Flags about where and how a run executes, not about what it computes.

@@ -1,8 +1,8 @@
 """What the files of a run may contain: the type and the range of every entry, in one place.
 
 `CHECKPOINT` describes best.pt, last.pt and previous.pt, `CONFIG` config.json, `METRICS` a line of metrics.csv, `LOGITS`
-test_logits.pt, and `FAITHFULNESS` faithfulness.pt. All of these files may come from strangers, so they are checked
-before anything uses them:
+test_logits.pt, `FAITHFULNESS` faithfulness.pt, and `ROBUSTNESS` robustness.pt. All of these files may come from
+strangers, so they are checked before anything uses them:
 
     check(value, CHECKPOINT)     # raises Invalid: model_config.depth is not a whole number from 1 to 1,000
 
@@ -254,5 +254,12 @@ FAITHFULNESS = {
     "randomized": CORRELATIONS,
     "agreement": CORRELATIONS,
     "seconds": tensor(0),
+    TEXT: ANYTHING,
+}
+ROBUSTNESS = {
+    "checkpoint_sha256": HASH,
+    "test_sha256": HASH,
+    "settings_sha256": HASH,
+    "correct": {TEXT: tensor(0, 1)},
     TEXT: ANYTHING,
 }

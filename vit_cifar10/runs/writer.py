@@ -23,6 +23,7 @@ from vit_cifar10.runs.run import (
     FAITHFULNESS_FILES,
     LENGTH_FLAGS,
     PREDICTION_FILES,
+    ROBUSTNESS_FILE,
     TEST_FILES,
     TRAINING_FILES,
     Run,
@@ -302,7 +303,7 @@ class RunWriter(Run):
         """Remove the files that are left of the replaced run, now that the new one has been saved."""
         kept = {self.last_path, self.config_path} | ({self.checkpoint_path} if self.best else set())
         for folder in self.folders:
-            for file in (*TRAINING_FILES, *TEST_FILES, *PREDICTION_FILES, *FAITHFULNESS_FILES):
+            for file in (*TRAINING_FILES, *TEST_FILES, *PREDICTION_FILES, *FAITHFULNESS_FILES, ROBUSTNESS_FILE):
                 if folder / file not in kept:
                     (folder / file).unlink(missing_ok=True)
         write_metrics(self.metrics_path, self.epochs)
