@@ -94,7 +94,10 @@ def read_safetensors(path):
     """The tensors in a .safetensors file. Raises `UserError` if it is damaged."""
     safetensors = require("safetensors", f"reading {path}")
     with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        if start == b"version ":
+            raise UserError(f"{path} is a placeholder of Git LFS, not the weights; get them with: git lfs pull")
+        header = int.from_bytes(start, "little")
         if header > min(LARGEST_HEADER, file.seek(0, os.SEEK_END) - 8):
             raise UserError(f"{path} is refused: its header is damaged, or larger than any network's")
     try:
