@@ -100,6 +100,8 @@ def check_methods(args, model):
         raise UserError("--attention needs a Vision Transformer; leave it out")
     if has_rollout_flags(args) and not model.has_attention:
         raise UserError("--head_fusion and --discard_ratio need a Vision Transformer; leave them out")
+    if args.head_scale != "image" and not model.has_attention:
+        raise UserError("--head_scale needs a Vision Transformer; leave it out")
     unfit = [flag for flag in args.method or () if flag not in methods_for(model)]
     if unfit:
         raise UserError(f"--method {unfit[0]} does not fit this network; choose from {', '.join(methods_for(model))}")
@@ -347,8 +349,8 @@ def classify(network, image, name, label, args):
         caption += f"   ·   rollout: {args.head_fusion} over heads"
     if args.discard_ratio:
         caption += f"   ·   rollout: smallest {100 * args.discard_ratio:g} % dropped"
-    methods = pick_methods(args, network.model)
-    frames, save_still = draw_maps(explanation, methods, caption)
+    methods, has_own_scales = pick_methods(args, network.model), args.head_scale == "own"
+    frames, save_still = draw_maps(explanation, methods, caption, has_own_scales)
     if not args.no_gif:
         path = gif_path(name, args)
         gif.save_gif(frames, path, comment=image_comment(args.image_path) if args.mode == "custom" else b"")

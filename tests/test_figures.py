@@ -9,12 +9,15 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
+from helpers import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, ImageSequence
 
-from vit_cifar10.plots.canvas import Canvas
+from vit_cifar10.explain.maps import attention_maps, attention_to_patches
+from vit_cifar10.plots.canvas import Canvas, Probabilities
 from vit_cifar10.plots.curves import save_comparison, save_curves, save_sample_sizes
 from vit_cifar10.plots.explanations import (
     MapRow,
@@ -24,9 +27,11 @@ from vit_cifar10.plots.explanations import (
     save_relevance_grid,
 )
 from vit_cifar10.plots.gif import save_gif
-from vit_cifar10.plots.overlay import percent_of_maximum
+from vit_cifar10.plots.overlay import gray_image, map_colors, overlay, percent_of_maximum
 from vit_cifar10.plots.scores import save_class_accuracy, save_confusion_matrix, save_mistakes, save_reliability
 from vit_cifar10.plots.style import COLORMAP, PERCENT, SIGNED_COLORMAP, SIGNED_PERCENT, save_figure
+from vit_cifar10.runs import checkpoint
+from vit_cifar10.utils.methods import METHODS
 from vit_cifar10.utils.text import shorten
 
 RUNS = [f"vit-layer6-32-cifar10-20261120-1830{index:02}-with-more" for index in range(12)]
@@ -148,17 +153,49 @@ def test_pictures_of_a_comparison(runs, drawn):
     assert_legible(drawn(save_disagreements, panels, ["a" * 22 + "\nGrad-CAM"] * 2))
 
 
-@pytest.mark.parametrize("heads", [1, 3, 4, 6, 12])
-def test_frames_are_legible_with_any_number_of_heads(heads, legible_canvases):
+def layers_of(maps, tokens=0):
+    return MapRow("attention", maps, [f"layer {layer + 1}" for layer in range(len(maps))], True, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("heads", "has_own_scales"), [(1, False), (3, True), (4, False), (6, True), (12, False), (12, True)]
+)
+def test_frames_are_legible_with_any_number_of_heads(heads, has_own_scales, legible_canvases):
     random, image = np.random.RandomState(0), np.zeros((32, 32, 3), dtype=np.uint8)
-    rows = [MapRow("attention", random.rand(2, 4, 4), ["layer 1", "layer 2"], is_by_layer=True)]
+    rows = [layers_of(0.1 * random.rand(2, 4, 4), tokens=17)]
     rows.append(MapRow("AttnLRP", random.randn(2, 4, 4), ["automobile", "b"], is_signed=True))
-    shown = [0.9, 0.1], ["automobile", "b"], "true class: automobile"
-    attention_frames(image, rows, random.rand(2, heads, 4, 4), *shown)
-    class_frames(image, [dataclasses.replace(rows[1], name="DeepLIFT")], [0, 1], *shown)
-    of_attention, of_classes = ({text.get_text() for text in texts} for texts in legible_canvases.values())
-    assert of_attention > {"input", "attention in layer 2", "true class: automobile   ·   layer 2 of 2", "automobile"}
+    drawn_heads = [layers_of(random.rand(2, 4, 4), tokens=17) for _ in range(heads)]
+    after, classes, caption = np.array([[0.2, 0.8], [0.9, 0.1]]), ["automobile", "b"], "true class: automobile"
+    for shown in (rows, rows[1:]):
+        attention_frames(image, shown, drawn_heads, after, classes, caption, has_own_scales)
+    class_frames(image, [dataclasses.replace(rows[1], name="DeepLIFT")], [0, 1], after[1], classes, caption)
+    both, one, of_classes = ({text.get_text() for text in texts} for texts in legible_canvases.values())
+    assert both > {"input", "attention in layer 2", "attention of the heads in layer 2", "uniform 5.9 %", "90.0 %"}
+    assert not any("AttnLRP" in text and "layer 2" in text for text in one)
+    assert "answer" in one
     assert of_classes > {"DeepLIFT: for and against automobile", "true class: automobile", "90.0 %"}
+
+
+@pytest.mark.parametrize("count", [1, 4, len(METHODS)])
+def test_frames_are_legible_with_any_number_of_methods(count, legible_canvases):
+    random, image = np.random.RandomState(0), np.zeros((32, 32, 3), dtype=np.uint8)
+    entries = list(METHODS.values())[-count:]
+    titles = [LONG[0], "b"]
+    rows = [MapRow(entry.name, random.rand(2, 4, 4), titles, is_signed=entry.is_signed) for entry in entries]
+    class_frames(image, rows, [0, 1], [0.9, 0.1], titles, "caption")
+    attention_frames(image, rows, [layers_of(random.rand(2, 4, 4), 17)], np.eye(2), titles, "caption")
+
+
+def test_the_bars_follow_the_layers_and_show_every_class_that_leads(monkeypatch):
+    shown, fill = [], Probabilities.fill
+    monkeypatch.setattr(Probabilities, "fill", lambda *arguments: shown.append(arguments) or fill(*arguments))
+    after = np.full((3, 8), 0.05)
+    after[0, 7], after[1, 6], after[2, 0], after[2, 1:5] = 0.6, 0.6, 0.6, 0.07
+    heads, image = [layers_of(np.ones((3, 4, 4)) / 17, 17)], np.zeros((32, 32, 3), dtype=np.uint8)
+    attention_frames(image, [], heads, after, list("abcdefgh"), "caption")
+    assert [marked for _, _, marked, _ in shown] == [7, 6, 0]
+    assert sorted(shown[0][0].shown) == [0, 1, 2, 6, 7]
+    assert shown[0][0].shown[0] == 0
 
 
 @pytest.mark.parametrize("maps", [1, 3, 400])
@@ -174,13 +211,34 @@ def test_stills_are_legible(maps, legible_canvases, tmp_path):
 
 
 def test_a_network_with_more_heads_than_fit_is_drawn():
-    random = np.random.RandomState(0)
-    rows = [MapRow("attention", random.rand(1, 4, 4), ["layer 1"], is_by_layer=True)]
-    rows.append(MapRow("AttnLRP", random.randn(2, 4, 4), ["a", "b"], is_signed=True))
-    image, heads = np.zeros((32, 32, 3), dtype=np.uint8), random.rand(1, 200, 4, 4)
-    frames = attention_frames(image, rows, heads, np.array([0.9, 0.1]), ["a", "b"], "caption")
+    random, image = np.random.RandomState(0), np.zeros((32, 32, 3), dtype=np.uint8)
+    heads = [layers_of(random.rand(1, 4, 4)) for _ in range(200)]
+    frames = attention_frames(image, heads[:1], heads, np.array([[0.9, 0.1]]), ["a", "b"], "caption")
     assert frames.shape[0] == 1
     assert frames.shape[2] == 960
+
+
+def test_a_panel_shows_its_map_and_not_the_photo(cifar10_root):
+    """The middle and the last layer of a ViT on 30 photos."""
+    network = checkpoint.load_network(ROOT / "model" / "vit-layer12-32-cifar10", torch.device("cpu"))
+    images = network.load_test_images(cifar10_root, 30).images
+    attention = attention_to_patches(attention_maps(network.model, network.prepare(images))).numpy()
+    correlations = []
+    for photo, by_layer in zip(images.permute(0, 2, 3, 1).numpy(), attention.swapaxes(0, 1), strict=True):
+        for map_, percentages in zip(by_layer[[5, 11]], percent_of_maximum(by_layer)[[5, 11]], strict=True):
+            panel = overlay(gray_image(photo), map_colors(percentages), 32)
+            of_pixels = (relative_luminance(panel), map_.repeat(4, axis=0).repeat(4, axis=1), photo.mean(axis=2))
+            correlations.append(np.corrcoef([values.ravel() for values in of_pixels])[0, 1:])
+    with_map, with_photo = np.mean(correlations, axis=0)
+    assert with_map > 0.9
+    assert abs(with_photo) < 0.2
+
+
+def relative_luminance(pixels):
+    """The relative luminance (H, W) of sRGB colors, as WCAG defines it."""
+    values = pixels / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return linear @ (0.2126, 0.7152, 0.0722)
 
 
 @pytest.mark.parametrize("is_signed", [False, True])
@@ -202,8 +260,9 @@ def test_panels_have_the_pixels_that_matplotlib_draws(size, patches, side, is_si
         if left == 12:
             axis.imshow(image, interpolation="nearest")
             continue
-        axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        colors = {"cmap": COLORMAP, "norm": PERCENT, "alpha": 0.6}
+        below = np.round(127.5 + 0.35 * (image.mean(axis=2) - 127.5)).astype(np.uint8)
+        axis.imshow(below[..., None].repeat(3, axis=2), interpolation="nearest")
+        colors = {"cmap": COLORMAP, "norm": PERCENT, "alpha": 0.75}
         if is_signed:
             alpha = 0.08 + 0.77 * np.sqrt(np.abs(percentages) / 100)
             colors = {"cmap": SIGNED_COLORMAP, "norm": SIGNED_PERCENT, "alpha": alpha}

@@ -11,7 +11,7 @@ from vit_cifar10.plots.explanations import MapRow, attention_frames, class_frame
 CLASSES = 5  # whose maps are shown
 
 
-def draw_maps(explanation, methods, caption):
+def draw_maps(explanation, methods, caption, has_own_scales=False):
     """The GIF's frames for an `Explanation`, and a function that saves a still of its maps.
 
     The frames of a ViT are its layers; those of a CNN are its most probable classes, the most probable one last.
@@ -19,6 +19,7 @@ def draw_maps(explanation, methods, caption):
     Args:
         methods: the `Method`s whose maps are shown, one row each.
         caption: a line of text above the maps.
+        has_own_scales: whether the GIF gives each map of a head its own scale, instead of one for all.
     """
     model, network = explanation.model, explanation.network
     top = explanation.classes[:CLASSES].tolist()
@@ -28,16 +29,25 @@ def draw_maps(explanation, methods, caption):
         maps = explanation.maps(method, 1 if method.by_layer else len(top))
         if method.by_layer:
             of_predicted = (maps if method.is_class_blind else maps[0]).cpu().numpy()
-            rows.append(MapRow(method.name, of_predicted, layers, True, method.is_signed))
+            tokens = explanation.attention.shape[-1] if method.is_attention else 0
+            rows.append(MapRow(method.name, of_predicted, layers, True, method.is_signed, tokens))
             continue
         maps = maps.expand(len(top), -1, -1) if method.is_class_blind else maps[: len(top)]
         titles = [network.classes[index] for index in top]
         rows.append(MapRow(method.name, maps.cpu().numpy(), titles, is_signed=method.is_signed))
     pixels = explanation.image.permute(1, 2, 0).cpu().numpy()
-    shown = explanation.probabilities.cpu().numpy(), network.classes, caption
     if model.has_attention:
-        heads = attention_to_patches(explanation.attention.unsqueeze(3), model.global_pool)[:, 0]
-        frames = attention_frames(pixels, rows, heads.cpu().numpy(), *shown)
+        answers = explanation.lens[1:].softmax(dim=1).cpu().numpy()
+        shown = attention_heads(explanation, layers), answers, network.classes, caption, has_own_scales
+        frames = attention_frames(pixels, rows, *shown)
     else:
-        frames = class_frames(pixels, rows, top, *shown)
+        frames = class_frames(pixels, rows, top, explanation.probabilities.cpu().numpy(), network.classes, caption)
     return frames, lambda path: save_relevance_grid(path, pixels, rows, caption)
+
+
+def attention_heads(explanation, layers):
+    """A `MapRow` for each head, with its attention in every layer."""
+    attention = explanation.attention  # (depth, 1, heads, N, N)
+    maps = attention_to_patches(attention.unsqueeze(3), explanation.model.global_pool)[:, 0].cpu().numpy()
+    tokens = attention.shape[-1]
+    return [MapRow("attention", maps[:, head], layers, True, tokens=tokens) for head in range(maps.shape[1])]

@@ -9,6 +9,7 @@ import functools
 
 import torch
 
+from vit_cifar10.explain.lens import logit_lens
 from vit_cifar10.explain.maps import attention_maps, images_at_once
 
 MAX_CLASSES = 20  # with more classes than this, the page explains only the most probable ones
@@ -35,6 +36,11 @@ class Explanation:
     def attention(self):
         """The weights of a ViT, from `attention_maps`: (depth, 1, heads, N, N)."""
         return attention_maps(self.model, self.inputs)
+
+    @functools.cached_property
+    def lens(self):
+        """The logits of a ViT after each layer, from `logit_lens`: (depth + 1, C)."""
+        return logit_lens(self.model, self.inputs)[:, 0]
 
     def parts(self, count):
         """The most probable classes in parts that fit into memory: pairs of normalized images and classes."""

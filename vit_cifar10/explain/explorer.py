@@ -23,7 +23,7 @@ from PIL import Image
 
 from vit_cifar10.explain.encoding import encode
 from vit_cifar10.explain.explanation import count_explained
-from vit_cifar10.explain.lens import head_contributions, logit_lens
+from vit_cifar10.explain.lens import head_contributions
 from vit_cifar10.explain.live import check_live, describe_layers, encode_network, rounding_effect
 from vit_cifar10.explain.methods import methods_for, shown_methods
 from vit_cifar10.explain.removal import remove_each_patch
@@ -63,7 +63,7 @@ def page_entry(explanation, name, label):
             entry[key] = encode(maps if follows_layers(method) or not method.by_layer else maps[:, method.result])
     if model.has_attention:
         entry |= encode_attention(explanation.attention[:, 0])
-        entry["lens"] = encode(logit_lens(model, inputs)[:, 0])  # logits, (layers + 1, classes)
+        entry["lens"] = encode(explanation.lens)  # logits, (layers + 1, classes)
         parts = [head_contributions(model, *part) for part in explanation.parts(len(classes))]
         entry["contributions"] = encode(torch.cat(parts, dim=1).transpose(0, 1))  # (explained, layers, heads)
     return entry

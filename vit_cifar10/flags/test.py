@@ -70,6 +70,8 @@ def build_parser():
     add("--head_fusion", choices=choices.HEAD_FUSIONS, default="mean", help=fusion)
     discard = "GIF: fraction of each layer's attention weights that rollout drops, starting with the smallest"
     add("--discard_ratio", type=FRACTION, default=0.0, help=discard)
+    scale = "GIF of a ViT: one color scale for the heads of all layers (image), or one for each map of a head (own)"
+    add("--head_scale", choices=choices.HEAD_SCALES, default="image", help=scale)
     page = "cifar-single, custom, or with --live: write an HTML page to this file, for exploring the prediction"
     add("--html", type=path, help=page)
     live = (
@@ -126,11 +128,11 @@ def check_flags(args):
         raise UserError("--live puts the network into the page of --html; add --html FILE.html")
     if args.html is not None:
         check_html(args)
-    has_gif_flags = has_rollout_flags(args) or args.method
-    if has_gif_flags and args.mode not in SINGLE_MODES:
-        names = "--method" if args.method else "--head_fusion and --discard_ratio"
-        raise UserError(f"only GIFs depend on {names}; add --mode cifar-single or --mode custom")
-    if has_gif_flags and args.no_gif and args.no_image:
+    gif_flags = "--method" if args.method else "--head_fusion and --discard_ratio" if has_rollout_flags(args) else ""
+    gif_flags = gif_flags or "--head_scale" * (args.head_scale != "image")
+    if gif_flags and args.mode not in SINGLE_MODES:
+        raise UserError(f"only GIFs depend on {gif_flags}; add --mode cifar-single or --mode custom")
+    if gif_flags and args.no_gif and args.no_image:
         raise UserError("--no_gif and --no_image leave nothing to draw; leave out one of them, or the flags about maps")
     if has_rollout_flags(args) and args.method and "rollout" not in args.method:
         raise UserError("--head_fusion and --discard_ratio change only rollout; add rollout to --method")

@@ -1,12 +1,10 @@
 """Pictures of relevance maps: frames for GIFs, stills, images that two networks disagree on, and faithfulness.
 
-GIFs and stills show each map in percent of the largest value that its method has in any of the maps shown. All frames
-share this scale, so a patch that is brighter in a later frame has become more relevant. Colors follow the square root
-of the value; otherwise a few very bright patches would hide the others. Signed maps have linear colors: red speaks for
-the class, blue against it.
+overlay.py describes the colors and their scales.
 """
 
 import dataclasses
+import functools
 import itertools
 import textwrap
 
@@ -20,12 +18,14 @@ from vit_cifar10.plots.style import GRAY, LINE_COLORS, save_figure, save_pixels,
 from vit_cifar10.utils.methods import find_method
 from vit_cifar10.utils.text import printable, shorten
 
-HEADS_LEGEND = "heads: the attention of each head, in % of the maximum over all heads and layers"
+HEADS_LEGEND = "heads: where each head of this layer looks"
+LENS_LEGEND = "bars: what the network would answer if it ended after this layer (logit lens)"
 LINE_HEIGHT = 20  # of a legend, in pixels
 BASELINE_LABELS = {"random": "random (baseline)", "edges": "edges (baseline)", "center": "center (baseline)"}
 FILL_TITLES = {"mean": "set to the mean color", "blur": "blurred", "ROAD": "interpolated (ROAD)"}  # see removal.py
 NOT_DRAWN = ("Grad-CAM, no ReLU",)  # nearly the same curves as Grad-CAM
 
+MOST_CLASSES = 5  # whose probabilities are shown
 MOST_HEADS = 40  # more would be too small to see
 MOST_COLUMNS = 8  # of a still
 
@@ -40,6 +40,7 @@ class MapRow:
         titles: the names of the K layers or classes.
         is_by_layer: whether there is one map per layer.
         is_signed: whether negative values speak against the class.
+        tokens: of maps of attention, the number of tokens over which it is spread; 0 for other maps.
     """
 
     name: str
@@ -47,69 +48,111 @@ class MapRow:
     titles: list
     is_by_layer: bool = False
     is_signed: bool = False
+    tokens: int = 0
+
+    @property
+    def maximum(self):
+        """The end of the scale of all maps: the largest value, or uniform attention if that is larger."""
+        return max(np.abs(self.maps).max(), 1 / self.tokens if self.tokens else 0)
 
     @property
     def percentages(self):
-        """The maps in percent of the largest value in any of them."""
-        return percent_of_maximum(self.maps, self.is_signed)
+        """The maps in percent of `maximum`."""
+        return percent_of_maximum(self.maps, self.is_signed, self.maximum)
 
     def title(self, index, width):
         """A title for one map, such as "attention in layer 3" or "Grad-CAM for frog", in lines of `width` pixels."""
         entry = find_method(self.name)
         by_layer = (entry and entry.by_layer) if self.is_by_layer else ""
         word = f" {by_layer or 'for'}" if by_layer or not self.is_signed else ": for and against"
-        title = f"{self.name}{word} {self.titles[index]}"
-        return textwrap.fill(title, max(12, int(width / 5.8)))
+        title = f"{self.name}{word} {shorten(self.titles[index], 24)}"
+        return textwrap.fill(title, max(12, int((width + 10) / 6.4)))
+
+    def scale_label(self, scope):
+        """The label of the color bar. `scope` completes it, as in "over all layers"."""
+        label = f"{'against ← ' * self.is_signed}% of maximum{' → for' * self.is_signed}"
+        return f"{'attention to a patch (%)' if self.tokens else label}\n{scope}"
 
     def only_first(self):
         """The row without its other maps."""
         return dataclasses.replace(self, maps=self.maps[:1], titles=self.titles[:1])
 
 
-def attention_frames(image, rows, heads, probabilities, classes, caption):
+def attention_frames(image, rows, heads, probabilities, classes, caption, has_own_scales=False):
     """Draw how a ViT processes one image, one frame per layer.
 
     Args:
         image: uint8 (H, W, 3), as the network sees it.
         rows: a list of `MapRow`. Of a row with maps of classes, all frames show the first one.
-        heads: (depth, heads, grid, grid), the attention of every head; the first `MOST_HEADS` are drawn.
-        probabilities: (C,), in [0, 1].
+        heads: a `MapRow` for each head, with its attention in each layer; the first `MOST_HEADS` are drawn.
+        probabilities: (depth, C), in [0, 1], what the network would answer after each layer.
         classes: the names of the C classes.
         caption: the line above the panels.
+        has_own_scales: whether each map of a head has its own scale. Otherwise, all of them share one.
 
     Returns:
         uint8 (depth, height, 960, 3).
     """
-    heads = heads[:, :MOST_HEADS]
-    depth, num_heads = heads.shape[:2]
+    depth, heads = len(probabilities), heads[:MOST_HEADS]
     rows = [row if row.is_by_layer else row.only_first() for row in rows]
-    side, small = min(232, 744 // (len(rows) + 1) - 12), min(104, 936 // num_heads - 8)
-    legend_left = 24 + (small + 8) * num_heads
-    legend = []
-    if legend_left < 500:  # otherwise there is no room
-        legend = legend_lines(rows, classes[int(np.argmax(probabilities))], Canvas.WIDTH - legend_left, HEADS_LEGEND)
-    tall = max(side, 150)
-    canvas = Canvas(height=tall + 160 + max(small, LINE_HEIGHT * len(legend)))
-    canvas.add_input(image, (12, 58, side))
-    signed_scope = "over all layers" if any(row.is_by_layer for row in rows if row.is_signed) else "in this map"
-    panels = add_panels(canvas, image, rows, (24 + side, 58, side), "over all layers", signed_scope)
-    canvas.add_probabilities((788, 52, 156, tall + 14), probabilities, classes)
-    head_maps, below = percent_of_maximum(heads), tall + 146
-    thumbnails = []
-    for head in range(num_heads):
-        title = f"head {head + 1}" if small > 40 else str(head + 1)
-        thumbnails.append(canvas.add_panel(image, (12 + (small + 8) * head, below, small), title=title))
-    canvas.write(legend_left, below, legend)
-    shown_caption = canvas.add_caption(changes=True)
+    answer = classes[int(np.argmax(probabilities[-1]))]
+    is_beside = len(heads) <= 4  # the legend is beside the heads, otherwise below them
+    small = min(140, (560 if is_beside else 936) // len(heads) - 8)
+    legend_left = 36 + (small + 8) * len(heads) if is_beside else 12
+    legend = legend_lines(rows, answer, Canvas.WIDTH - legend_left, HEADS_LEGEND, LENS_LEGEND)
+    bottom = panels_bottom(rows)
+    below = bottom + 46  # the upper edge of the heads
+    legend_top = below if is_beside else below + small + 84
+    canvas = Canvas(height=max(below + small + 84, legend_top + LINE_HEIGHT * len(legend) + 8))
+    canvas.add_caption(printable(caption))
+    panels, bars = add_panels(canvas, image, rows, "over all layers", likely_classes(probabilities), classes)
+    heads_title = canvas.add_text(12, bottom + 8, "", changes=True, va="center", fontsize=9, fontweight="bold")
+    show_heads = add_heads(canvas, image, heads, (12, below, small), has_own_scales)
+    canvas.write(legend_left, legend_top, legend)
     frames = []
-    for layer in range(depth):
+    for layer, after in enumerate(probabilities, 1):
         for row, percentages, panel in panels:
-            panel.fill(percentages[layer], row.title(layer, side))
-        for panel, percentages in zip(thumbnails, head_maps[layer], strict=True):
-            panel.fill(percentages)
-        shown_caption.set_text(printable(f"{caption}   ·   layer {layer + 1} of {depth}"))
+            panel.fill(percentages[layer - 1], row.title(layer - 1, panel.side))
+        for show in show_heads:
+            show(layer - 1)
+        heads_title.set_text(f"attention of the heads in layer {layer}")
+        bars.fill(after, np.argmax(after), f"after layer {layer} of {depth}" if layer < depth else "answer")
         frames.append(canvas.draw())
     return np.stack(frames)
+
+
+def likely_classes(probabilities):
+    """The classes to show, most probable ones at last first: the answer, classes that lead in any layer, and others."""
+    last = probabilities[-1]
+    leads = np.bincount(probabilities.argmax(axis=1), minlength=len(last))
+    leads[last.argmax()] = len(probabilities) + 1
+    chosen = np.lexsort((-last, -leads))[:MOST_CLASSES]
+    return chosen[np.argsort(-last[chosen], kind="stable")]
+
+
+def add_heads(canvas, image, heads, position, has_own_scales):
+    """Add the maps of heads in a line, with color bars below. Return one function per head that shows a layer."""
+    left, top, side = position
+    maximum, show = max(head.maximum for head in heads), []
+    for place, head in enumerate(heads):
+        title = f"head {place + 1}" if side > 40 else str(place + 1)
+        at = left + (side + 8) * place
+        panel = canvas.add_panel(image, (at, top, side), title=title)
+        scale = canvas.add_own_scale((at, top + side + 8, side, 9), head.tokens) if has_own_scales else None
+        show.append(functools.partial(show_head, head, panel, maximum, scale))
+    width = min(420, (side + 8) * len(heads) - 8)
+    if not has_own_scales:
+        label = heads[0].scale_label("over all heads and layers")
+        canvas.add_scale((left, top + side + 19, max(width, 104), 9), label, maximum=maximum, tokens=heads[0].tokens)
+    return show
+
+
+def show_head(head, panel, maximum, own_scale, layer):
+    """Show the attention of a head in a layer, on the scale up to `maximum` or, if there is one, on its own scale."""
+    if own_scale:
+        maximum = dataclasses.replace(head, maps=head.maps[layer]).maximum
+        own_scale.fill(maximum)
+    panel.fill(percent_of_maximum(head.maps[layer], maximum=maximum))
 
 
 def class_frames(image, rows, chosen, probabilities, classes, caption):
@@ -119,25 +162,23 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
         image: uint8 (H, W, 3), as the network sees it.
         rows: a list of `MapRow`, with one map for each of the classes `chosen`.
         chosen: (K,), indices of classes.
-        probabilities, classes, caption: as in `attention_frames`.
+        probabilities: (C,), in [0, 1].
+        classes, caption: as in `attention_frames`.
 
     Returns:
         uint8 (K, height, 960, 3).
     """
-    side = min(280, 580 // (len(rows) + 1) - 16)
-    legend = legend_lines(rows, "the class", Canvas.WIDTH - 24)
-    tall = max(side, 150)
-    canvas = Canvas(height=tall + 136 + LINE_HEIGHT * len(legend))
-    canvas.write(12, tall + 130, legend)
-    canvas.add_input(image, (12, 58, side))
-    panels = add_panels(canvas, image, rows, (32 + side, 58, side), "over all frames", "over all frames")
-    shown_probabilities = canvas.add_probabilities((632, 52, 308, tall + 10), probabilities, classes, changes=True)
+    legend, legend_top = legend_lines(rows, "the class", Canvas.WIDTH - 24), panels_bottom(rows) + 8
+    canvas = Canvas(legend_top + LINE_HEIGHT * len(legend) + 8)
     canvas.add_caption(printable(caption))
+    shown = likely_classes(np.asarray(probabilities)[None])
+    panels, bars = add_panels(canvas, image, rows, "over all frames", shown, classes)
+    canvas.write(12, legend_top, legend)
     frames = []
     for place in reversed(range(len(chosen))):
         for row, percentages, panel in panels:
-            panel.fill(percentages[place], row.title(place, side))
-        shown_probabilities.mark(chosen[place])
+            panel.fill(percentages[place], row.title(place, panel.side))
+        bars.fill(probabilities, chosen[place])
         frames.append(canvas.draw())
     return np.stack(frames)
 
@@ -145,75 +186,96 @@ def class_frames(image, rows, chosen, probabilities, classes, caption):
 def legend_lines(rows, predicted, width, *more):
     """What the maps show, as lines of text that fit into `width` pixels, in the order of the panels."""
     entries = filter(None, (find_method(row.name) for row in in_order(rows)))
-    texts = [f"{entry.name}: {entry.legend.format(predicted=predicted)}" for entry in entries]
+    texts = [f"{entry.name}: {entry.legend.format(predicted=shorten(predicted, 24))}" for entry in entries]
     fitting = int(width / 6.4)  # a letter is less than 6.4 pixels wide on average
     return [line for text in (*texts, *more) for line in textwrap.wrap(text, fitting)]
 
 
 def in_order(rows):
-    """Rows without sign first, so that panels with the same colors are neighbors."""
+    """Rows without sign first."""
     return sorted(rows, key=lambda row: row.is_signed)
 
 
-def add_panels(canvas, image, rows, position, scope, signed_scope):
-    """Add one panel with the first map of each row, and a color bar below each group of panels that share it.
+PANELS_TOP, PANELS_PER_LINE = 62, 4  # with the image, which is the first one
+SCALE_HEIGHT, TITLE_HEIGHT = 78, 34  # of a panel: its color bar below, and its title above, in pixels
 
-    `scope` and `signed_scope` tell of which values the maximum is taken, as in "over all layers".
+
+def panel_side(rows):
+    """The side of the panels of the rows, so that the image, up to three panels and the probabilities fill a line."""
+    return min(280, 744 // min(len(rows) + 1, PANELS_PER_LINE) - 12)
+
+
+def panels_bottom(rows):
+    """Where the last line of panels ends, with its color bars."""
+    lines = -(-(len(rows) + 1) // PANELS_PER_LINE)
+    return PANELS_TOP + lines * (panel_side(rows) + SCALE_HEIGHT + TITLE_HEIGHT) - TITLE_HEIGHT
+
+
+def add_panels(canvas, image, rows, scope, shown, classes):
+    """Add the image, one panel with the first map of each row and a color bar below it, and the probabilities.
+
+    Args:
+        scope: of which maps a scale is shared, as in "over all layers".
+        shown: (K,), the classes whose probabilities are shown.
 
     Returns:
-        A list of (row, percentages, panel) for the rows with several maps.
+        A list of (row, percentages, panel) for the rows with several maps, and the `Probabilities`.
     """
-    left, top, side = position
-    changing = []
-    for is_signed, group in itertools.groupby(in_order(rows), lambda row: row.is_signed):
-        start = left
-        for row in group:
-            percentages, title = row.percentages, row.title(0, side) if len(row.maps) == 1 else None
-            panel = canvas.add_panel(image, (left, top, side), is_signed, title)
-            panel.fill(percentages[0])
-            if len(row.maps) > 1:
-                changing.append((row, percentages, panel))
-            left += side + 12
-        shown_scope = signed_scope if is_signed else scope
-        canvas.add_scale((start, top + side + 12, left - 12 - start, 9), shown_scope, is_signed)
-        left += 20  # room for the numbers at the ends of the color bars
-    return changing
+    side, left, changing = panel_side(rows), 12, []
+    step = side + 12
+    canvas.add_input(image, (left, PANELS_TOP, side))
+    for place, row in enumerate(in_order(rows), 1):
+        line, column = divmod(place, PANELS_PER_LINE)
+        position = (left + step * column, PANELS_TOP + line * (side + SCALE_HEIGHT + TITLE_HEIGHT), side)
+        percentages, is_fixed = row.percentages, len(row.maps) == 1
+        panel = canvas.add_panel(image, position, row.is_signed, row.title(0, side) if is_fixed else None)
+        panel.fill(percentages[0])
+        if not is_fixed:
+            changing.append((row, percentages, panel))
+        label = row.scale_label("in this map" if is_fixed else scope)
+        bar = (position[0] + 12, position[1] + side + 18, side - 24, 9)  # the numbers at its ends need room
+        canvas.add_scale(bar, label, row.is_signed, row.maximum, row.tokens)
+    start = left + step * min(len(rows) + 1, PANELS_PER_LINE) + 16
+    bars = canvas.add_probabilities((start, PANELS_TOP, canvas.width - 16 - start, side + 4), shown, classes)
+    return changing, bars
 
 
 def save_relevance_grid(path, image, rows, caption):
-    """Draw a still: the image, and its maps with one row per method and one column per layer or class.
+    """Draw a still: the image, large, and its maps with one row per method and one column per layer or class.
 
-    If a row has more than `MOST_COLUMNS` maps, evenly spaced ones are shown.
+    If a row has more than `MOST_COLUMNS` maps, evenly spaced ones are shown. A single row takes two lines.
 
     Args:
         image: uint8 (H, W, 3).
         rows: a list of `MapRow`.
     """
-    shown = [np.linspace(0, len(row.maps) - 1, min(MOST_COLUMNS, len(row.maps))).round().astype(int) for row in rows]
-    side, gap, title_height, scale_height = 144, 9, 22, 78
-    columns = 1 + max(map(len, shown))
-    grid_width = (side + gap) * columns - gap
-    width = max(624, grid_width + 36)
-    left = 27 + (width - 36 - grid_width) // 2  # of the input, after the names of the rows
+    lines = [(row, np.linspace(0, len(row.maps) - 1, min(MOST_COLUMNS, len(row.maps))).round()) for row in rows]
+    if len(lines) == 1 and len(lines[0][1]) > 2:
+        lines = [(rows[0], part) for part in np.array_split(lines[0][1], 2)]
+    side, gap, title_height = 144, 9, 22
+    height = title_height + side + gap
+    large = side if len(lines) == 1 else 2 * height - title_height - gap
+    scales = list({(row.is_signed, row.tokens > 0): row for row, _ in lines}.values())
+    scale_width = 230
+    grid_left = 18 + large + 40  # the names of the rows stand in between
+    width = grid_left + max((side + gap) * max(len(indices) for _, indices in lines), (scale_width + 40) * len(scales))
     caption = textwrap.fill(printable(caption), width // 11)
     grid_top = 14 + 18 * len(caption.splitlines())
-    scales_top = grid_top + (title_height + side + gap) * len(rows) + gap
-    signs = sorted({row.is_signed for row in rows})
-    canvas = Canvas(scales_top + scale_height * len(signs), width, dpi=120)
+    scales_top = grid_top + height * len(lines) + 26
+    canvas = Canvas(scales_top + 70, width, dpi=120)
     canvas.add_caption(caption, fontsize=10)
-    for place, (row, indices) in enumerate(zip(rows, shown, strict=True)):
-        top = grid_top + (title_height + side + gap) * place + title_height
-        canvas.add_text(left - 5, top + side / 2, row.name, ha="right", va="center", fontsize=9, rotation=90)
-        canvas.add_image(image, (left, top, side), "" if place else "input")
+    canvas.add_image(image, (18, grid_top + title_height, large), "input")
+    for place, (row, indices) in enumerate(lines):
+        top = grid_top + height * place + title_height
+        canvas.add_text(grid_left - 5, top + side / 2, row.name, ha="right", va="center", fontsize=9, rotation=90)
         percentages = row.percentages
-        for column, index in enumerate(indices, 1):
-            position = (left + (side + gap) * column, top, side)
+        for column, index in enumerate(indices.astype(int)):
             title = shorten(row.titles[index], 14)
+            position = (grid_left + (side + gap) * column, top, side)
             canvas.add_panel(image, position, row.is_signed, title).fill(percentages[index])
-    scale_width = 3 * width // 5
-    for place, is_signed in enumerate(signs):
-        position = (left + (grid_width - scale_width) // 2, scales_top + scale_height * place, scale_width, 16)
-        canvas.add_scale(position, "in the row", is_signed)
+    for place, row in enumerate(scales):
+        position = (grid_left + 12 + (scale_width + 40) * place, scales_top, scale_width, 14)
+        canvas.add_scale(position, row.scale_label("in the row"), row.is_signed, row.maximum, row.tokens)
     save_pixels(canvas.draw(), path, canvas.dpi)
 
 

@@ -1,20 +1,34 @@
-"""One relevance map over its image in gray, as pixels."""
+"""One relevance map over its image in gray, as pixels.
+
+The map must be seen, not the photo. Therefore, the photo keeps only `CONTRAST` of its contrast, around a medium gray,
+and the colors of an unsigned map hide `OPACITY` of it. A color bar is drawn through the same blend. The page draws its
+maps with the same two numbers, see explain/page/pictures.js.
+
+All maps of a method have one scale per image, from 0 to the largest value in any layer, so a patch that is brighter in
+a later layer has become more relevant. So have all heads. Bars of attention show percent of a token's attention, and
+mark 1 / N, what each of the N tokens would get if attention were uniform. Other bars show percent of the maximum.
+Colors follow the square root of the value; otherwise a few very bright patches would hide the others. Signed maps have
+linear colors: red speaks for the class, blue against it.
+"""
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import ListedColormap
 
 from vit_cifar10.plots.style import COLORMAP, PERCENT, SIGNED_COLORMAP, SIGNED_PERCENT
 
+CONTRAST, OPACITY, MEDIUM_GRAY = 0.35, 0.75, 127.5
 
-def percent_of_maximum(values, is_signed=False):
+
+def percent_of_maximum(values, is_signed=False, maximum=None):
     """Scale relevance to percent of its maximum over the whole array: to 0 ... 100 or, if signed, to -100 ... 100.
 
-    Negative values of unsigned relevance become 0.
+    Negative values of unsigned relevance become 0. A `maximum` replaces the largest value.
     """
     values = np.asarray(values, dtype=np.float64)
     if not is_signed:
         values = values.clip(min=0)
-    return 100 * values / max(np.abs(values).max(), np.finfo(np.float64).tiny)
+    return 100 * values / max(np.abs(values).max() if maximum is None else maximum, np.finfo(np.float64).tiny)
 
 
 def color_table(name):
@@ -23,8 +37,9 @@ def color_table(name):
 
 
 def gray_image(image):
-    """The image below a map: uint8 (H, W, 3) to gray uint8 (H, W, 3)."""
-    return matplotlib.colormaps["gray"](image.mean(axis=2) / 255, bytes=True)[..., :3]
+    """The image below a map: uint8 (H, W, 3) to gray uint8 (H, W, 3) of low contrast."""
+    gray = MEDIUM_GRAY + CONTRAST * (image.mean(axis=2, keepdims=True) - MEDIUM_GRAY)
+    return gray.round().astype(np.uint8).repeat(3, axis=2)
 
 
 def map_colors(percentages, is_signed=False):
@@ -32,7 +47,14 @@ def map_colors(percentages, is_signed=False):
     if is_signed:
         alpha = 0.08 + 0.77 * np.sqrt(np.abs(percentages) / 100)  # colors near 0 are white and would hide the image
         return matplotlib.colormaps[SIGNED_COLORMAP](SIGNED_PERCENT(percentages), alpha=alpha, bytes=True)
-    return matplotlib.colormaps[COLORMAP](PERCENT(percentages), alpha=0.6, bytes=True)
+    return matplotlib.colormaps[COLORMAP](PERCENT(percentages), alpha=OPACITY, bytes=True)
+
+
+def bar_colormap(is_signed=False):
+    """The colors of a color bar, as they look in a map over medium gray."""
+    percentages = (SIGNED_PERCENT if is_signed else PERCENT).inverse(np.linspace(0, 1, 256))
+    below = np.full((1, 256, 3), MEDIUM_GRAY, dtype=np.uint8)
+    return ListedColormap(blend(below, map_colors(percentages[None], is_signed))[0] / 255)
 
 
 def map_note(percentages, is_signed=False):

@@ -16,5 +16,6 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard", "wandb")  # each one except "none" is also the name of the package that it needs
 HEAD_FUSIONS = ("mean", "max", "min")
+HEAD_SCALES = ("image", "own")
 PATCH_LEVELS = 8  # different fractions of the patches to train on; a compiled network is compiled once for each
 SAMPLES = 512  # the default number of random masks per image

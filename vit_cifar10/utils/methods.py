@@ -23,6 +23,7 @@ class MethodEntry:
             tokens "entering" it, logits "after" it, or all layers up "to" it. Empty if there is only one map. The
             function otherwise returns relevance (depth, B, h, w). The last map is the result; with "entering", which
             goes from the output to the input, it is the first one.
+        is_attention: whether its values are attention weights, which add up to 1 over all tokens.
         pool: what a ViT must classify from (its `global_pool`), if not any.
         takes_attention: whether the function takes a ViT's attention weights and `global_pool` instead.
         explains_all_classes: whether the function takes (model, images) and explains all classes at once, (B, C, h, w).
@@ -39,6 +40,7 @@ class MethodEntry:
     is_class_blind: bool = False
     by_layer: str = ""
     pool: str = ""
+    is_attention: bool = False
     takes_attention: bool = False
     explains_all_classes: bool = False
     is_slow: bool = False
@@ -62,6 +64,7 @@ METHODS = {
         f"{MAPS}:attention_to_patches",
         "where this layer looks, averaged over its heads",
         by_layer="in",
+        is_attention=True,
         page_key="attention",
         **FROM_ATTENTION,
     ),
