@@ -41,8 +41,8 @@ from vit_cifar10.evaluation.comparison import (
     group_by_images,
     group_seeds,
     load_trained_run,
+    mean_recalls,
     most_different,
-    recall,
     sample_sizes,
     summarize,
     summarize_seeds,
@@ -229,10 +229,7 @@ def draw(folder, runs, test_images):
         save_comparison(curves, folder / "model_comparison.png")
         yield "model_comparison.png"
     for group in group_by_images(runs)[:1]:
-        recalls = {
-            label(seeds): [statistics.mean(values) for values in zip(*map(recall, seeds), strict=True)]
-            for seeds in group_seeds(group)
-        }
+        recalls = {label(seeds): mean_recalls(seeds) for seeds in group_seeds(group)}
         save_class_accuracy(recalls, group[0].network.classes, group[0].dataset, folder / "class_accuracy.png")
         yield "class_accuracy.png"
     sizes = {name: points for name, points in sample_sizes(runs).items() if len(points) > 1}

@@ -148,5 +148,5 @@ def _fixed_environment(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(gif, "show", lambda *_: False)
     monkeypatch.setattr(dataset, "draw_shapes", DRAW_SHAPES)
-    monkeypatch.setattr(writer, "save_curves", lambda epochs, path, name: save_tensors(path, {}))
+    monkeypatch.setattr(writer, "save_curves", lambda epochs, path, *_: save_tensors(path, {}))
     torch.manual_seed(0)

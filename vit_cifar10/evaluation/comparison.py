@@ -17,7 +17,7 @@ import torch
 from model import count_flops, count_parameters
 from vit_cifar10.data.tables import DATASETS
 from vit_cifar10.evaluation.full_test import FullTest, load_full_test, run_full_test, write_full_test
-from vit_cifar10.evaluation.metrics import mcnemar, paired_difference
+from vit_cifar10.evaluation.metrics import mcnemar, paired_difference, wilson_interval
 from vit_cifar10.flags.train import build_parser
 from vit_cifar10.runs import checkpoint
 from vit_cifar10.runs.run import LENGTH_FLAGS, RUNTIME_FLAGS, Run, find_run, is_same_run
@@ -278,6 +278,16 @@ def class_recalls(runs):
 
 def recall(run):
     return run.results["by_class"]["recall"]
+
+
+def mean_recalls(seeds):
+    """The mean recall of each class over runs on the same images, with its interval: [(recall, low, high), ...].
+
+    The interval is about the images of the class, not about other seeds.
+    """
+    support = seeds[0].results["by_class"]["support"]
+    means = [statistics.mean(values) for values in zip(*map(recall, seeds), strict=True)]
+    return [(mean, *wilson_interval(mean, max(1, count))) for mean, count in zip(means, support, strict=True)]
 
 
 def group_seeds(runs):

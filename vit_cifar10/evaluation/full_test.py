@@ -126,7 +126,7 @@ def draw_full_test(tested, network, test, folder):
     results, classes = tested.results, network.classes
     title = f"{shorten(network.name)}: test accuracy {100 * results['accuracy']:.2f} %"
     save_confusion_matrix(results["confusion_matrix"], classes, folder / "confusion_matrix.png", title)
-    save_reliability(results["calibration"], folder / "reliability.png", title)
+    save_reliability(results["calibration"], folder / "reliability.png", shorten(network.name))
     confidence, predicted = tested.logits.softmax(dim=1).max(dim=1)
     chosen = most_confident_mistakes(confidence, predicted != tested.labels)
     names = [shorten(name, 18) for name in classes]

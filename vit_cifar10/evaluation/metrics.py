@@ -131,6 +131,7 @@ def calibration(logits, labels, bins=15):
         `error`: the expected calibration error in [0, 1], which is the mean over all images of the absolute difference
             between the accuracy and the mean confidence of the image's bin.
         `confidence`, `accuracy`: the means in each bin, a list of numbers, None for an empty bin.
+        `accuracy_interval`: the ends of the accuracy's `wilson_interval` in each bin, None for an empty bin.
         `images`: the number of images in each bin.
     """
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
@@ -144,10 +145,12 @@ def calibration(logits, labels, bins=15):
     def none_if_empty(values):
         return [None if empty else value for value, empty in zip(values.tolist(), is_empty.tolist(), strict=True)]
 
+    counted = zip(accuracy.tolist(), images.tolist(), strict=True)
     return {
         "error": error.item(),
         "confidence": none_if_empty(mean_confidence),
         "accuracy": none_if_empty(accuracy),
+        "accuracy_interval": [list(wilson_interval(*pair)) if pair[1] else None for pair in counted],
         "images": images.tolist(),
     }
 

@@ -253,13 +253,18 @@ def normalize_curves(curves):
 
 
 def mean_curves(measured, methods):
-    """The mean curve (fractions,) of each map, fill and kind: {(name, fill, kind): array}."""
-    curves = measured["curves"].mean(dim=0).numpy()
+    """The mean curve of each map, fill and kind with its 95 % bootstrap interval over images.
+
+    Returns:
+        {(name, fill, kind): (mean, low, high), an array (3, fractions)}.
+    """
+    curves = measured["curves"].numpy()
     return {
-        (name, fill, kind): curves[at, fill_at, kind_at]
+        (name, fill, kind): np.stack([of_images.mean(axis=0), *bootstrap_interval(of_images)])
         for at, name in enumerate(measured_maps(methods))
         for fill_at, fill in enumerate(FILLS)
         for kind_at, kind in enumerate(CURVES)
+        for of_images in [curves[:, at, fill_at, kind_at]]
     }
 
 
@@ -344,9 +349,9 @@ def draws_columns(name, values):
 
 
 def bootstrap_interval(values, level=0.95):
-    """The percentile bootstrap interval (low, high) of the mean of `values`, (N,)."""
+    """The percentile bootstrap interval (low, high) of the mean of `values` over the images, (N, ...)."""
     means = resample_counts(len(values)) @ values / len(values)
-    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist())
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0).tolist())
 
 
 @functools.lru_cache(maxsize=4)

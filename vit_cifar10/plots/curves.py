@@ -13,12 +13,19 @@ SPLITS = {  # name in the legend and color of each split
 }
 
 
-def save_curves(history, path, title=""):
+ABOVE_TRAINING = (
+    "Training is measured on augmented images while the weights still change, and test after the epoch on images as"
+    " they are.\nTherefore, test can lie above training."
+)
+
+
+def save_curves(history, path, title="", small_epochs=0):
     """Plot the loss, accuracy and learning rate of one run against its epochs.
 
     Args:
         history: one dict per epoch, with `epoch`, `learning_rate`, and `<split>_loss` and `<split>_accuracy` for the
             splits of `SPLITS`. Accuracies are in [0, 1]. Epochs in which a value is missing or None are left out.
+        small_epochs: the number of first epochs on images of half the side; a line marks where the images grow.
     """
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
@@ -41,8 +48,20 @@ def save_curves(history, path, title=""):
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
+        if 0 < small_epochs < history[-1]["epoch"]:
+            axis.axvline(small_epochs + 0.5, color=GRAY, linestyle=":")
+            style = {"ha": "center", "va": "bottom", "fontsize": 8, "color": GRAY}
+            axis.text(small_epochs + 0.5, 1.01, "images grow", transform=axis.get_xaxis_transform(), **style)
+    if is_above_training(history):
+        figure.supxlabel(ABOVE_TRAINING, fontsize=9, color=GRAY)
     set_title(figure, title)
     save_figure(figure, path)
+
+
+def is_above_training(history):
+    """Whether the test accuracy of any epoch is above the training accuracy."""
+    train, test = (measured(history, f"{split}_accuracy") for split in ("train", "test"))
+    return any(test[epoch] > train[epoch] for epoch in test if epoch in train)
 
 
 def marker_for(points):
@@ -114,14 +133,15 @@ def save_sample_sizes(sizes, path):
     """
     figure = Figure(figsize=(7, 4.6 + 0.2 * len(sizes)), layout="constrained")
     axis = figure.subplots()
-    for by_size, (color, marker) in zip(sizes.values(), line_styles(), strict=False):
+    for place, (by_size, (color, marker)) in enumerate(zip(sizes.values(), line_styles(), strict=False)):
         counts = sorted(by_size)
+        beside = 1.04 ** (place - (len(sizes) - 1) / 2)  # so that intervals of several networks do not hide each other
         means = [100 * np.mean([accuracy for accuracy, _, _ in by_size[count]]) for count in counts]
-        axis.plot(counts, means, color=color)
+        axis.plot(beside * np.array(counts), means, color=color, linewidth=1)
         for count in counts:
             accuracies, low, high = 100 * np.array(by_size[count]).T
-            axis.vlines([count] * len(low), low, high, color=color, linewidth=3, alpha=0.5)
-            axis.scatter([count] * len(accuracies), accuracies, color=color, marker=marker, s=45)
+            style = {"fmt": marker, "color": color, "markersize": 3.5, "capsize": 5, "elinewidth": 1.5}
+            axis.errorbar([beside * count] * len(low), accuracies, yerr=(accuracies - low, high - accuracies), **style)
     axis.set(xscale="log", xlabel="training images (logarithmic)", ylabel="test accuracy (%), with 95 % intervals")
     counts = sorted({count for by_size in sizes.values() for count in by_size})
     ticks = counts[:1]

@@ -322,8 +322,9 @@ def save_faithfulness(path, fractions, curves, correlations, by_method, stages, 
 
     Args:
         fractions: (K,), fractions of the patches that are removed or restored.
-        curves: {(method, fill, kind): (K,)}, the mean probability of the predicted class. Baselines, for which there
-            are no `by_method` rows, are drawn dashed.
+        curves: {(method, fill, kind): (3, K)}, the mean probability of the predicted class with the ends of its
+            interval, which is drawn as a band. Baselines, for which there are no `by_method` rows, are drawn dashed.
+            The best method of each fill and kind is labeled.
         correlations: {method: (1 + stages,)}, rank correlation with the map of the trained network.
         by_method: the rows of `faithfulness.method_rows`.
         stages: the names of the network's parts, in the order in which they are randomized.
@@ -338,12 +339,12 @@ def save_faithfulness(path, fractions, curves, correlations, by_method, stages, 
     grid = figure.add_gridspec(2, len(fills) + 1, width_ratios=(*[1] * len(fills), 1.25))
     for (row, kind), (column, fill) in itertools.product(enumerate(("deletion", "insertion")), enumerate(fills)):
         axis = figure.add_subplot(grid[row, column])
-        for name, style in styles.items():
-            axis.plot(100 * np.asarray(fractions), 100 * curves[name, fill, kind], **style)
+        shown = {name: 100 * np.asarray(curves[name, fill, kind]) for name in styles}
+        draw_curves(axis, 100 * np.asarray(fractions), shown, styles, methods, 1 if kind == "deletion" else -1)
         verb, better = {"deletion": ("removed", "lower"), "insertion": ("restored", "higher")}[kind]
         axis.set_title(f"{kind}: {better} is better\nremoved patches are {FILL_TITLES[fill]}", fontsize=10)
         axis.set(
-            xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the predicted class (%)", ylim=(0, None)
+            xlabel=f"most relevant patches {verb} (%)", ylabel="probability of the predicted class (%)", ylim=(0, 100)
         )
         axis.grid(alpha=0.3)
     draw_randomization(figure.add_subplot(grid[0, -1]), correlations, stages, styles)
@@ -352,6 +353,25 @@ def save_faithfulness(path, fractions, curves, correlations, by_method, stages, 
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
     set_title(figure, title)
     save_figure(figure, path)
+
+
+def draw_curves(axis, percentages, curves, styles, methods, sign):
+    """Draw the curves of one fill and kind. Label the method with the smallest or, if `sign` is -1, the largest area.
+
+    Args:
+        curves: {name: (mean, low, high)}, in percent.
+        methods: the names of the curves that are not baselines.
+    """
+    best = min(methods, key=lambda name: sign * np.trapezoid(curves[name][0], percentages))
+    for name, (mean, low, high) in curves.items():
+        axis.plot(percentages, mean, **styles[name] | ({"linewidth": 3} if name == best else {}))
+        if name in methods:
+            axis.fill_between(percentages, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
+    at = len(percentages) // 2
+    area = np.trapezoid(curves[best][0], percentages) / 100
+    place = {"xytext": (0, -8 * sign), "textcoords": "offset points", "va": "top" if sign > 0 else "bottom"}
+    style = {"color": styles[best]["color"], "fontweight": "bold", "fontsize": 9, "ha": "center"}
+    axis.annotate(f"{best}: {area:.1f} %", (percentages[at], curves[best][0][at]), **place, **style)
 
 
 def draw_randomization(axis, correlations, stages, styles):

@@ -4,6 +4,8 @@ import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from vit_cifar10.plots.style import (
     COLORMAP,
@@ -46,26 +48,44 @@ def save_confusion_matrix(matrix, classes, path, title=""):
     save_figure(figure, path)
 
 
-def save_reliability(calibration, path, title=""):
+FEW_IMAGES = 30  # a bin of a reliability diagram with fewer images is faded
+
+
+def save_reliability(calibration, path, name=""):
     """Draw a reliability diagram: accuracy against confidence, and below it the number of images per confidence.
 
     Args:
-        calibration: the expected calibration `error`, and for bins of equal width over [0, 1] the number of `images`
-            and their mean `confidence` and `accuracy`, which are None in empty bins.
+        calibration: from `metrics.calibration`.
+        name: of the network. The title tells whether it is right more or less often than it claims.
     """
     images = np.array(calibration["images"])
-    filled = images > 0
-    confidence, accuracy = (100 * np.array(calibration[key], dtype=float)[filled] for key in ("confidence", "accuracy"))
-    edges, width = np.linspace(0, 100, len(images), endpoint=False), 100 / len(images)
-    bars = {"width": width, "align": "edge", "edgecolor": "white"}
-    figure = Figure(figsize=(6, 7.4), layout="constrained")
+    filled, width = images > 0, 100 / len(images)
+    confidence, accuracy = (np.array(calibration[key], dtype=float)[filled] for key in ("confidence", "accuracy"))
+    intervals = np.array([ends for ends in calibration["accuracy_interval"] if ends])
+    edges = np.linspace(0, 100, len(images), endpoint=False)
+    figure = Figure(figsize=(6, 7.6), layout="constrained")
     upper, lower = figure.subplots(2, height_ratios=(3, 1), sharex=True)
-    upper.bar(edges[filled], accuracy, color=LINE_COLORS[0], label="accuracy", **bars)
-    upper.plot(confidence, confidence, "o--", color=LINE_COLORS[1], label="perfect calibration: accuracy = confidence")
-    upper.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(0, 100))
-    set_title(figure, title)
+    bars = {"width": width, "align": "edge", "edgecolor": "white"}
+    parts = zip(upper.bar(edges[filled], 100 * accuracy, color=LINE_COLORS[0], **bars), images[filled], strict=True)
+    for bar, count in parts:
+        bar.set_alpha(1 if count >= FEW_IMAGES else 0.3)
+    errors = 100 * np.abs(intervals - accuracy[:, None]).T
+    style = {"fmt": "none", "ecolor": "black", "elinewidth": 1.2, "capsize": 3}
+    upper.errorbar(edges[filled] + width / 2, 100 * accuracy, yerr=errors, **style)
+    upper.plot((0, 100), (0, 100), "--", color="black", linewidth=1.8)
+    upper.set(ylabel="accuracy (%)", ylim=(0, 102), xlim=(0, 100))
+    right, claimed = (100 * np.average(values, weights=images[filled]) for values in (accuracy, confidence))
+    judged = (
+        "about as often as" if abs(right - claimed) < 1 else "more often than" if right > claimed else "less often than"
+    )
+    set_title(figure, f"{name} is right {judged} it claims\nright: {right:.1f} %, claimed: {claimed:.1f} % on average")
+    handles = [
+        Patch(color=LINE_COLORS[0], label="accuracy, with 95 % interval"),
+        Patch(color=LINE_COLORS[0], alpha=0.3, label=f"from fewer than {FEW_IMAGES} images"),
+        Line2D([], [], linestyle="--", color="black", label="right as often as it claims"),
+    ]
     error = f"expected calibration error {100 * calibration['error']:.2f} %"
-    figure.legend(loc="outside lower center", ncols=2, title=error)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, title=error)
     lower.bar(edges, 100 * images / images.sum(), color=GRAY, **bars)
     lower.set(xlabel="confidence in the predicted class (%)", ylabel="images (%)")
     save_figure(figure, path)
@@ -88,21 +108,25 @@ def save_mistakes(images, captions, path, title=""):
 
 
 def save_class_accuracy(recalls, classes, dataset, path):
-    """Plot the recall of each class for several runs, with the classes sorted by their mean recall.
+    """Plot the recall of each class for several runs, with 95 % intervals, sorted by the mean recall of the classes.
 
     Args:
-        recalls: {run: (C,)}, in [0, 1].
+        recalls: {run: (C, 3)}, each class's recall and the ends of its interval, in [0, 1].
     """
-    values = 100 * np.array(list(recalls.values()))
-    order = values.mean(axis=0).argsort()
-    figure = Figure(figsize=(9, min(0.42 * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
-    axis = figure.subplots()
-    heights = np.arange(len(classes))
-    axis.hlines(heights, values.min(axis=0)[order], values.max(axis=0)[order], color=GRAY, linewidth=1, zorder=1)
-    for row, (color, marker) in zip(values, line_styles(), strict=False):
-        axis.scatter(row[order], heights, color=color, marker=marker, s=55, zorder=2)
+    values = 100 * np.array(list(recalls.values()))  # (runs, C, 3)
+    order = values[..., 0].mean(axis=0).argsort()
+    row_height = 0.3 + 0.12 * min(len(recalls), 6)
+    figure = Figure(figsize=(9, min(row_height * len(classes), 60) + 1.6 + 0.1 * len(recalls)), layout="constrained")
+    axis, heights = figure.subplots(), np.arange(len(classes))
+    offsets = np.linspace(0.25, -0.25, len(recalls)) if len(recalls) > 1 else [0]
+    for of_run, offset, (color, marker) in zip(values[:, order], offsets, line_styles(), strict=False):
+        recall, errors = of_run[:, 0], np.abs(of_run[:, 1:] - of_run[:, :1]).T
+        axis.errorbar(recall, heights + offset, xerr=errors, fmt=marker, color=color, markersize=5, capsize=2.5)
+    for height in heights[1::2]:
+        axis.axhspan(height - 0.5, height + 0.5, color="#f2f2f2", zorder=0)
     axis.set_yticks(heights, [shorten(classes[index], 24) for index in order])
-    axis.set(xlabel=f"test images of the class classified correctly (%), {dataset}", ylim=(-0.6, len(classes) - 0.4))
-    axis.grid(alpha=0.3)
+    label = f"test images of the class classified correctly (%), with 95 % intervals, {dataset}"
+    axis.set(xlabel=label, ylim=(-0.6, len(classes) - 0.4))
+    axis.grid(alpha=0.3, axis="x")
     add_legend(figure, list(recalls))
     save_figure(figure, path)

@@ -29,8 +29,9 @@ SIGNED_PERCENT = Normalize(vmin=-100, vmax=100)
 
 
 def set_title(figure, title):
-    """Set the title of a whole figure, wrapped to the figure's width."""
-    figure.suptitle(textwrap.fill(printable(title), int(9 * figure.get_figwidth())))
+    """Set the title of a whole figure. Its lines are wrapped to the figure's width."""
+    width = int(9 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.fill(printable(line), width) for line in title.split("\n")))
 
 
 def add_legend(figure, names, title=None):
