@@ -48,7 +48,7 @@ from vit_cifar10.evaluation.comparison import (
     summarize_seeds,
 )
 from vit_cifar10.evaluation.robustness import measure_robustness, robustness_rows, write_robustness
-from vit_cifar10.evaluation.tables import all_tables, robustness_section, write_markdown, write_tables
+from vit_cifar10.evaluation.tables import all_tables, conclusion, robustness_section, write_markdown, write_tables
 from vit_cifar10.explain.methods import best_method
 from vit_cifar10.flags.compare import parse
 from vit_cifar10.plots.curves import save_comparison, save_sample_sizes
@@ -59,7 +59,7 @@ from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.files import check_outputs, output_folder
-from vit_cifar10.utils.text import one_line, printable, shorten
+from vit_cifar10.utils.text import folded, one_line, printable, shorten
 
 TABLES = ("comparison.md", "comparison.csv", "comparison.json")
 PICTURES = {
@@ -89,17 +89,17 @@ def compare(args):
     rows = [summarize(run) for run in runs]
     pairs, seeds = compare_pairs(runs), summarize_seeds(runs, rows)
     classes = [{"dataset": group[0].dataset, "classes": class_recalls(group)} for group in group_by_images(runs)]
-    text = all_tables(rows, seeds, pairs, classes)
+    text, sentence = all_tables(rows, seeds, pairs, classes), conclusion(group_seeds(runs), pairs)
     print(text)
     tables = {"seeds": seeds, "pairs": pairs, "classes": classes}
     write_tables(folder, rows, **tables)
-    write_markdown(folder, text, pictures={})
+    write_markdown(folder, sentence, text, pictures={})
     pictures = {name: PICTURES[name] for name in draw(folder, runs, test_images)}
-    write_markdown(folder, text, pictures)
-    print(printable(f"wrote {', '.join([*TABLES, *pictures])} to {folder}"))
-    removed = [name for name in earlier if name not in pictures]
+    write_markdown(folder, sentence, text, pictures)
+    print(folded(printable(f"wrote {', '.join([*TABLES, *pictures])} to {folder}")))
+    removed = ", ".join(name for name in earlier if name not in pictures)
     if removed:
-        print(f"removed pictures of an earlier comparison that cannot be drawn for these runs: {', '.join(removed)}")
+        print(folded(f"removed pictures of an earlier comparison that cannot be drawn for these runs: {removed}"))
     if args.robustness:
         measured = compare_robustness(runs, test_images, args.num_images)
         tables["robustness"] = robustness_rows(measured)
@@ -108,8 +108,10 @@ def compare(args):
         print(f"\n{found}")
         write_tables(folder, rows, **tables)
         pictures["robustness.png"] = "Accuracy retained on corrupted images"
-        write_markdown(folder, f"{text}\n{found}", pictures)
-        print(printable(f"wrote {', '.join(ROBUSTNESS_OUTPUTS)} to {folder}"))
+        write_markdown(folder, sentence, f"{text}\n{found}", pictures)
+        print(folded(printable(f"wrote {', '.join(ROBUSTNESS_OUTPUTS)} to {folder}")))
+    if sentence:
+        print(folded(f"\n{sentence}"))
     if unreadable:
         raise UserError(f"{unreadable} of the runs could not be compared; see above")
 

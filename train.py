@@ -48,7 +48,7 @@ from vit_cifar10.utils.cli import command
 from vit_cifar10.utils.device import physical_memory, pick_device
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
 from vit_cifar10.utils.schedules import SCHEDULES
-from vit_cifar10.utils.text import printable
+from vit_cifar10.utils.text import LINE, folded, printable
 
 MEMORY_ADVICE = "lower --batch_size, --embed_dim, --n_layers, --image_size, or raise --patch_size"
 BYTES_PER_PARAMETER = 16  # the weight, its gradient and the optimizer's two moments
@@ -111,13 +111,15 @@ def print_outcome(run, args, test_images):
     if run.best:
         accuracy = run.best.get("val_accuracy")
         chosen = "the last one" if accuracy is None else f"validation accuracy {100 * accuracy:.2f} %"
-        print(f"kept epoch {run.best['epoch']} ({chosen}): test accuracy {100 * run.best['test_accuracy']:.2f} %")
+        accuracy = f"test accuracy {100 * run.best['test_accuracy']:.2f} %"
+        print(folded(f"kept epoch {run.best['epoch']} ({chosen}): {accuracy}"))
     index = min(5, test_images - 1)
     flags = ["--model_path", str(run.model_folder), "--mode", "cifar-single", "--index", str(index)]
     for flag in ("data_path", "output_path"):
         if Path(getattr(args, flag)) != Path(build_parser().get_default(flag)):
             flags += [f"--{flag}", getattr(args, flag)]
-    print(printable(f"try it: python test.py {shlex.join(flags)}"))
+    line = printable(f"try it: python test.py {shlex.join(flags)}")
+    print(line if len(line) <= LINE else line.replace(" --", " \\\n    --"))
 
 
 def fitting_epochs(args, trainer):

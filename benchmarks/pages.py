@@ -12,16 +12,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 from playwright.sync_api import sync_playwright
 
 from vit_cifar10.explain import explorer
 from vit_cifar10.explain.explanation import Explanation
+from vit_cifar10.plots.gif import save_gif
 from vit_cifar10.utils.errors import UserError
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 CURSOR = [(0, 0), (0, 17), (4, 13), (7, 19), (10, 18), (7, 12), (12, 12)]  # the mouse pointer, in pixels
-GIF_WIDTH, GIF_COLORS = 800, 160
+GIF_WIDTH = 800
 BLUE = "#2a5fb0"
 IS_SETTLED = """live.asked === null && state.answer !== null && state.answer.explanations.has(state.target)
     && state.answer === live.answers.get(JSON.stringify(describeState(false)))"""
@@ -167,13 +169,7 @@ class Film:
         self.shoot(2000)
 
     def save(self, path):
-        """Write the GIF. All frames share the colors of four of them, so that nothing flickers."""
+        """Write the GIF. All frames share their colors, which keep gradients smooth, so that nothing flickers."""
         height = round(self.frames[0].height * GIF_WIDTH / self.frames[0].width)
         frames = [frame.resize((GIF_WIDTH, height), Image.Resampling.LANCZOS) for frame in self.frames]
-        samples = [frames[len(frames) * quarter // 4] for quarter in range(3)] + [frames[-1]]
-        sheet = Image.new("RGB", (GIF_WIDTH, 4 * height))
-        for place, frame in enumerate(samples):
-            sheet.paste(frame, (0, place * height))
-        palette = sheet.quantize(GIF_COLORS)
-        first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-        first.save(path, save_all=True, append_images=others, duration=self.durations, loop=0, optimize=False)
+        save_gif(np.stack(frames), path, self.durations)

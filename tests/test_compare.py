@@ -4,10 +4,12 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import re
 import shutil
+import types
 from unittest import mock
 
 import pytest
@@ -84,6 +86,9 @@ def printed_column(text, heading, name):
 @pytest.mark.quick
 def test_screen_markdown_csv_and_json_agree(compared):
     folder, printed, found, _ = compared
+    assert max(map(len, printed.split("\nwrote ")[0].splitlines())) < 80
+    ending = " ".join(printed.split("\n\n")[-1].split())
+    assert re.fullmatch(r"The (ViT|CNN) .*points ahead \(95 %: -?[\d.]+ to [\d.]+\)\.", ending)
     assert printed.split("\nwrote ")[0].strip() in (folder / "comparison" / "comparison.md").read_text()
     with open(folder / "comparison" / "comparison.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -138,6 +143,42 @@ def test_the_table_of_many_runs_has_a_row_for_each():
     names = [f"a-rather-long-name-{number}" for number in range(12)]
     lines = tables.runs_table([{**row, "run": name} for name in names]).splitlines()
     assert [line.split()[1] for line in lines[2:]] == names
+
+
+def test_tables_of_any_runs_fit_into_a_terminal():
+    names = [f"vit-layer6-32-cifar10-20261120-1830{number}" for number in range(12)]
+    row = dict.fromkeys((*tables.COLUMNS, "accuracy_low", "accuracy_high", "epochs", "planned_epochs"), 3)
+    row |= {"network": "n" * 80, "dataset": "cifar10"}
+    pair = dict.fromkeys(("difference", "low", "high", "p"), -0.1) | {"only_one": 1000, "only_other": 1000}
+    pairs = [{**pair, "one": one, "other": other} for one, other in itertools.pairwise(names)]
+    classes = [{"class": "automobile", "recall": dict.fromkeys(names, 1.0)}]
+    seeds = [{"runs": names, "accuracy": (0.9, 0.1)}]
+    rows = [{**row, "run": name} for name in names]
+    text = tables.all_tables(rows, seeds, pairs, [{"dataset": "cifar10", "classes": classes}])
+    assert max(map(len, text.splitlines())) < 80
+    assert all(f" {name} " in text for name in names)
+
+
+@pytest.mark.parametrize(
+    ("difference", "ends", "expected"),
+    [
+        (0.012, (0.005, 0.019), "The CNN is 1.2 points ahead (95 %: 0.5 to 1.9)."),
+        (0.002, (-0.005, 0.009), "may be equally accurate: the CNN is 0.2 points ahead (95 %: -0.5 to 0.9)."),
+    ],
+)
+def test_the_conclusion_names_the_better_network(difference, ends, expected):
+    def run(name, title, accuracy):
+        network = types.SimpleNamespace(model=types.SimpleNamespace(title=title))
+        return types.SimpleNamespace(name=name, network=network, results={"accuracy": accuracy}, tested=True)
+
+    runs = [run("a", "ViT", 0.8), run("b", "CNN", 0.8 + difference), run("c", "ViT", 0.7)]
+    pair = {"one": "a", "other": "b", "difference": -difference, "low": -ends[1], "high": -ends[0]}
+    assert tables.conclusion([[runs[0]], [runs[1]]], [pair]).endswith(expected)
+    assert "b is " in tables.conclusion([[one] for one in runs], [pair])
+    assert "points ahead of a (95 %: " in tables.conclusion([[one] for one in runs], [pair])
+    seeds = tables.conclusion([[runs[0], runs[2]], [runs[1]]], [pair])
+    assert seeds.startswith(f"The CNN is {100 * difference + 5:.1f} points ahead on average over seeds (8")
+    assert tables.conclusion([runs[:1]], []) == ""
 
 
 def test_the_picture_shows_the_numbers_of_the_table(compared):

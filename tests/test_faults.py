@@ -119,7 +119,7 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_resume(number, tmp_p
     os.kill(process.pid, number)
     assert end(process, 30) == 128 + number
     text = log.read_text()
-    step = int(re.search(r"interrupted at step (\d+); resume with: python train.py --resume \S+/model/run\n", text)[1])
+    step = int(re.search(r"interrupted at step (\d+); resume with:\npython train.py --resume \S+/model/run\n", text)[1])
     assert "Traceback" not in text
     assert checkpoint.load(tmp_path / "model" / "run", "last.pt")["training"]["step"] == step
 

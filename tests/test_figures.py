@@ -103,14 +103,18 @@ def history(epochs):
     values = np.linspace(2, 1, epochs)
     names = [f"{split}_{quantity}" for split in ("train", "val", "test") for quantity in ("loss", "accuracy")]
     return [
-        {"epoch": epoch, "learning_rate": 1e-3, **dict.fromkeys(names, value)} for epoch, value in enumerate(values, 1)
+        {"epoch": epoch, "learning_rate": 1e-3, **dict.fromkeys(names, value), "test_accuracy": value + 0.1}
+        for epoch, value in enumerate(values, 1)
     ]
 
 
 @pytest.mark.parametrize("epochs", EPOCHS)
 def test_curves(epochs, drawn):
-    figure, texts = drawn(save_curves, history(epochs), title=shorten("n" * 90))
+    figure, texts = drawn(save_curves, history(epochs), title=shorten("n" * 90), small_epochs=epochs // 2)
     assert_legible((figure, texts))
+    shown = " ".join(text.get_text() for text in texts)
+    assert ("images grow" in shown) == (epochs > 1)
+    assert "test can lie above training" in shown
     for axis in figure.axes:
         shown = [label.get_text() for label in axis.get_xticklabels() if label in texts]
         assert shown
@@ -129,8 +133,15 @@ def test_pictures_of_a_full_test(classes, drawn):
     count = len(classes)
     title = f"{'n' * 34}\x1b[2J\udcff: test accuracy 87.16 %"
     assert_legible(drawn(save_confusion_matrix, np.eye(count) * 1000, classes, title=title))
-    calibration = {"error": 0.5, "confidence": [0.5, 0.9], "accuracy": [0.5, 1.0], "images": [10, 900]}
-    assert_legible(drawn(save_reliability, calibration, title=title))
+    calibration = {"error": 0.5, "confidence": [0.4, 0.8], "accuracy": [0.5, 1.0], "images": [10, 900]}
+    calibration["accuracy_interval"] = [[0.2, 0.8], [0.99, 1.0]]
+    figure, texts = drawn(save_reliability, calibration, name=shorten("n" * 90))
+    assert_legible((figure, texts))
+    assert "is right more often than it claims" in " ".join(figure.get_suptitle().split())
+    few, many = figure.axes[0].patches
+    assert few.get_alpha() < 0.5 < many.get_alpha()
+    segments = figure.axes[0].containers[-1].lines[2][0].get_segments()  # of the intervals
+    assert np.allclose(np.array(segments)[..., 1], [[20, 80], [99, 100]])
     images = np.zeros((25, 32, 32, 3), dtype=np.uint8)
     names = [shorten(classes[index % count], 18) for index in range(26)]
     captions = [f"label: {one}\ntaken for {other}, 100 %" for one, other in itertools.pairwise(names)]
@@ -140,7 +151,7 @@ def test_pictures_of_a_full_test(classes, drawn):
 
 @pytest.mark.parametrize("runs", [1, 2, 12])
 def test_pictures_of_a_comparison(runs, drawn):
-    recalls = {name: np.linspace(0, 1, len(LONG)) for name in RUNS[:runs]}
+    recalls = {name: np.linspace((0, 0, 0.1), (0.9, 0.8, 1), len(LONG)) for name in RUNS[:runs]}
     assert_legible(drawn(save_class_accuracy, recalls, LONG, "cifar100"))
     images = [500, 1000, 40_000, 45_000, 50_000]
     assert_legible(

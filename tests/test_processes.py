@@ -95,7 +95,7 @@ def test_an_interrupted_torchrun_job_can_be_resumed_in_one_process(tmp_path):
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) != 0
     text = (tmp_path / "log.txt").read_text()
-    step = int(re.search(r"interrupted at step (\d+); resume with: python train.py --resume", text)[1])
+    step = int(re.search(r"interrupted at step (\d+); resume with:\npython train.py --resume", text)[1])
     saved = checkpoint.load(tmp_path / "model" / "run", "last.pt")
     assert saved["training"]["step"] == step
     resumed = start(["--resume", str(tmp_path / "model" / "run"), "--epochs", "501"], tmp_path / "one.log")

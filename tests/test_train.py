@@ -4,6 +4,7 @@ import copy
 import functools
 import re
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from vit_cifar10.runs import checkpoint, writer
 from vit_cifar10.runs.writer import RunWriter
 from vit_cifar10.training import trainer as trainer_module
 from vit_cifar10.training.distributed import Job
-from vit_cifar10.training.recorder import recorded
+from vit_cifar10.training.recorder import describe_epoch, progress_bar, recorded
 from vit_cifar10.training.schedule import Schedule
 from vit_cifar10.training.signals import StopSignals
 from vit_cifar10.utils import device as device_module
@@ -317,3 +318,18 @@ def test_help_shows_every_default():
     for flag, default in {"--seed": "0", "--ema": "0.0", "--batch_size": "128", "--drop_path": "0.0"}.items():
         start = text.index(f"  {flag} ")
         assert f"(default: {default})" in " ".join(text[start : start + 400].split("\n  --")[0].split())
+
+
+def test_lines_of_a_training_fit_into_a_terminal_and_name_their_numbers(capsys):
+    metrics = {"epoch": 1200, "learning_rate": 1e-3, "images_per_second": 123456.7}
+    for split in ("train", "val", "test"):
+        metrics |= {f"{split}_loss": 12.345, f"{split}_accuracy": 1.0}
+    text = describe_epoch(metrics, 1200, seconds_left=1e6)
+    assert max(map(len, text.splitlines())) < 80
+    assert text.count("loss 12.345 acc 100.00 %") == 3
+    args, job = types.SimpleNamespace(epochs=1200), types.SimpleNamespace(is_rank0=True)
+    of_run = {"steps_per_epoch": 390, "batch_size": 128, "epoch": 1199, "step": 467_900, "is_complete": False}
+    with progress_bar(types.SimpleNamespace(args=args, job=job, **of_run)) as bar:
+        bar.set_postfix_str("loss 12.345, acc 100.0 %")
+        assert len(str(bar)) < 80
+        assert str(bar).endswith("loss 12.345, acc 100.0 %")

@@ -22,7 +22,7 @@ from vit_cifar10.data.dataset import check_memory
 from vit_cifar10.data.image_files import class_name, files_and_labels, find_splits, list_files, list_images, reporting
 from vit_cifar10.data.images import decode_images
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.text import listed, one_line, printable
+from vit_cifar10.utils.text import folded, listed, one_line, printable
 
 TEST_HASHES = range(2**64 // 5)  # the lowest fifth of all unsigned ones
 FEWEST_FILES = 5  # of which a fifth can be held out
@@ -258,6 +258,6 @@ def print_splits(data_path, splits):
     chosen = folders.get("test") or folders.get("val")
     texts.append(f"{len(test)} test images {f'from {chosen}' if chosen else 'chosen by the content of the files'}")
     classes = f"{len(train.classes)} classes ({listed(train.classes, 20)})"
-    print(printable(f"{root}: {classes}; {', '.join(texts)}"), flush=True)
+    print(folded(printable(f"{root}: {classes}; {', '.join(texts)}")), flush=True)
     seen = {image for split in (train, val) if split is not None for image in split.hashes.tolist()}
     warn_of_copies(test.hashes.tolist(), seen, root)

@@ -47,7 +47,9 @@ def run_full_test(network, checkpoint_path, test, batch_size=None, tta=False):
     """
     batch_size = batch_size or evaluation_batch_size(network.device)
     batches = (NUM_VIEWS if tta else 1) * -(-len(test) // batch_size)
-    with tqdm(total=batches, desc=f"testing {network.name}", unit="batch", leave=False, disable=None) as bar:
+    with tqdm(
+        total=batches, desc=f"testing {shorten(network.name, 30)}", unit="batch", leave=False, disable=None
+    ) as bar:
         if tta:
             averaged = predict_views(network.model, test, batch_size, after_batch=bar.update)
             logits = averaged.pop("logits")

@@ -1,11 +1,14 @@
-"""A comparison as text: Markdown tables, CSV and JSON."""
+"""A comparison as text: Markdown tables that fit into a terminal, CSV and JSON."""
 
 import csv
 import json
 import re
+import statistics
+import textwrap
 
-from vit_cifar10.evaluation.comparison import GROUP_COLUMNS
+from vit_cifar10.evaluation.comparison import GROUP_COLUMNS, over_seeds
 from vit_cifar10.utils.files import atomic_write
+from vit_cifar10.utils.text import LINE, shorten
 
 
 def percent(fraction, digits=2):
@@ -30,15 +33,53 @@ COLUMNS = {  # of the table of runs: heading, and how to show a value
     "weighted_f1": ("weighted F1", percent),
     "calibration_error": ("calibration error", percent),
 }
-PAIRS_NOTE = """This table shows how much more accurate A is than B, in percentage points, with a 95 % interval, and how
-many test images only one of them gets right. McNemar's p is the probability that two equally accurate networks differ
-at least this much (exact test). The test is about these two networks, not about others trained in the same way. Of
-twenty pairs of equally accurate networks, one is expected to have a p below 0.05."""
-ROBUSTNESS_NOTE = """This table shows how much of its accuracy on clean images each run retains on corrupted ones, with
-a 95 % interval that is paired image by image, and how much more a run retains than the first one. All runs see the same
-{images} test images. The kinds down to JPEG, at severities 1, 3 and 5, are in the style of CIFAR-10-C, but are not its
-images. The levels of the others are: the grid of patches, the highest frequency that is kept or removed in cycles per
-image, the fraction that is gray, and the largest change of a pixel value."""
+PAIRS_NOTE = textwrap.fill(
+    "This table shows how much more accurate A is than B, in percentage points, with a 95 % interval, and how many test"
+    " images only one of them gets right. p, from McNemar's exact test, is the probability that two equally accurate"
+    " networks differ at least this much. The test is about these two networks, not about others trained in the same"
+    " way. Of twenty pairs of equally accurate networks, one is expected to have a p below 0.05.",
+    LINE,
+)
+ROBUSTNESS_NOTE = textwrap.fill(
+    "This table shows how much of its accuracy on clean images each run retains on corrupted ones, with a 95 % "
+    "interval that is paired image by image, and how much more a run retains than the first one. All runs see the "
+    "same {images} test images. The kinds down to JPEG, at severities 1, 3 and 5, are in the style of CIFAR-10-C, but "
+    "are not its images. The levels of the others are: the grid of patches, the highest frequency that is kept or "
+    "removed in cycles per image, the fraction that is gray, and the largest change of a pixel value.",
+    LINE,
+)
+
+
+def fitted(headings, rows):
+    """A Markdown table that fits into a terminal: as it is or, if it is too wide, turned, with a column for each row.
+
+    If that is too wide, too, it becomes several tables below each other.
+    """
+    lines = [[shorten(cell, 50) for cell in line] for line in (headings, *rows)]
+    table = as_markdown(*split_head(lines))
+    return table if width_of(table) <= LINE else stacked(list(zip(*lines, strict=True)))
+
+
+def stacked(lines, fixed=1):
+    """A table, its headings first, as tables that fit into a terminal. Each begins with the `fixed` first columns."""
+    columns = list(zip(*lines, strict=True))
+    first, tables = columns[:fixed], []
+    kept = list(first)
+    for column in columns[fixed:]:
+        wider = as_markdown(*split_head(list(zip(*kept, column, strict=True))))
+        if len(kept) > fixed and width_of(wider) > LINE:
+            tables.append(kept)
+            kept = list(first)
+        kept.append(column)
+    return "\n\n".join(as_markdown(*split_head(list(zip(*part, strict=True)))) for part in (*tables, kept))
+
+
+def split_head(lines):
+    return lines[0], lines[1:]
+
+
+def width_of(table):
+    return len(table.splitlines()[0])
 
 
 def as_markdown(headings, rows):
@@ -69,12 +110,10 @@ def cells(row):
 
 
 def runs_table(rows):
-    """One row per run or, if that is narrower, one column per run, without columns that are unknown for all runs."""
+    """One row per run or, if that is too wide, one column per run, without columns that are unknown for all runs."""
     lines = [[heading for heading, _ in COLUMNS.values()], *(list(cells(row).values()) for row in rows)]
-    columns = drop_empty_columns(lines)
-    lines = list(zip(*columns, strict=True))
-    tables = [as_markdown(headings, rows) for headings, *rows in (lines, columns)]
-    return min(tables, key=lambda table: len(table.splitlines()[0]))
+    headings, *rows = zip(*drop_empty_columns(lines), strict=True)
+    return fitted(headings, rows)
 
 
 def seeds_table(summaries):
@@ -88,7 +127,7 @@ def seeds_table(summaries):
         rows.append([", ".join(summary["runs"]), str(len(summary["runs"])), *shown])
     headings = ["runs", "seeds", *(COLUMNS[column][0] for column in GROUP_COLUMNS)]
     headings, *rows = zip(*drop_empty_columns([headings, *rows]), strict=True)
-    return as_markdown(headings, rows)
+    return fitted(headings, rows)
 
 
 def show_over_seeds(values, show):
@@ -103,8 +142,7 @@ def pairs_table(pairs):
         difference, low, high = (f"{100 * pair[key]:+.2f}" for key in ("difference", "low", "high"))
         counts = [str(pair[key]) for key in ("only_one", "only_other")]
         rows.append([pair["one"], pair["other"], difference, f"{low} to {high}", *counts, p_value])
-    headings = ["A", "B", "A - B (points)", "95 % interval", "only A right", "only B right", "McNemar's p"]
-    return as_markdown(headings, rows)
+    return fitted(["A", "B", "A - B", "95 % interval", "only A", "only B", "p"], rows)
 
 
 def classes_table(rows):
@@ -114,7 +152,8 @@ def classes_table(rows):
         values = list(row["recall"].values())
         difference = [f"{100 * (values[0] - values[1]):+.1f}"] if len(names) == 2 else []
         shown.append([row["class"], *(f"{100 * value:.1f} %" for value in values), *difference])
-    return as_markdown(["class", *names, *["difference (points)"] * (len(names) == 2)], shown)
+    headings = ["class", *names, *["points"] * (len(names) == 2)]
+    return stacked([[shorten(cell, 50) for cell in line] for line in (headings, *shown)])
 
 
 def robustness_table(rows):
@@ -130,8 +169,8 @@ def robustness_table(rows):
         else:
             cells = [f"accuracy {percent(row['accuracy'], 1)}" for row in line] + [""] * (len(line) - 1)
         shown.append([*condition, *cells])
-    differences = [f"{name} - {names[0]} (points)" for name in names[1:]]
-    return as_markdown(["corruption", "level", *names, *differences], shown)
+    headings = ["corruption", "level", *names, *(f"{name} - {names[0]} (points)" for name in names[1:])]
+    return stacked([[shorten(cell, 45) for cell in line] for line in (headings, *shown)], fixed=2)
 
 
 def show_interval(row, key, digits, unit=""):
@@ -173,8 +212,42 @@ def write_tables(folder, rows, **others):
         partial.write_text(json.dumps({"runs": rows, **others}, indent=2) + "\n", encoding="utf-8")
 
 
-def write_markdown(folder, text, pictures):
-    """Write comparison.md: the tables, then the `pictures`, {file name: caption}."""
+def conclusion(groups, pairs):
+    """A sentence about the two most accurate runs or recipes; empty if no two runs were tested on the same images.
+
+    Args:
+        groups: from `group_seeds`.
+        pairs: from `compare_pairs`.
+    """
+    compared = {pair[side] for pair in pairs for side in ("one", "other")}
+    groups = [[run for run in group if run.name in compared] for group in groups]
+    accuracies = {group[0].name: [run.results["accuracy"] for run in group] for group in groups if group}
+    if len(accuracies) < 2:
+        return ""
+    titles = {group[0].name: f"the {group[0].network.model.title}" for group in groups if group}
+    is_clear = len(titles) == 2 == len(set(titles.values()))  # without the names of the runs
+    names = titles if is_clear else dict(zip(titles, titles, strict=True))
+    means = {name: statistics.mean(values) for name, values in accuracies.items()}
+    best, other = sorted(means, key=lambda name: -means[name])[:2]
+    lead = f"{names[best]} is {100 * (means[best] - means[other]):.1f} points ahead"
+    lead += "" if is_clear else f" of {names[other]}"
+    if max(map(len, accuracies.values())) > 1:
+        shown = [show_over_seeds(over_seeds(accuracies[name]), percent) for name in (best, other)]
+        return sentence(f"{lead} on average over seeds ({shown[0]} and {shown[1]})")
+    pair = next((pair for pair in pairs if {pair["one"], pair["other"]} == {best, other}), None)
+    if pair is None:  # they were tested on different images
+        return ""
+    low, high = sorted((100 if pair["one"] == best else -100) * pair[end] for end in ("low", "high"))
+    doubt = "" if low > 0 else f"{names[best]} and {names[other]} may be equally accurate: "
+    return sentence(f"{doubt}{lead} (95 %: {low:.1f} to {high:.1f})")
+
+
+def sentence(text):
+    return f"T{text[1:]}." if text.startswith("the ") else f"{text}."
+
+
+def write_markdown(folder, sentence, text, pictures):
+    """Write comparison.md: the conclusion, the tables, then the `pictures`, {file name: caption}."""
     shown = "\n".join(f"![{caption}]({name})\n" for name, caption in pictures.items())
     with atomic_write(folder / "comparison.md") as partial:
-        partial.write_text(f"# Comparison\n\n{text}\n{shown}".strip() + "\n", encoding="utf-8")
+        partial.write_text(f"# Comparison\n\n{sentence}\n\n{text}\n{shown}".strip() + "\n", encoding="utf-8")

@@ -243,7 +243,8 @@ def add_panels(canvas, image, rows, scope, shown, classes):
 def save_relevance_grid(path, image, rows, caption):
     """Draw a still: the image, large, and its maps with one row per method and one column per layer or class.
 
-    If a row has more than `MOST_COLUMNS` maps, evenly spaced ones are shown. A single row takes two lines.
+    If a row has more than `MOST_COLUMNS` maps, evenly spaced ones are shown. A single row takes two lines. All rows of
+    attention share one scale.
 
     Args:
         image: uint8 (H, W, 3).
@@ -255,7 +256,8 @@ def save_relevance_grid(path, image, rows, caption):
     side, gap, title_height = 144, 9, 22
     height = title_height + side + gap
     large = side if len(lines) == 1 else 2 * height - title_height - gap
-    scales = list({(row.is_signed, row.tokens > 0): row for row, _ in lines}.values())
+    scales = list({(row.is_signed, row.tokens): row for row in rows}.values())
+    attention = max((row.maximum for row in rows if row.tokens), default=0)
     scale_width = 230
     grid_left = 18 + large + 40  # the names of the rows stand in between
     width = grid_left + max((side + gap) * max(len(indices) for _, indices in lines), (scale_width + 40) * len(scales))
@@ -268,14 +270,15 @@ def save_relevance_grid(path, image, rows, caption):
     for place, (row, indices) in enumerate(lines):
         top = grid_top + height * place + title_height
         canvas.add_text(grid_left - 5, top + side / 2, row.name, ha="right", va="center", fontsize=9, rotation=90)
-        percentages = row.percentages
+        percentages = percent_of_maximum(row.maps, row.is_signed, attention if row.tokens else row.maximum)
         for column, index in enumerate(indices.astype(int)):
             title = shorten(row.titles[index], 14)
             position = (grid_left + (side + gap) * column, top, side)
             canvas.add_panel(image, position, row.is_signed, title).fill(percentages[index])
     for place, row in enumerate(scales):
         position = (grid_left + 12 + (scale_width + 40) * place, scales_top, scale_width, 14)
-        canvas.add_scale(position, row.scale_label("in the row"), row.is_signed, row.maximum, row.tokens)
+        label = row.scale_label("in all layers" if row.tokens else "in the row")
+        canvas.add_scale(position, label, row.is_signed, attention, row.tokens)
     save_pixels(canvas.draw(), path, canvas.dpi)
 
 

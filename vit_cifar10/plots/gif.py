@@ -10,13 +10,15 @@ from PIL import Image
 from vit_cifar10.utils.files import atomic_write
 
 
-def save_gif(frames, path, seconds=0.5, last_seconds=2.5, comment=b""):
-    """Write frames, uint8 (N, H, W, 3), to a GIF that repeats forever and holds its last frame.
+def save_gif(frames, path, milliseconds=None, comment=b""):
+    """Write frames, uint8 (N, H, W, 3), to a GIF that repeats forever.
 
-    `comment`, bytes, is text that the file carries.
+    Args:
+        milliseconds: how long each frame is shown; by default half a second, and the last one 2.5 seconds.
+        comment: text that the file carries, bytes.
     """
     indices, palette = common_palette(frames)
-    milliseconds = [1000 * seconds] * (len(frames) - 1) + [1000 * last_seconds]
+    milliseconds = milliseconds or [500] * (len(frames) - 1) + [2500]
     if len(frames) == 1:
         milliseconds = milliseconds[0]  # Pillow accepts no list for a single frame
     options = {"is_batch": True, "palette": palette, "duration": milliseconds, "loop": 0, "comment": comment}

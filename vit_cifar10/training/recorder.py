@@ -17,7 +17,7 @@ from vit_cifar10.training.budget import advice_for_a_long_run
 from vit_cifar10.training.distributed import AsyncMaxAllReduce
 from vit_cifar10.training.signals import Interrupted
 from vit_cifar10.utils.errors import UserError, out_of_memory_advice
-from vit_cifar10.utils.text import one_line, printable
+from vit_cifar10.utils.text import LINE, filled, folded, one_line, printable
 
 HUGE = 10  # times the default: a learning rate that may be the reason why nothing is learned
 HARDLY_MORE = 0.2  # above chance, as a fraction of it
@@ -58,7 +58,7 @@ def recorded(trainer, run, signals, resumed=None):
                 run.draw_throttled(now=True)
             command = resume_command(run.model_folder)
             with contextlib.suppress(OSError):  # the terminal may be gone
-                print(f"\ninterrupted at step {trainer.step}; resume with: {printable(command)}", flush=True)
+                print(f"\ninterrupted at step {trainer.step}; resume with:\n{printable(command)}", flush=True)
         sys.exit(128 + stop.signal_number)
     except OSError as error:  # nothing can be printed: the reader of standard output is gone, or a log's disk is full
         if error.filename is not None or job.size > 1 or not trainer.step or was_complete:
@@ -123,7 +123,7 @@ class Recorder:
         seconds_per_work /= trainer.patches.work(trainer.step - 1, trainer.step)
         advice = advice_for_a_long_run(trainer, seconds_per_work * self.work)
         if advice and trainer.job.is_rank0:
-            tqdm.write(advice)
+            tqdm.write(folded(advice))
 
     def after_batch(self):
         """After a batch of an evaluation: save if it is time to. Raises `Interrupted` if a signal requests a stop."""
@@ -157,9 +157,7 @@ class Recorder:
         """Show loss and accuracy next to the bar, and return whether the loss is finite."""
         self.shown_at = time.perf_counter()
         loss, accuracy = self.trainer.running_metrics()
-        self.bar.set_postfix_str(
-            f"loss {loss:.3f}, acc {100 * accuracy:.1f} %, lr {self.trainer.learning_rate:.1e}", refresh=False
-        )
+        self.bar.set_postfix_str(f"loss {loss:.3f}, acc {100 * accuracy:.1f} %", refresh=False)
         return math.isfinite(loss)
 
     def finish(self):
@@ -190,24 +188,23 @@ def begin(run, trainer, resumed):
     summary = trainer.summary()
     run.write_config(vars(args), summary)
     processes = f" in {job.size} processes" if job.size > 1 else ""
-    print(
+    lines = [
         f"{run.name}: {summary['parameters']:,} parameters, {summary['train_images']:,} training,"
         f" {summary['val_images']:,} validation and {summary['test_images']:,} test images,"
-        f" {summary['device']}{processes}, {trainer.precision}",
-        flush=True,
-    )
+        f" {summary['device']}{processes}, {trainer.precision}"
+    ]
     if trainer.initial_changes and not resumed:
-        print(printable(describe_start(trainer)), flush=True)
+        lines.append(printable(describe_start(trainer)))
     images, batch = len(trainer.train_split), trainer.batch_size
     left_out = images - trainer.steps_per_epoch * batch
     if left_out > images / 20:
-        print(
+        lines.append(
             f"each epoch leaves out {left_out} of the {images} images, different ones each time, because they do not"
-            f" fill a batch of {batch}",
-            flush=True,
+            f" fill a batch of {batch}"
         )
     if resumed:
-        print(describe_resume(trainer, resumed["recipe"].get("epochs")), flush=True)
+        lines.append(describe_resume(trainer, resumed["recipe"].get("epochs")))
+    print(folded("\n".join(lines)), flush=True)
     run.tracker = open_tracker(args.log, run.name, run.output_folder, run.config, trainer.epoch + 1)
 
 
@@ -235,13 +232,16 @@ def describe_resume(trainer, earlier_epochs):
 def progress_bar(trainer):
     """A bar over the images of all epochs; in a log file, a line per minute."""
     total_steps = trainer.args.epochs * trainer.steps_per_epoch
+    is_terminal = bool(sys.stderr and sys.stderr.isatty())
     return tqdm(
+        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {rate_fmt}{postfix}",
+        ncols=None if is_terminal else LINE,
         desc=f"epoch {trainer.epoch + 1}/{trainer.args.epochs}",
         total=total_steps * trainer.batch_size,
         initial=trainer.step * trainer.batch_size,
         unit="img",
         unit_scale=True,
-        mininterval=0.5 if sys.stderr and sys.stderr.isatty() else 60,
+        mininterval=0.5 if is_terminal else 60,
         disable=not (trainer.job.is_rank0 and sys.stderr) or trainer.is_complete,
     )
 
@@ -282,10 +282,10 @@ def hint_at_chance(trainer, metrics):
 
 
 def describe_epoch(metrics, epochs, seconds_left):
-    """An epoch's metrics as a line of text."""
+    """An epoch's metrics as one or two lines of text."""
     parts = [f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}"]
     for split in ("train", "val", "test"):
         if metrics[f"{split}_loss"] is not None:
-            parts.append(f"{split} {metrics[f'{split}_loss']:.3f} {100 * metrics[f'{split}_accuracy']:5.2f} %")
+            parts.append(f"{split} loss {metrics[f'{split}_loss']:.3f} acc {100 * metrics[f'{split}_accuracy']:5.2f} %")
     parts += [f"lr {metrics['learning_rate']:.1e}", f"{metrics['images_per_second']:,.0f} img/s"]
-    return "  ".join(parts) + f"  left {tqdm.format_interval(seconds_left)}"
+    return filled([*parts, f"left {tqdm.format_interval(seconds_left)}"], indent=len(parts[0]) + 2)
