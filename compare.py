@@ -157,7 +157,7 @@ def load_runs(args, device):
 
 def name_classes(run, path):
     """Give a run the names of classes in a file, if there is one. If they are its own, they keep its order."""
-    names = path and read_class_names(path, len(run.network.classes))
+    names = path and read_class_names(path, run.network.classes)
     if names and set(names) != set(run.network.classes):
         run.network = dataclasses.replace(run.network, classes=names)
 

@@ -37,7 +37,6 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from vit_cifar10.data.classes import read_class_names
 from vit_cifar10.data.image_files import image_folders
@@ -304,6 +303,8 @@ def classify_folder(run, network, args):
 def write_explorer(network, images, args, test=None, others=()):
     """Write the page that --html asks for. `images` are the arguments of `page_entry`, `others` names and images."""
     if args.html is not None:
+        from tqdm import tqdm
+
         from vit_cifar10.explain import explorer
 
         bar = {"desc": "explaining", "unit": "image", "leave": False, "disable": None if len(images) > 1 else True}

@@ -174,9 +174,10 @@ def test_the_conclusion_names_the_better_network(difference, ends, expected):
     runs = [run("a", "ViT", 0.8), run("b", "CNN", 0.8 + difference), run("c", "ViT", 0.7)]
     pair = {"one": "a", "other": "b", "difference": -difference, "low": -ends[1], "high": -ends[0]}
     assert tables.conclusion([[runs[0]], [runs[1]]], [pair]).endswith(expected)
-    assert "b is " in tables.conclusion([[one] for one in runs], [pair])
-    assert "points ahead of a (95 %: " in tables.conclusion([[one] for one in runs], [pair])
-    seeds = tables.conclusion([[runs[0], runs[2]], [runs[1]]], [pair])
+    three = [pair, {**pair, "other": "c"}]
+    assert "b is " in tables.conclusion([[one] for one in runs], three)
+    assert "points ahead of a (95 %: " in tables.conclusion([[one] for one in runs], three)
+    seeds = tables.conclusion([[runs[0], runs[2]], [runs[1]]], three)
     assert seeds.startswith(f"The CNN is {100 * difference + 5:.1f} points ahead on average over seeds (8")
     assert tables.conclusion([runs[:1]], []) == ""
 
@@ -208,7 +209,7 @@ def test_earlier_test_results_are_used_only_for_the_same_weights(copied):
     file = copied / "output" / "cnn" / "test_results.json"
     written_at = file.stat().st_mtime_ns
     (copied / "comparison" / "disagreements.png").write_text("of two other runs")
-    assert re.search("removed pictures of an earlier .*: disagreements.png", run_compare(copied, ["cnn"])[0])
+    assert re.search(r"removed pictures of an earlier [^:]*:\s+disagreements.png", run_compare(copied, ["cnn"])[0])
     assert file.stat().st_mtime_ns == written_at
     assert not (copied / "comparison" / "disagreements.png").exists()
     state = checkpoint.load(copied / "model" / "cnn")

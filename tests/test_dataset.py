@@ -834,7 +834,7 @@ def test_the_usual_names_of_splits_are_known_and_printed(folders, sizes, tmp_pat
     for number, name in enumerate(folders.split()):
         save_class_folders(tmp_path / "data" / name, blue=number)
     train_on(tmp_path, tmp_path / "data")
-    first, *others = capsys.readouterr().out.splitlines()[0].split("; ")
+    first, *others = capsys.readouterr().out.replace("\n  ", " ").splitlines()[0].split("; ")
     assert first.endswith(": 2 classes (cat, dog)")
     printed = re.findall(r"(\d+) (\w+) images (?:from|held out)(?: ([\w/]+)|)", others[0])
     assert tuple(int(count) for count, _, _ in printed) == sizes

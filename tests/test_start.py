@@ -80,7 +80,7 @@ def test_an_image_is_classified_before_anything_is_imported_that_draws(tmp_path)
 
 
 def test_without_a_gif_nothing_is_imported_that_draws(tmp_path):
-    flags = [*CUSTOM.split(), "--no_gif", "--no_image"]
+    flags = [*CUSTOM.split(), "--no_gif", "--no_image", "--resize=pad"]
     process = run_without((*DRAWING, "torchvision", "tqdm"), tmp_path, "test.py", flags)
     assert (process.returncode, process.stderr) == (0, "")
 
@@ -89,7 +89,8 @@ def test_pictures_are_drawn_with_a_backend_that_is_not_installed(tmp_path):
     processes = []
     for backend in ("none", "module://none.backend"):  # matplotlib rejects the first one at once, and the second later
         environment = {**os.environ, "MPLBACKEND": backend, "DISPLAY": ":none"}
-        flags = [*CUSTOM.split(), f"--model_path={ROOT / 'model' / 'cnn-32-cifar10'}", f"--gif_path={backend[0]}.gif"]
+        flags = [*CUSTOM.split(), "--resize=pad", f"--model_path={ROOT / 'model' / 'cnn-32-cifar10'}"]
+        flags += [f"--gif_path={backend[0]}.gif"]
         options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen([sys.executable, ROOT / "test.py", *flags], **options))
     for process in processes:

@@ -7,6 +7,7 @@ missing and additional entries.
 import collections
 import contextlib
 import copy
+import inspect
 import io
 import json
 import math
@@ -63,7 +64,7 @@ def places(kind, value, parents=()):
     """All places in a value: (keys that lead to it, kind)."""
     if isinstance(kind, tuple):
         kind = kind[0]
-    if callable(kind) and isinstance(value, dict):
+    if inspect.isfunction(kind) and isinstance(value, dict):
         kind = kind(value)
     yield parents
     if isinstance(kind, dict) and isinstance(value, dict):

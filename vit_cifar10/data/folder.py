@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from vit_cifar10.data.dataset import check_memory
 from vit_cifar10.data.image_files import class_name, files_and_labels, find_splits, list_files, list_images, reporting
@@ -196,6 +195,8 @@ def decode(files, image_size, num_workers, resize):
     Raises:
         UserError: the images do not fit in this machine's memory.
     """
+    from tqdm import tqdm  # a single image does without it, and starts sooner
+
     check_memory(len(files), image_size)
     images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
     places, errors, notes = [], [], collections.Counter()

@@ -213,11 +213,12 @@ def fill_page(network, entries, live=False, test=None):
     data = {**page_facts(network, live), "images": entries}
     if live:
         data["rounding"] = rounding_effect(network, torch.stack([read_pixels(entry) for entry in entries]), test)
+    shapes = () if network.model.kind == "other" else (False, True)  # of the map of a network whose layers are known
     parts = {
         "policy": f"default-src 'none'; {rules}; img-src data: blob:; base-uri 'none'; form-action 'none'",
         "title": html.escape(title),
         "css": style,
-        "map": "".join(draw_map(map_facts(network), is_narrow) for is_narrow in (False, True)),
+        "map": "".join(draw_map(map_facts(network), is_narrow) for is_narrow in shapes),
         "js": script,
         "data": to_json(data),
         "live": embed_network(network) if live else "",

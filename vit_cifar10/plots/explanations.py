@@ -66,7 +66,7 @@ class MapRow:
         by_layer = (entry and entry.by_layer) if self.is_by_layer else ""
         word = f" {by_layer or 'for'}" if by_layer or not self.is_signed else ": for and against"
         title = f"{self.name}{word} {shorten(self.titles[index], 24)}"
-        return textwrap.fill(title, max(12, int((width + 10) / 6.4)))
+        return textwrap.fill(title, max(12, int((width + 10) / 6.4)), max_lines=2, placeholder=" …")
 
     def scale_label(self, scope):
         """The label of the color bar. `scope` completes it, as in "over all layers"."""

@@ -294,8 +294,9 @@ class RunWriter(Run):
 
     def draw_curves(self):
         """Draw curves.png. If it cannot be written, for example because a viewer locks it, the run continues."""
+        small_epochs = self.config and self.config["flags"].get("small_epochs")
         try:
-            save_curves(self.epochs, self.curves_path, self.name, self.config["flags"].get("small_epochs") or 0)
+            save_curves(self.epochs, self.curves_path, self.name, small_epochs or 0)
         except UserError as error:
             print(one_line(f"warning: {error}"), file=sys.stderr)
 
