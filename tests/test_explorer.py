@@ -55,6 +55,7 @@ def test_selecting_a_patch_shows_its_row_and_column_of_the_attention(pages, visi
     page.locator("#tool-select").click()
     page.locator("#patches button").nth(row * grid + column).click()
     page.locator("#other summary").click()
+    page.wait_for_function("byId('other-most').textContent")  # a browser tells late that something has been opened
     page.locator("#layer").fill("2")
     page.locator("#head").fill("3")  # mean, max, head 1, head 2
     page.locator("#strength").fill("100")

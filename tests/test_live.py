@@ -318,6 +318,7 @@ def test_changes_can_be_undone_and_are_in_the_address(visit, tmp_path):
     page.locator("#tool-paint").click()
     page.mouse.click(*at(4, 4))
     painted = page.evaluate("Array.from(state.pixels)")
+    wait_for_answer(page)  # the answer may move what is below it, between press and release
     page.locator("#switch-mlp").click()
     wait_for_answer(page)
     assert page.locator("#answers-title").inner_text() == (
