@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import re
 import subprocess
 import types
@@ -62,6 +63,7 @@ FLAGS = [
     "--keep_patches 0.5",
     "--crop_padding 8",
     "--crop_border reflect",
+    "--flips alternating",
     "--augment none",
     "--augment randaugment",
     "--augment trivialaugment",
@@ -89,6 +91,23 @@ def test_every_flag_changes_the_first_updates(base, flag, splits):
     assert torch.equal(plain, again)
     assert changed.isfinite().all()
     assert not torch.equal(plain, changed)
+
+
+def test_alternating_flips_mirror_every_image_in_every_other_epoch(splits):
+    trainer = trainer_for(splits, "--flips alternating --crop_padding 0 --batch_size 32")
+    split, mirrored = trainer.train_split, []
+    for epoch in range(1, 5):
+        seen = torch.cat([trainer.augment(*batch)[0] for batch in trainer.batches(epoch)])
+        plain, flipped = (
+            dataset.normalize(images[trainer.order(epoch)], split.mean, split.std)
+            for images in (split.images, split.images.flip(-1))
+        )
+        is_flipped = torch.empty(len(split), dtype=torch.bool)
+        is_flipped[trainer.order(epoch)] = (seen == flipped).flatten(1).all(dim=1)
+        assert torch.equal(seen, torch.where(is_flipped[trainer.order(epoch), None, None, None], flipped, plain))
+        mirrored.append(is_flipped)
+    assert 0.4 < mirrored[0].float().mean() < 0.6
+    assert all(torch.equal(a, ~b) for a, b in itertools.pairwise(mirrored))
 
 
 @pytest.mark.parametrize("flags", ["", "--label_smoothing 0.2", "--mixup 1 --label_smoothing 0.2", "--precision bf16"])

@@ -45,6 +45,7 @@ class Augment:
         random_erasing: probability that a rectangle of an image is set to the mean.
         crop_padding: pixels of padding on each side before the random crop; None pads by 1/8 of the side.
         crop_border: what the padding shows, "black" or, with "reflect", the mirrored image.
+        flips: whether the policies that crop also mirror each image with probability 1/2.
         mix_prob: probability that Mixup or CutMix is applied to an image.
         compile: whether to compile the augmentation.
     """
@@ -62,6 +63,7 @@ class Augment:
         mix_prob=1.0,
         crop_padding=None,
         crop_border="black",
+        flips=True,
         compile=False,
     ):
         entry = POLICIES[policy]
@@ -78,6 +80,7 @@ class Augment:
         self.mix_prob = mix_prob
         self.crop_padding = crop_padding
         self.crop_border = crop_border
+        self.flips = flips
         self.augment = torch.compile(self.augment_batch, dynamic=False) if compile else self.augment_batch
 
     def __call__(self, images, labels, seed=None):
@@ -109,7 +112,7 @@ class Augment:
         """`__call__`, without anything that happens on the CPU."""
         if self.crops:
             padding = images.shape[-1] // 8 if self.crop_padding is None else self.crop_padding
-            images = random_crop_and_flip(images, padding, self.crop_border)
+            images = random_crop_and_flip(images, padding, self.crop_border, self.flips)
         if self.operations:
             images = self.operations(images, ranges)
         inputs = normalize(images, self.mean, self.std)
@@ -136,10 +139,10 @@ class Augment:
 # Crop and flip
 
 
-def random_crop_and_flip(images, padding, border="black"):
-    """Crop uint8 (B, 3, H, W) at random positions, as in `crop_and_flip`, and flip with probability 1/2."""
+def random_crop_and_flip(images, padding, border="black", flips=True):
+    """Crop uint8 (B, 3, H, W) at random positions, as in `crop_and_flip`. With `flips`, flip with probability 1/2."""
     top, left = torch.randint(0, 2 * padding + 1, (2, len(images)), device=images.device)
-    flip = torch.rand(len(images), device=images.device) < 0.5
+    flip = torch.rand(len(images), device=images.device) < 0.5 * flips
     return crop_and_flip(images, top, left, flip, padding, border)
 
 

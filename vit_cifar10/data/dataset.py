@@ -158,11 +158,11 @@ def stratified_sample(labels, count, seed):
     return torch.from_numpy(np.sort(np.argsort(quantile, kind="stable")[:count]))
 
 
-def batches(split, batch_size, order=None):
+def batches(split, batch_size, order=None, is_mirrored=None):
     """Yield `(images, labels)` batches on the split's device. The last one may be smaller.
 
     `order`, int64 (n,), are the indices of the images to use, in order; None uses all images in their order in the
-    split.
+    split. `is_mirrored`, bool (N,) on the split's device, says which images of the split to flip from left to right.
     """
     if order is not None:
         order = order.to(split.labels.device)
@@ -170,7 +170,10 @@ def batches(split, batch_size, order=None):
         chosen = slice(start, start + batch_size)
         if order is not None:
             chosen = order[chosen]
-        yield split.images[chosen], split.labels[chosen]
+        images = split.images[chosen]
+        if is_mirrored is not None:
+            images = torch.where(is_mirrored[chosen, None, None, None], images.flip(-1), images)
+        yield images, split.labels[chosen]
 
 
 def hash_images(*splits, start=""):

@@ -159,6 +159,8 @@ def add_augmentation_flags(parser):
     add("--crop_padding", type=NON_NEGATIVE_INT, help=padding)
     border = "what is around an image: nothing, or its own mirror image"
     add("--crop_border", choices=choices.BORDERS, default="black", help=border)
+    flips = "mirror an image with probability 1/2, or, for short runs, in every other epoch"
+    add("--flips", choices=choices.FLIPS, default="random", help=flips)
     add("--mixup", type=ALPHA, default=0.0, help="alpha of Mixup; often 0.8; 0 turns it off")
     cutmix = "alpha of CutMix; often 1; 0 turns it off; with --mixup, each image draws one of the two"
     add("--cutmix", type=ALPHA, default=0.0, help=cutmix)

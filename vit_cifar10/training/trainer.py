@@ -47,6 +47,7 @@ CUDA_GRAPHS = {"triton.cudagraphs": True}  # an option of the compiler: the host
 AIRBENCH_MUON = {"momentum": 0.6, "weight_decay": 0.0, "keep_norm": True}
 WHITENING_IMAGES = 5_000  # from which the fast CNN's first layer is computed
 ORDER_SEEDS = 2**40  # added to the seed of an epoch's image order, so that it differs from the seeds of all steps
+MIRROR_SEEDS = 2**41
 
 
 class Trainer:
@@ -174,6 +175,7 @@ class Trainer:
             random_erasing=args.random_erasing,
             crop_padding=args.crop_padding,
             crop_border=args.crop_border,
+            flips=args.flips == "random",
             compile=self.is_compiled,
         )
 
@@ -236,6 +238,18 @@ class Trainer:
         generator = torch.Generator().manual_seed(ORDER_SEEDS + self.args.seed + 1_000_003 * epoch)
         return torch.randperm(len(self.train_split), generator=generator)[: self.steps_per_epoch * self.batch_size]
 
+    def is_mirrored(self, epoch):
+        """Which training images to mirror in an epoch, bool (N,): each in every other epoch, a random half at a time.
+
+        So an image is never seen the same way in two epochs in a row (https://arxiv.org/abs/2404.00498). Returns None
+        if the augmentation mirrors images at random, or not at all.
+        """
+        if self.augment.flips or not self.augment.crops:
+            return None
+        generator = torch.Generator().manual_seed(MIRROR_SEEDS + self.args.seed)
+        in_odd_epochs = torch.rand(len(self.train_split), generator=generator) < 0.5
+        return (in_odd_epochs if epoch % 2 else ~in_odd_epochs).to(self.device)
+
     def seed_of(self, step):
         """The seed of a step's random draws."""
         return self.args.seed + 1_000_003 * step
@@ -252,7 +266,7 @@ class Trainer:
         self.step_time.start()
         first_step = (epoch - 1) * self.steps_per_epoch
         remaining = self.order(epoch)[(self.step - first_step) * self.batch_size :]
-        yield from dataset.batches(self.train_split, self.batch_size, remaining)
+        yield from dataset.batches(self.train_split, self.batch_size, remaining, self.is_mirrored(epoch))
         synchronize(self.device)
         self.step_time.stop()
 

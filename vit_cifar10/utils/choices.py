@@ -5,6 +5,7 @@ The parsers and the code both import them, so that --help need not wait for PyTo
 
 OPTIMIZERS = ("adamw", "muon", "muon-sgd")
 BORDERS = ("black", "reflect")  # around an image before its random crop
+FLIPS = ("random", "alternating")  # mirror images of training images
 RESIZES = {  # how an image that is not square becomes square
     "crop": "cut off the longer sides and keep the central square",
     "squash": "distort the image",
