@@ -1,17 +1,17 @@
 """The recipes run, and all tables of results agree with results.csv."""
 
 import csv
+import os
 import re
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import exits_with, wait_for
+from helpers import exits_with, folder_flags, wait_for
 
 import reproduce
 import tables
@@ -20,6 +20,8 @@ from model import build_model
 from vit_cifar10.runs.architecture import model_config
 from vit_cifar10.runs.run import find_run
 from vit_cifar10.utils.errors import UserError
+
+run_training_in_a_process = reproduce.run_training
 
 ALL_RECIPES = sorted(path.stem for path in tables.RECIPES.glob("*.txt"))
 SIZES = {  # parameters, in millions, of the networks that earlier projects describe
@@ -57,9 +59,11 @@ def test_recipes_describe_networks_that_train(recipe):
 
 def test_trying_a_recipe_trains_it_and_records_no_result(tmp_path, monkeypatch):
     before = tables.RESULTS.read_text()
-    monkeypatch.setattr(reproduce, "FEW_IMAGES", [*reproduce.FEW_IMAGES, "--dataset", "shapes"])
+    few = ["--num_train_images=256", "--num_test_images=100", "--dataset=shapes"]
+    monkeypatch.setattr(reproduce, "FEW_IMAGES", few)
+    monkeypatch.setattr(reproduce, "run_training", run_training)
     places = f"--data_path={tmp_path} --model_path={tmp_path / 'model'} --output_path={tmp_path / 'output'}"
-    reproduce.main(f"cnn-12ep --try --device cpu {places}".split())
+    reproduce.main(f"cnn-12ep --try {places}".split())
     run = find_run("cnn-12ep-try", tmp_path / "model", tmp_path / "output")
     ((metrics,), _), config = run.read_metrics(), run.read_config()
     assert (metrics["epoch"], config["parameters"], config["flags"]["optimizer"]) == (1, 918826, "muon")
@@ -145,16 +149,19 @@ TINY_RECIPES = {
 
 
 @pytest.fixture
-def project(tmp_path):
-    """A copy of the code without data, checkpoints and results, with tiny recipes."""
+def project(tmp_path, monkeypatch):
+    """A folder with tiny recipes and the generated pages, which reproduce.py uses instead of its own."""
     folder = tmp_path / "project"
-    for name in ("vit_cifar10", "benchmarks", "recipes", "docs"):
+    for name in ("recipes", "docs"):
         shutil.copytree(tables.ROOT / name, folder / name)
-    for name in ("model.py", "train.py", "README.md"):
-        shutil.copy(tables.ROOT / name, folder)
+    (folder / "benchmarks").mkdir()
+    shutil.copy(tables.ROOT / "README.md", folder)
     for recipe, flags in TINY_RECIPES.items():
         write_recipe(folder, recipe, flags)
-    (folder / "benchmarks" / "results.csv").unlink()
+    for name in ("RECIPES", "RESULTS", "RESULTS_PAGE", "README"):
+        monkeypatch.setattr(tables, name, folder / getattr(tables, name).relative_to(tables.ROOT))
+    monkeypatch.setattr(reproduce, "RECIPES", tables.RECIPES)
+    monkeypatch.setattr(reproduce, "run_training", run_training)
     return folder
 
 
@@ -164,28 +171,44 @@ def write_recipe(folder, recipe, flags):
     path.write_text("\n".join([*head, "", flags, ""]))
 
 
-def start(folder, command):
-    """Start a script in a copy of the project, on the CPU."""
-    argv = [sys.executable, *command.split(), "--device", "cpu"]
-    return subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def run_training(flags, args):
+    """What reproduce.py does in a process of its own: run train.py, and return whether it succeeded."""
+    try:
+        train.main([*flags, "--data_path", args.data_path, "--device", "cpu", "--output_path", args.output_path])
+    except SystemExit:
+        return False
+    return True
 
 
-def run(folder, command):
-    """Run a script in a copy of the project. Return its exit status and its messages."""
-    process = start(folder, command)
-    out, err = process.communicate()
-    return process.returncode, out + err
+def reproduce_in(folder, flags):
+    """Run reproduce.py with the folders of a project. Return its exit status."""
+    places = [f"--{place}_path={folder / place}" for place in ("data", "model", "output")]
+    try:
+        reproduce.main([*flags.split(), *places, "--device", "cpu"])
+    except SystemExit as stopped:
+        return stopped.code
+    return 0
 
 
 def rows_in(folder):
     return tables.parse_rows((folder / "benchmarks" / "results.csv").read_text())
 
 
-def test_recipes_run_one_after_the_other_and_a_failure_does_not_stop_the_others(project):
-    status, printed = run(project, "benchmarks/reproduce.py cnn-small cnn-12ep --seeds 0 1")
-    assert status == 2
-    assert "train.py: error: there is no folder" in printed
-    assert "error: cnn-small-seed0, cnn-small-seed1 failed; see the messages of train.py above" in printed
+def printed(capsys):
+    """All that was printed since the last call."""
+    return "".join(capsys.readouterr())
+
+
+def stop_this_process_once(condition):
+    wait_for(condition)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_recipes_run_one_after_the_other_and_a_failure_does_not_stop_the_others(project, capsys):
+    assert reproduce_in(project, "cnn-small cnn-12ep --seeds 0 1") == 2
+    messages = printed(capsys)
+    assert "error: there is no folder" in messages
+    assert "error: cnn-small-seed0, cnn-small-seed1 failed; see the messages of train.py above" in messages
     rows = rows_in(project)
     assert [(row.recipe, row.seed) for row in rows] == [("cnn-12ep", 0), ("cnn-12ep", 1)]
     for row in rows:
@@ -200,41 +223,39 @@ def test_recipes_run_one_after_the_other_and_a_failure_does_not_stop_the_others(
         assert f"{accuracy:.2f} ± " in (project / name).read_text()
 
 
-def test_an_interrupted_run_is_continued_and_a_complete_one_only_recorded(project):
+def test_an_interrupted_run_is_continued_and_a_complete_one_only_recorded(project, capsys, monkeypatch):
     write_recipe(project, "cnn-12ep", f"{TINY} --model cnn --width 4 --epochs 60 --eval_every 60 --save_every 2")
-    process = start(project, "benchmarks/reproduce.py cnn-12ep vit-patch8-12ep")
     model = project / "model" / "cnn-12ep-seed0"
-    wait_for((model / "last.pt").exists)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
-    assert process.returncode == 143
-    assert "stopped; the same command goes on" in err
-    assert not (project / "benchmarks" / "results.csv").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "run_training", run_training_in_a_process)
+        stopping = threading.Thread(target=stop_this_process_once, args=[(model / "last.pt").exists])
+        stopping.start()
+        assert reproduce_in(project, "cnn-12ep vit-patch8-12ep") == 143
+        stopping.join()
+    assert "stopped; the same command goes on" in printed(capsys)
+    assert not tables.RESULTS.exists()
     assert not (project / "model" / "vit-patch8-12ep-seed0").exists(), "no other run begins"
 
-    status, printed = run(project, "benchmarks/reproduce.py cnn-12ep")
-    assert status == 0, printed
+    assert reproduce_in(project, "cnn-12ep") == 0
     (row,) = rows_in(project)
     assert (row.recipe, row.epochs) == ("cnn-12ep", 60)
-    assert "resum" in printed
+    assert "resum" in printed(capsys)
 
-    (project / "benchmarks" / "results.csv").unlink()
+    tables.RESULTS.unlink()
     saved = (model / "last.pt").stat().st_mtime_ns
-    status, printed = run(project, "benchmarks/reproduce.py cnn-12ep")
-    assert status == 0, printed
+    assert reproduce_in(project, "cnn-12ep") == 0
     assert rows_in(project) == [row]
     assert (model / "last.pt").stat().st_mtime_ns == saved
     write_recipe(project, "cnn-12ep", f"{TINY} --model cnn --width 4 --epochs 60 --learning_rate 1e-3")
-    (project / "benchmarks" / "results.csv").unlink()
-    status, printed = run(project, "benchmarks/reproduce.py cnn-12ep")
-    assert status == 2
-    assert "cnn-12ep-seed0 has other flags than cnn-12ep.txt; move it away, or add --again" in printed
+    tables.RESULTS.unlink()
+    assert reproduce_in(project, "cnn-12ep") == 2
+    assert "cnn-12ep-seed0 has other flags than cnn-12ep.txt; move it away, or add --again" in printed(capsys)
 
 
-def test_a_finished_run_is_recorded_by_its_folder(project):
-    assert run(project, "train.py @recipes/cnn-12ep.txt --run_name mine --seed 5")[0] == 0
-    status, printed = run(project, "benchmarks/reproduce.py --record model/mine")
-    assert status == 0, printed
+def test_a_finished_run_is_recorded_by_its_folder(project, capsys):
+    recipe = [f"@{project}/recipes/cnn-12ep.txt", "--run_name", "mine", "--seed", "5"]
+    train.main([*recipe, *folder_flags(project), "--device", "cpu"])
+    assert reproduce_in(project, f"--record {project}/model/mine") == 0
     (row,) = rows_in(project)
     assert (row.recipe, row.seed, row.epochs) == ("cnn-12ep", 5, 3)
     assert f"{100 * row.test_accuracy:.2f} %" in (project / "recipes" / "cnn-12ep.txt").read_text()
@@ -249,9 +270,8 @@ def test_a_finished_run_is_recorded_by_its_folder(project):
         ("other", "other was trained with other flags than the recipes in the table"),
         ("mine", "mine is not finished; continue it with python train.py --resume"),
     ):
-        status, printed = run(project, f"benchmarks/reproduce.py --record {name}")
-        assert status == 2
-        assert f"error: {error}" in printed
+        assert reproduce_in(project, f"--record {name}") == 2
+        assert f"error: {error}" in printed(capsys)
     assert rows_in(project) == [row]
 
 

@@ -4,8 +4,6 @@ import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from helpers import exits_with
 import shipped
 import showcase
 import tables
+import test as test_command
 from vit_cifar10.evaluation import metrics
 from vit_cifar10.runs import checkpoint
 
@@ -67,20 +66,24 @@ def test_the_model_card_describes_the_predictions():
     assert abs(gap) == pytest.approx(max(gaps))
 
 
-def test_showcase_measures_the_networks_and_fills_the_model_card(runs, tmp_path):
-    for name in ("vit_cifar10", "benchmarks", "docs", "examples", "output"):
+def test_showcase_measures_the_networks_and_fills_the_model_card(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("docs", "examples", "model"):
         shutil.copytree(tables.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*-32-cifar10"))
-    for name in ("model.py", "test.py"):
-        shutil.copy(tables.ROOT / name, tmp_path)
+    for module, names in (
+        (shipped, ("ROOT", "RECORDS", "MODEL_CARD", "EXPLANATIONS", "COMPARISON", "ROBUSTNESS")),
+        (showcase, ("ROOT", "OUTPUT", "EXAMPLES")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, tmp_path / getattr(module, name).relative_to(tables.ROOT))
+    monkeypatch.setattr(showcase, "run_script", lambda _, flags, args: test_command.main([*flags, "--device", "cpu"]))
     model = tmp_path / "model"
     for name, run in ((shipped.MAIN_VIT, "vit"), (shipped.MAIN_CNN, "cnn")):
         shutil.copytree(runs / "model" / run, model / name)
-    shutil.copy(tables.ROOT / "model" / "README.md", model)
-    command = [sys.executable, "benchmarks/showcase.py", "scores", "--data_path", str(tmp_path / "data")]
-    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    (tmp_path / "benchmarks").mkdir()
+    showcase.main(["scores"])
     row = next(line for line in (model / "README.md").read_text().splitlines() if line.startswith("| accuracy (95"))
-    printed = re.findall(r"test accuracy (.*?) % \(95 % interval (.*?) to (.*?)\)", ended.stdout)
+    printed = re.findall(r"test accuracy (.*?) % \(95 % interval (.*?) to (.*?)\)", capsys.readouterr().out)
     assert len(printed) == 2
     cells = [f"{accuracy} % ({low} to {high})" for accuracy, low, high in printed]
     assert row == f"| accuracy (95 % Wilson interval) | {' | '.join(cells)} |"
@@ -88,8 +91,8 @@ def test_showcase_measures_the_networks_and_fills_the_model_card(runs, tmp_path)
         assert (tmp_path / "examples" / name).read_bytes() != (tables.ROOT / "examples" / name).read_bytes()
 
     shutil.copytree(runs / "model" / "cnn", model / shipped.MAIN_VIT, dirs_exist_ok=True)  # other weights
-    again = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
-    assert re.findall(r"^model/(.*?)/best.pt", again.stdout, re.MULTILINE) == [shipped.MAIN_VIT]
+    showcase.main(["scores"])
+    assert re.findall(r"^model/(.*?)/best.pt", capsys.readouterr().out, re.MULTILINE) == [shipped.MAIN_VIT]
 
 
 def test_a_part_that_does_not_exist_is_refused(capsys):
