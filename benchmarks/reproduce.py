@@ -12,6 +12,7 @@ that they match results.csv.
 """
 
 import itertools
+import json
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train
+from cost import epoch_flops
 from tables import RECIPES, TABLE_RECIPES, Result, read_results, record, write_tables
 from vit_cifar10.evaluation.comparison import read_record
 from vit_cifar10.runs import checkpoint
@@ -127,10 +129,12 @@ def record_run(run):
         recipe,
         config["flags"]["seed"],
         test_accuracy=round(metrics["test_accuracy"], 4),
+        six_views=read_six_views(run),
         val_accuracy=metrics["val_accuracy"],
         kept=f"best of {val_images} validation images" if val_images else "last epoch",
         epochs=len(epochs),
         parameters=config["parameters"],
+        pflop=round(sum(epoch_flops(config)) / 1e15, 3),
         train_seconds=round(sum(epoch["train_seconds"] for epoch in epochs), 1),
         total_seconds=round(sum(epoch["seconds"] for epoch in epochs), 1),
         gpu_memory_gb=memory and round(memory, 2),
@@ -142,6 +146,16 @@ def record_run(run):
     )
     record(result)
     print(result)
+
+
+def read_six_views(run):
+    """The accuracy with six views from the test_results.json of a run's best.pt; None if `--tta` was not measured."""
+    try:
+        results = json.loads((run.output_folder / "test_results.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_of_run = results["checkpoint_sha256"] == checkpoint.hash_file(run.checkpoint_path)
+    return round(results["six_views"]["accuracy"], 4) if is_of_run and "six_views" in results else None
 
 
 def is_complete(run):

@@ -8,6 +8,7 @@
 | scores | the tables of model/README.md; confusion-matrix.png and reliability.png |
 | gifs | the GIFs and stills in attention_map_gif/ |
 | disagreements | vit-vs-cnn-disagreements.png |
+| frontier | cpu-frontier.png, from results.csv; see frontier.py |
 | map | network.svg, the map of the network in the README |
 | robustness | the table of robustness in docs/comparison.md, robustness.csv and robustness.png |
 | pages | explorer.png and live.gif; needs Chromium |
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import frontier
 from shipped import (
     MAIN_CNN,
     MAIN_VIT,
@@ -42,6 +44,7 @@ from shipped import (
     shipped_runs,
     write_tables,
 )
+from tables import read_results
 from vit_cifar10.data.images import open_image
 from vit_cifar10.explain import explorer
 from vit_cifar10.runs import checkpoint
@@ -121,6 +124,10 @@ def draw_disagreements(args):
     shutil.copy(folder / "disagreements.png", EXAMPLES / "vit-vs-cnn-disagreements.png")
 
 
+def draw_frontier(args):
+    frontier.draw(frontier.recipe_points(read_results()), EXAMPLES / "cpu-frontier.png")
+
+
 def draw_network(args):
     network = checkpoint.load_network(ROOT / "model" / MAIN_VIT, torch.device("cpu"))
     explorer.write_map(EXAMPLES / "network.svg", network, open_image(EXAMPLES / "cat.png", network.image_size))
@@ -186,6 +193,7 @@ PARTS = {
     "scores": measure_scores,
     "gifs": draw_gifs,
     "disagreements": draw_disagreements,
+    "frontier": draw_frontier,
     "map": draw_network,
     "robustness": measure_robustness,
     "pages": draw_pages,

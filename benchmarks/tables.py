@@ -35,7 +35,7 @@ TABLE_RECIPES = {  # in the order of the tables, with the network's name in the 
     "vit-patch8-12ep": "ViT, 6 layers, 8-pixel patches",
 }
 OTHER_RECIPES = ("shapes", "finetune-folder")  # do not train on CIFAR-10
-COLUMNS = ("parameters", "epochs", "test accuracy", "training time", "device")
+COLUMNS = ("parameters", "epochs", "test accuracy", "with six views", "training time", "device")
 
 
 @dataclasses.dataclass
@@ -46,15 +46,19 @@ class Result:
     `train_seconds` is the time of the training steps; the first step, which compiles, counts as an average one.
     `total_seconds` is the time of all epochs, including compilation and evaluation, or None for runs that shared a
     machine; `train_seconds` was then extrapolated from two epochs. `kept` tells how the weights were chosen.
+    `six_views` is the accuracy that `test.py --tta` reports for six views of each image, if it was measured. `pflop` is
+    what the whole run computed, in 10^15 operations; see cost.py.
     """
 
     recipe: str
     seed: int
     test_accuracy: float
+    six_views: float | None
     val_accuracy: float | None
     kept: str
     epochs: int
     parameters: int
+    pflop: float
     train_seconds: float
     total_seconds: float | None
     gpu_memory_gb: float | None
@@ -118,13 +122,18 @@ def group_by_device(recipe, results):
 
 def cells(runs):
     """The cells of the `COLUMNS`, for runs of one recipe on one device that differ only in their seed."""
-    accuracy, time, last = accuracy_of(runs), duration(mean_train_seconds(runs)), runs[-1]
-    return [f"{last.parameters / 1e6:.2f} M", str(last.epochs), accuracy, time, last.device]
+    last, accuracies = runs[-1], (accuracy_of(runs), accuracy_of(runs, "six_views"))
+    time = duration(mean_train_seconds(runs))
+    return [f"{last.parameters / 1e6:.2f} M", str(last.epochs), *accuracies, time, last.device]
 
 
-def accuracy_of(runs):
-    """The mean accuracy on the test images and, with several seeds, its standard deviation, as text."""
-    return show_over_seeds(over_seeds([run.test_accuracy for run in runs]), percent)
+def accuracy_of(runs, kind="test_accuracy"):
+    """The mean accuracy on the test images and, with several seeds, its standard deviation, as text.
+
+    It is empty if the accuracy of this kind has not been measured.
+    """
+    measured = [value for run in runs if (value := getattr(run, kind)) is not None]
+    return show_over_seeds(over_seeds(measured), percent) if measured else ""
 
 
 def mean_train_seconds(runs):
@@ -157,11 +166,16 @@ def measured_line(runs):
 def full_table(results):
     """The table of docs/results.md: all recipes that have been measured, one row per device."""
     rows = [
-        [f"[`{recipe}`](../recipes/{recipe}.txt)", *cells(runs), read_header(recipe).get("earlier projects", "")]
+        [
+            f"[`{recipe}`](../recipes/{recipe}.txt)",
+            *cells(runs),
+            f"{runs[-1].pflop:.2f}",
+            read_header(recipe).get("earlier projects", ""),
+        ]
         for recipe in TABLE_RECIPES
         for runs in group_by_device(recipe, results)
     ]
-    return markdown_table(["recipe", *COLUMNS, "earlier projects report"], rows)
+    return markdown_table(["recipe", *COLUMNS, "PFLOP", "earlier projects report"], rows)
 
 
 def short_table(results):

@@ -606,10 +606,9 @@ def test_files_are_in_utf8_in_every_locale(name, tmp_path):
     save_class_folders(tmp_path / "Fotos" / "test", classes=("B\u00e4r", "L\u00f6we"), blue=5)
     recipe = f"# f\u00fcr L\u00f6wen\n--dataset folder --data_path Fotos --run_name run {SMALL_CNN}\n"
     (tmp_path / "recipe.txt").write_text(recipe, "utf-8")
-    for command in (["train.py", "@recipe.txt"], ["test.py", "--data_path=Fotos", "--device=cpu"]):
-        script = [sys.executable, str(ROOT / command[0]), *command[1:]]
-        done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
+    code = "import train, test; train.main(['@recipe.txt']); test.main(['--data_path=Fotos', '--device=cpu'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert checkpoint.load(tmp_path / "model" / "run")["classes"] == ["B\u00e4r", "L\u00f6we"]
     results = json.loads((tmp_path / "output" / "run" / "test_results.json").read_text("utf-8"))
     assert results["classes"] == ["B\u00e4r", "L\u00f6we"]

@@ -35,7 +35,15 @@ SIZES = {  # parameters, in millions, of the networks that earlier projects desc
 
 
 def result(recipe="cnn-12ep", seed=0, accuracy=0.9, device="a GPU", **changes):
-    values = {"val_accuracy": None, "kept": "last epoch", "epochs": 12, "parameters": 918_826, "train_seconds": 61.2}
+    values = {
+        "six_views": None,
+        "pflop": 0.095,
+        "val_accuracy": None,
+        "kept": "last epoch",
+        "epochs": 12,
+        "parameters": 918_826,
+        "train_seconds": 61.2,
+    }
     values |= {"total_seconds": 70.0, "gpu_memory_gb": 1.5, "precision": "bf16", "torch": "2.11.0", "commit": "abc"}
     return tables.Result(recipe, seed, accuracy, device=device, date="2026-01-31", **{**values, **changes})
 
@@ -93,12 +101,13 @@ def rows(table, recipe):
 
 
 def test_seeds_become_mean_and_standard_deviation_and_devices_get_separate_rows():
-    results = [result(seed=seed, accuracy=accuracy) for seed, accuracy in enumerate((0.9, 0.91, 0.92))]
+    measured = ((0.9, 0.92), (0.91, None), (0.92, 0.93))
+    results = [result(seed=seed, accuracy=one, six_views=six) for seed, (one, six) in enumerate(measured)]
     results.append(result(accuracy=0.5, device="2 CPU threads", gpu_memory_gb=None, train_seconds=7200.0))
     link = "[`cnn-12ep`](../recipes/cnn-12ep.txt)"
     assert rows(tables.full_table(results), "cnn-12ep") == [
-        f"| {link} | 0.92 M | 12 | 91.00 ± 1.00 % | 61 s | a GPU | 79.92 % |",
-        f"| {link} | 0.92 M | 12 | 50.00 % | 2.0 h | 2 CPU threads | 79.92 % |",
+        f"| {link} | 0.92 M | 12 | 91.00 ± 1.00 % | 92.50 ± 0.71 % | 61 s | a GPU | 0.10 | 79.92 % |",
+        f"| {link} | 0.92 M | 12 | 50.00 % | | 2.0 h | 2 CPU threads | 0.10 | 79.92 % |",
     ]
     first, second = tables.measured_lines("cnn-12ep", results).splitlines()
     start = "# measured: 91.00 ± 1.00 % on the test images (seeds 0, 1, 2; last epoch), 61 s of training, 1.5 GB, a GPU"
