@@ -941,8 +941,9 @@ def test_damaged_folders_of_transformers_are_refused_in_one_line(tmp_path, capsy
 
 def test_a_placeholder_of_git_lfs_is_called_so(tmp_path, capsys):
     save_timm(tmp_path)
-    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    assert "get them with: git lfs pull" in refused(f"timm:{tmp_path}", tmp_path / "run", capsys)
+    for name, source in (("model.safetensors", f"timm:{tmp_path}"), ("best.pt", tmp_path)):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        assert "get them with: git lfs pull" in refused(source, tmp_path / "run", capsys)
 
 
 def test_files_that_would_run_code_are_refused(tmp_path, capsys):

@@ -21,7 +21,7 @@ from vit_cifar10.runs.schema import COLORS, SIZE, TEXT, Invalid, check
 from vit_cifar10.utils import limits
 from vit_cifar10.utils.device import physical_memory
 from vit_cifar10.utils.errors import UserError
-from vit_cifar10.utils.files import read_text
+from vit_cifar10.utils.files import check_is_downloaded, read_text
 from vit_cifar10.utils.text import one_line, shorten
 
 LARGEST_JSON = 5_000_000  # bytes; a config.json with the names of 21,843 classes needs a tenth
@@ -78,6 +78,8 @@ def read_weights(path):
     if 3 * path.stat().st_size > physical_memory():
         size = path.stat().st_size / 1e9
         raise UserError(f"{path} has {size:,.1f} GB, too much for this machine's memory; use a smaller network")
+    with open(path, "rb") as file:
+        check_is_downloaded(file)
     weights = strip_prefix(read_safetensors(path) if path.suffix == ".safetensors" else read_pickled(path), path)
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
@@ -94,10 +96,7 @@ def read_safetensors(path):
     """The tensors in a .safetensors file. Raises `UserError` if it is damaged."""
     safetensors = require("safetensors", f"reading {path}")
     with open(path, "rb") as file:
-        start = file.read(8)
-        if start == b"version ":
-            raise UserError(f"{path} is a placeholder of Git LFS, not the weights; get them with: git lfs pull")
-        header = int.from_bytes(start, "little")
+        header = int.from_bytes(file.read(8), "little")
         if header > min(LARGEST_HEADER, file.seek(0, os.SEEK_END) - 8):
             raise UserError(f"{path} is refused: its header is damaged, or larger than any network's")
     try:

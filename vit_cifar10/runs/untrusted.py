@@ -13,6 +13,7 @@ import zipfile
 import torch
 
 from vit_cifar10.utils.errors import UserError
+from vit_cifar10.utils.files import check_is_downloaded
 
 REBUILD, ORDERED_DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"  # what a file may call
 GLOBALS = {f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Bool", "Byte")}
@@ -45,6 +46,7 @@ def load_untrusted(path, digest=None):
         raise UserError(f"{path} is not a file")
     try:
         with open(path, "rb") as file:  # opened once: the file that is checked and hashed is the one that is loaded
+            check_is_downloaded(file)
             check_archive(file)
             if digest:
                 file.seek(0)
@@ -52,6 +54,8 @@ def load_untrusted(path, digest=None):
                     digest.update(block)
             file.seek(0)
             return PlainCopier().copy(torch.load(file, map_location="cpu", weights_only=True))
+    except UserError:
+        raise
     except Refused as error:
         raise UserError(f"{path} is refused: {error}") from error
     except pickle.UnpicklingError as error:

@@ -19,6 +19,14 @@ except ImportError:  # Windows
 
 ROOT = Path(__file__).parents[2]  # of the repository, with its recipes and trained networks
 MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"  # part of the names of temporary files, as are process numbers
+GIT_LFS = b"version https://git-lfs"  # the start of the placeholders of Git LFS
+
+
+def check_is_downloaded(file):
+    """Raise `UserError` if an open file is the placeholder that Git LFS leaves before it downloads the file itself."""
+    if file.read(len(GIT_LFS)) == GIT_LFS:
+        raise UserError(f"{file.name} is a placeholder of Git LFS, not the weights; get them with: git lfs pull")
+    file.seek(0)
 
 
 @contextlib.contextmanager
